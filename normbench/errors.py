@@ -1,0 +1,57 @@
+"""Every error normbench raises on purpose: what was got, what was expected, how to mend it.
+
+    NormbenchError
+    ├── ConfigError        a command, a config value, a name or an option
+    │   └── UnknownName    with the choices and the near one
+    ├── InputError         a tensor or a model that a unit or the surgery cannot take
+    ├── DataError          pictures that are missing, empty, damaged or too few
+    └── StoreError         a results folder that cannot be read or written
+
+All are ValueErrors too, so that library users can catch them without importing this module.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class NormbenchError(ValueError):
+    """The root of the family."""
+
+
+class ConfigError(NormbenchError):
+    """A bad command line, config file, name or option."""
+
+
+class InputError(NormbenchError):
+    """A tensor or model that cannot be taken as it is."""
+
+
+class DataError(NormbenchError):
+    """Pictures that are missing, empty, damaged or too few."""
+
+
+class StoreError(NormbenchError):
+    """A results folder that cannot be read or written."""
+
+
+class UnknownName(ConfigError):
+    """A name that is not among the choices.
+
+    ``what`` is the kind of thing ("normalizer"), ``got`` the word given, ``choices`` the words that exist,
+    ``mend`` anything more that helps.
+    """
+
+    def __init__(self, what: str, got: str, choices: Iterable[str], mend: str = "") -> None:
+        self.what, self.got, self.choices = what, got, sorted(choices)
+        near = nearest(got, self.choices)
+        hint = f" Did you mean {near!r}?" if near else ""
+        listing = f" Choices: {', '.join(self.choices)}." if self.choices else ""
+        super().__init__(f"unknown {what} {got!r}.{hint}{listing}{' ' + mend if mend else ''}")
+
+
+def nearest(got: str, choices: Iterable[str]) -> str | None:
+    """The choice that ``got`` most likely meant, or None when nothing is near."""
+    found = difflib.get_close_matches(got, list(choices), n=1, cutoff=0.5)
+    return found[0] if found else None
