@@ -55,3 +55,8 @@ def nearest(got: str, choices: Iterable[str]) -> str | None:
     """The choice that ``got`` most likely meant, or None when nothing is near."""
     found = difflib.get_close_matches(got, list(choices), n=1, cutoff=0.5)
     return found[0] if found else None
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's message on one line; its type's name if it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,41 @@
+# make demo    the main job on embedded real data        make test     the tests
+# make check   lint and types                            make ci       what CI runs: check, test, demo
+# make test-slow, make gpu   tests that need minutes or a Debian package, or a CUDA device
+# make report  the tables and plots of runs/ again       make clean    remove .venv and caches, never runs/
+PYTHON ?= python3
+PY := .venv/bin/python
+
+.PHONY: demo test check ci test-slow gpu report clean
+
+demo: .venv/ready
+	$(PY) -m normbench.sweep norm=bgn batch=2,8,32
+
+test: .venv/ready
+	$(PY) -m pytest
+
+check: .venv/ready
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+ci: check test demo
+
+test-slow: .venv/ready
+	$(PY) -m pytest -m slow
+
+gpu: .venv/ready
+	$(PY) -m pytest -m gpu
+
+report: .venv/ready
+	$(PY) -m normbench.report runs
+
+# Made on first use and again when the requirements change.
+.venv/ready: pyproject.toml
+	test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --upgrade pip
+	$(PY) -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache
+	find normbench tests -name __pycache__ -prune -exec rm -rf {} +

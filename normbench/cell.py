@@ -1,0 +1,240 @@
+"""The config of one cell: typed, checked, hashed. Everything that can change the cell's numbers, and nothing else.
+
+A cell is made from a plain nested dict (what Hydra composed, the command line applied) and needs neither Hydra nor torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from normbench.errors import ConfigError, UnknownName
+from normbench.options import ArchOptions, DataOptions, Recipe, at_least, one_of
+
+# Raised when the meaning of a configuration changes, so that old results are not taken for new ones.
+VERSION = 1
+AMP = ("none", "bfloat16")
+MEMORY_FORMATS = ("contiguous", "channels_last")
+# Where the pictures lie and who decodes them cannot change a number; the fingerprint of the pictures stands in the id.
+NOT_IN_ID = {
+    "data": {"root", "download", "loaders"},
+    "recipe": {"source", "base_lr", "base_batch", "lr_rule", "epochs", "steps"},
+}
+
+
+@dataclass(frozen=True)
+class NormOptions:
+    """A normalizer: a registered name, ``file.py:Class`` or ``package.module:Class``, and its constructor's options."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run: a pure function of these values.
+
+    batch: images that share statistics (one worker's); workers: such groups in one optimizer step; chunk: workers run
+    in one forward (None: all). epochs or steps: the length, else the recipe's. lr: the peak rate, else by the
+    recipe's rule from batch × workers. amp: none, bfloat16. device, like threads and versions, is provenance.
+    """
+
+    arch: ArchOptions
+    data: DataOptions
+    norm: NormOptions
+    recipe: Recipe
+    batch: int = 32
+    workers: int = 1
+    chunk: int | None = None
+    seed: int = 0
+    epochs: int | None = None
+    steps: int | None = None
+    lr: float | None = None
+    device: str = "auto"
+    amp: str = "none"
+    memory_format: str = "contiguous"
+    compile: bool = False
+    deterministic: bool = False
+
+    def __post_init__(self) -> None:
+        for key in ("batch", "workers", "chunk", "epochs", "steps"):
+            at_least(key, getattr(self, key), 1)
+        at_least("seed", self.seed, 0)
+        at_least("lr", self.lr, 0)
+        one_of("amp", self.amp, AMP)
+        one_of("memory_format", self.memory_format, MEMORY_FORMATS)
+        if self.epochs and self.steps:
+            raise ConfigError(
+                f"epochs={self.epochs} and steps={self.steps} are both given; give one, the length of the run"
+            )
+        if self.chunk and self.chunk > self.workers:
+            raise ConfigError(f"chunk: got {self.chunk}, expected at most workers={self.workers}")
+        if not (self.length("epochs") or self.length("steps")):
+            raise ConfigError(f"recipe={self.recipe.name} gives no length; give epochs=… or steps=…")
+        if not (self.epochs or self.steps) and self.recipe.epochs and self.recipe.steps:
+            raise ConfigError(f"recipe={self.recipe.name} gives epochs and steps; expected one; epochs=… replaces both")
+
+    @property
+    def images(self) -> int:
+        """Images of one optimizer step."""
+        return self.batch * self.workers
+
+    @property
+    def peak_lr(self) -> float:
+        return self.recipe.peak_lr(self.images) if self.lr is None else self.lr
+
+    def length(self, unit: str) -> int | None:
+        """The run's length in ``epochs`` or ``steps``, None if it is given in the other unit."""
+        given = self if self.epochs or self.steps else self.recipe
+        return typing.cast("int | None", getattr(given, unit))
+
+    def label(self) -> str:
+        """A short name for people: ``bgn-b8-s0``. Not unique."""
+        return f"{_word(self.norm.name)}-b{self.batch}-s{self.seed}"
+
+    def nested(self) -> dict[str, Any]:
+        """The configuration as a person reads it, with what was resolved: lr, epochs or steps."""
+        own = {key.name: getattr(self, key.name) for key in dataclasses.fields(self)}
+        resolved = {"epochs": self.length("epochs"), "steps": self.length("steps"), "lr": self.peak_lr}
+        groups = {key: _options(own[key]) for key in ("arch", "data", "norm", "recipe")}
+        return {**own, **groups, **resolved}
+
+    def flat(self) -> dict[str, Any]:
+        """The configuration with dotted keys; a group's own key (``norm``) holds its name."""
+        flat: dict[str, Any] = {}
+        for key, value in self.nested().items():
+            if isinstance(value, dict):
+                flat[key] = value["name"]
+                flat |= {f"{key}.{name}": _scalar(item) for name, item in value.items() if name != "name"}
+            else:
+                flat[key] = value
+        return flat
+
+    def identity(self, evidence: Mapping[str, str | None]) -> str:
+        """The cell's id: readable, then a hash of all that can change its numbers.
+
+        evidence: the fingerprint of the pictures (``data``) and the hashes of a user's own files (``arch``, ``norm``).
+        """
+        content = {key: value for key, value in self.nested().items() if key != "device"}
+        for group, left_out in NOT_IN_ID.items():
+            content[group] = {key: value for key, value in content[group].items() if key not in left_out}
+        # A user's file is known by its hash (pictures by theirs): moving it changes nothing.
+        for group in ("arch", "norm", "data"):
+            content[group] = {**content[group], "name": content[group]["name"].rsplit(":", 1)[-1]}
+        text = json.dumps({"version": VERSION, **content, "evidence": dict(evidence)}, sort_keys=True, default=str)
+        return f"{self.label()}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+
+def make(config: Mapping[str, Any]) -> Cell:
+    """A cell from a nested dict. Raises ConfigError: unknown key (with the near one), wrong type, wrong value."""
+    values = dict(config)
+    values["amp"] = {True: "bfloat16", False: "none", None: "none"}.get(values.get("amp"), values.get("amp"))
+    values["arch"] = construct(ArchOptions, "arch", _group(values, "arch"), own_options=_is_target(values, "arch"))
+    values["data"] = construct(DataOptions, "data", _group(values, "data"), own_options=_is_target(values, "data"))
+    values["recipe"] = construct(Recipe, "recipe", _group(values, "recipe"))
+    norm = _group(values, "norm")
+    # null means: not given; the method's or the architecture's own value holds.
+    given = {key: value for key, value in norm.items() if key != "name" and value is not None}
+    values["norm"] = NormOptions(_text("norm.name", norm.get("name")), given)
+    return construct(Cell, "", values)
+
+
+def construct(cls: type[Any], section: str, values: Mapping[str, Any], *, own_options: bool = False) -> Any:
+    """``cls(**values)``, every value checked against the field's annotation.
+
+    own_options: keys that are no fields go to the field ``options`` (a user's callable checks them later).
+    """
+    hints = typing.get_type_hints(cls)
+    prefix = f"{section}." if section else ""
+    known, extra = {}, {}
+    for key, value in values.items():
+        if key in hints:
+            known[key] = _typed(f"{prefix}{key}", value, hints[key])
+        elif own_options:
+            extra[key] = value
+        else:
+            what = f"option of {section}={values.get('name')}" if section else "option"
+            raise UnknownName(what, f"{prefix}{key}", [f"{prefix}{name}" for name in hints if name != "options"])
+    return cls(**known, **({"options": extra} if own_options else {}))
+
+
+def _group(values: Mapping[str, Any], key: str) -> dict[str, Any]:
+    group = values.get(key)
+    if not isinstance(group, Mapping):
+        raise ConfigError(f"{key}: got {group!r}, expected the name of one, such as {key}={EXAMPLES[key]}")
+    return dict(group)
+
+
+EXAMPLES = {"arch": "resnet20", "data": "cifar10", "norm": "bgn", "recipe": "cifar"}
+EXPECTED = {
+    int: "a whole number", float: "a number", bool: "true or false", str: "a word",
+    tuple: "a list of numbers", Mapping: "a mapping",
+}  # fmt: skip
+
+
+def _typed(key: str, value: Any, hint: Any) -> Any:
+    """``value`` as the annotation wants it, or ConfigError."""
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is None and type(None) in kinds:
+        return None
+    for kind in kinds:
+        origin = typing.get_origin(kind) or kind
+        if dataclasses.is_dataclass(origin) and isinstance(value, origin):
+            return value
+        if origin is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if origin is tuple and isinstance(value, list | tuple):
+            return tuple(_typed(f"{key}[{i}]", item, typing.get_args(kind)[0]) for i, item in enumerate(value))
+        if origin is str and isinstance(value, str):
+            return value
+        if (
+            origin in (int, bool, Mapping)
+            and isinstance(value, origin)
+            and (origin is bool or not isinstance(value, bool))
+        ):
+            return value
+    wanted = " or ".join(EXPECTED.get(typing.get_origin(kind) or kind, "null") for kind in kinds)
+    raise ConfigError(f"{key}: got {value!r} ({_kind(value)}), expected {wanted}{_sweep_hint(key, value)}")
+
+
+def _kind(value: Any) -> str:
+    return {str: "text", bool: "true/false", int: "a whole number", float: "a fraction", list: "a list"}.get(
+        type(value), "nothing"
+    )
+
+
+def _sweep_hint(key: str, value: Any) -> str:
+    return f"; to sweep, write {key}={','.join(map(str, value))}" if isinstance(value, list) and value else ""
+
+
+def _text(key: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise ConfigError(f"{key}: got {value!r}, expected a name")
+    return value
+
+
+def _is_target(values: Mapping[str, Any], key: str) -> bool:
+    return ":" in str(_group(values, key).get("name"))
+
+
+def _options(part: Any) -> dict[str, Any]:
+    """The fields of an options object, a user's own options beside them."""
+    fields = {item.name: getattr(part, item.name) for item in dataclasses.fields(part)}
+    return {**{key: value for key, value in fields.items() if key != "options"}, **fields.get("options", {})}
+
+
+def _scalar(value: Any) -> Any:
+    """Tables (BGN's groups by batch) by a word: their content is in config.yaml."""
+    return "by batch" if isinstance(value, Mapping) else value
+
+
+def _word(name: str) -> str:
+    """``name`` as it may stand in a folder's name."""
+    return re.sub(r"[^A-Za-z0-9_.+]+", "-", name.rsplit("/", 1)[-1].replace(".py:", ".")).strip("-.")[:40] or "norm"

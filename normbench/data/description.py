@@ -1,0 +1,54 @@
+"""What the rest of normbench knows of a data set: its description, and the two iterators that hand out pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Description:
+    """A data set after ``limit`` and ``valid``.
+
+    train, test: pictures trained on and pictures evaluated on.
+    split: which pictures these last are: ``test``, or ``valid`` where a share of the training set is held out.
+    height, width: of a stored picture in pixels; None when streamed at the net's size, or not known yet.
+    channels: as stored, 1 or 3; always handed out as 3.
+    streamed: read from disk at every epoch.
+    fingerprint: of the content, 16 hex digits, the same wherever and however the pictures are stored;
+        empty when it cannot be known before the pictures are there (only with ``fetch=False``).
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: int
+    test: int
+    split: str
+    height: int | None
+    width: int | None
+    channels: int
+    streamed: bool
+    fingerprint: str
+
+
+@runtime_checkable
+class Pictures(Protocol):
+    """An open data set on a device. x: float32 (B, 3, H, W), normalised; y: int64 (B,), from 0."""
+
+    description: Description
+    num_classes: int
+
+    def train(self, *, seed: int, epoch: int, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """One epoch in random order, augmented, whole batches only. Order and draws depend on (seed, epoch) alone."""
+        ...
+
+    def train_steps(self, batch: int) -> int:
+        """Batches in one epoch."""
+        ...
+
+    def test(self, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every evaluation picture once, in order, as it is; the last batch may be short."""
+        ...

@@ -1,0 +1,125 @@
+"""Pictures in memory: one uint8 tensor on the device, cropped, mirrored and normalised there a batch at a time.
+
+No worker processes and no Python per picture. What a batch costs at batch 2 is its number of operations, so the
+training pictures are stored with their black border (zeros before normalisation, as torchvision's RandomCrop pads),
+and one gather crops and mirrors: a position in the flat tensor is the picture's corner plus a template.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from normbench.data.arrays import Arrays, fit
+from normbench.data.description import Description
+from normbench.errors import ConfigError
+
+
+class InMemory:
+    """See ``Pictures``.
+
+    train_at, test_at: positions in ``arrays`` of the pictures trained and evaluated on; the latter lie in the
+    training set where ``description.split`` is ``valid``.
+    pad, flip: the augmentation.  size: side in pixels of what is handed out (None: as stored).
+    """
+
+    def __init__(
+        self,
+        arrays: Arrays,
+        description: Description,
+        train_at: np.ndarray,
+        test_at: np.ndarray,
+        *,
+        pad: int,
+        flip: bool,
+        size: int | None,
+        device: torch.device | str,
+    ) -> None:
+        held_out = description.split == "valid"
+        test_x, test_y = (arrays.train_x, arrays.train_y) if held_out else (arrays.test_x, arrays.test_y)
+        self.description, self.num_classes = description, len(description.classes)
+        self.pad, self.flip, self.size, self.device = pad, flip, size, torch.device(device)
+        self.train_x = bordered(arrays.train_x[train_at], pad).to(device)
+        self.train_y = torch.from_numpy(arrays.train_y[train_at])
+        self.test_x = torch.from_numpy(test_x[test_at]).to(device)
+        self.test_y = torch.from_numpy(test_y[test_at]).to(device)
+        # (x − μ) / σ as one product and one sum; a grey picture becomes three channels in the product.
+        mean, std = (torch.tensor(v, dtype=torch.float64).view(1, -1, 1, 1) for v in (arrays.mean, arrays.std))
+        self.scale = (1 / std).float().expand(1, 3, 1, 1).contiguous().to(device)
+        self.shift = (-mean / std).float().expand(1, 3, 1, 1).contiguous().to(device)
+        self.templates = templates(self.train_x, pad).to(device)
+
+    def train_steps(self, batch: int) -> int:
+        """Whole batches in one epoch."""
+        return self.description.train // batch
+
+    def train(self, *, seed: int, epoch: int, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """See ``Pictures.train``. Raises ConfigError for a batch larger than the training set."""
+        steps = whole_batches(self.description, batch)
+        order, corner, mirrored = self.draws(seed, epoch)
+        used = slice(0, steps * batch)
+        y = self.train_y[order][used].to(self.device).split(batch)
+        corners = corner[order][used].to(self.device).unsqueeze(1).split(batch)
+        sides = mirrored[order][used].to(self.device).split(batch)
+        H, W = self.test_x.shape[2:]
+        flat, shape = self.train_x.view(-1), (batch, -1, H, W)
+        for i in range(steps):
+            at = self.templates.index_select(0, sides[i]).add_(corners[i])
+            yield self.normalised(flat.index_select(0, at.view(-1)).view(shape)), y[i]
+
+    def test(self, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """See ``Pictures.test``."""
+        for x, y in zip(self.test_x.split(batch), self.test_y.split(batch), strict=True):
+            yield self.normalised(x), y
+
+    def draws(self, seed: int, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The epoch's order, and per picture (not per place in the order) the corner of its crop and its side.
+
+        Drawn on the CPU from (seed, epoch) alone: the same for every batch size, normalizer and device.
+        order: (N,) positions.  corner: (N,) positions in the flat ``train_x``.  side: (N,) 1 where mirrored.
+        """
+        N, C, H, W = self.train_x.shape
+        generator = np.random.default_rng(np.random.SeedSequence([seed, epoch]))
+        order = generator.permutation(N)
+        top, left = generator.integers(0, 2 * self.pad + 1, (2, N))
+        side = generator.integers(0, 2, N) if self.flip else np.zeros(N, dtype=np.int64)
+        corner = np.arange(N) * (C * H * W) + top * W + left
+        return torch.from_numpy(order), torch.from_numpy(corner), torch.from_numpy(side)
+
+    def normalised(self, x: Tensor) -> Tensor:
+        """uint8 (B, C, H, W) as float32 (B, 3, H, W) at ``size``, mean 0 and variance 1 over the training set."""
+        if self.size is not None and x.shape[2:] != (self.size, self.size):
+            x = fit(x.float(), self.size)
+        return (x * self.scale).add_(self.shift)
+
+
+def whole_batches(description: Description, batch: int) -> int:
+    """Batches in one epoch. Raises ConfigError if there is none."""
+    if not 1 <= batch <= description.train:
+        raise ConfigError(
+            f"batch: got {batch} images a step, expected 1 to {description.train}, "
+            f"the training pictures of {description.name}; take a smaller batch"
+        )
+    return description.train // batch
+
+
+def bordered(x: np.ndarray, pad: int) -> Tensor:
+    """uint8 (N, C, H, W) with ``pad`` black pixels on every side."""
+    if not pad:
+        return torch.from_numpy(np.ascontiguousarray(x))
+    N, C, H, W = x.shape
+    out = torch.zeros(N, C, H + 2 * pad, W + 2 * pad, dtype=torch.uint8)
+    out[:, :, pad : pad + H, pad : pad + W] = torch.from_numpy(x)
+    return out
+
+
+def templates(bordered: Tensor, pad: int) -> Tensor:
+    """Positions of a crop's pixels, counted from its corner: as it is, and mirrored. int64 (2, C·H·W)."""
+    _, C, Hp, Wp = bordered.shape
+    H, W = Hp - 2 * pad, Wp - 2 * pad
+    channel, row = torch.arange(C).view(C, 1, 1) * (Hp * Wp), torch.arange(H).view(H, 1) * Wp
+    straight = channel + row + torch.arange(W)
+    return torch.stack([straight, straight.flip(2)]).view(2, -1)

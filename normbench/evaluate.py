@@ -1,0 +1,52 @@
+"""What a trained network gets right: every picture once, in evaluation mode."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from normbench.errors import DataError
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    pictures: Iterable[tuple[Tensor, Tensor]],
+    count: int,
+    *,
+    precision: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> dict[str, float]:
+    """``top1`` and ``top5`` in percent, mean cross-entropy ``loss`` in nats, over exactly ``count`` pictures.
+
+    Running statistics are used where the method keeps them (the units are in evaluation mode); the model is left in
+    evaluation mode. Sums stay on the device until the end: one wait for the whole pass. With fewer than five classes
+    top5 counts the true class among all of them. Raises DataError if a picture was left out or seen twice.
+    """
+    model.eval()
+    sums, seen = None, 0
+    for x, y in pictures:
+        with precision():
+            logits = model(x.contiguous(memory_format=memory_format))
+        part = _sums(logits.float() if logits.dtype != torch.float64 else logits, y)
+        sums = part if sums is None else sums + part
+        seen += len(y)
+    if seen != count or sums is None:
+        raise DataError(
+            f"evaluation saw {seen} pictures, expected each of {count} once; the data set changed or its reader is wrong"
+        )
+    top1, top5, loss = (sums / count).tolist()
+    return {"top1": 100 * top1, "top5": 100 * top5, "loss": loss, "eval_count": count}
+
+
+def _sums(logits: Tensor, y: Tensor) -> Tensor:
+    """Pictures right at once, right within five, and summed loss, as one small float64 tensor on the device."""
+    best = logits.topk(min(5, logits.shape[1]), dim=1).indices == y[:, None]
+    loss = F.cross_entropy(logits, y, reduction="sum")
+    # float32 adds up thousands of losses well enough per batch; across batches float64 does (MPS has none).
+    kind = torch.float32 if logits.device.type == "mps" else torch.float64
+    return torch.stack([best[:, 0].sum().to(kind), best.sum().to(kind), loss.to(kind)])

@@ -1,0 +1,121 @@
+"""The machine a cell runs on: its device, its memory, its versions. Provenance, never part of a cell's id."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from normbench import __version__
+from normbench.errors import ConfigError
+
+
+def device(name: str) -> torch.device:
+    """The device that ``device=name`` means here. Raises ConfigError if this machine has none such."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device: got {name!r}, expected auto, cpu, cuda, cuda:<number> or mps") from None
+    count = torch.cuda.device_count() if found.type == "cuda" else 0
+    if found.type == "cuda" and (found.index or 0) >= count:
+        raise ConfigError(
+            f"device={name}: this machine has {count or 'no'} CUDA devices; take device=auto or device=cpu"
+        )
+    if found.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("device=mps: this machine has no Apple GPU; take device=auto or device=cpu")
+    if found.type not in ("cpu", "cuda", "mps"):
+        raise ConfigError(f"device: got {name!r}, expected auto, cpu, cuda, cuda:<number> or mps")
+    return found
+
+
+def provenance(where: torch.device, threads: int) -> dict[str, Any]:
+    """Versions, device, threads, source revision. No host, user or path."""
+    on_gpu = where.type == "cuda"
+    return {
+        "normbench": __version__,
+        "revision": _revision(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if on_gpu else None,
+        "device": torch.cuda.get_device_name(where) if on_gpu else where.type,
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+@contextlib.contextmanager
+def numerics(deterministic: bool) -> Iterator[int]:
+    """Deterministic algorithms and one thread, or this machine's own; yields the number of threads; put back after.
+
+    One thread, because it is the only number every machine has: sums are split, and so rounded, by thread.
+    """
+    threads, before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    try:
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.set_num_threads(1)
+            torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = not deterministic
+        yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(before)
+        torch.backends.cudnn.benchmark = benchmark
+
+
+def reset_peak_memory(where: torch.device) -> None:
+    """Start counting the peak anew: the device allocator's on CUDA, the process's on Linux."""
+    if where.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(where)
+    else:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory_mib(where: torch.device) -> float:
+    """Peak since the reset, in MiB: of tensors on CUDA, of the whole process (torch itself included) elsewhere."""
+    if where.type == "cuda":
+        return torch.cuda.max_memory_allocated(where) / 2**20
+    with contextlib.suppress(OSError):
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        if found:
+            return int(found[1]) / 1024
+    import resource  # not on Windows
+
+    scale = 2**20 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
+
+
+def _revision() -> str | None:
+    """The checkout's commit, with ``+`` if files differ from it; None when installed from a wheel."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        run = {"cwd": root, "capture_output": True, "text": True, "timeout": 5, "check": True}
+        commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], **run).stdout.strip()  # type: ignore[call-overload]
+        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], **run).stdout.strip()  # type: ignore[call-overload]
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit + ("+" if dirty else "")
+
+
+def _processor() -> str | None:
+    with contextlib.suppress(OSError):
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+        return found[1].strip() if found else None
+    return platform.processor() or None

@@ -1,0 +1,141 @@
+"""Architectures by name: plain models with nn.BatchNorm2d, which know nothing of normalizers.
+
+    resnet8 resnet20 resnet32 resnet56           resnet_cifar.py      small pictures
+    preresnet20 preresnet32 preresnet110         preresnet_cifar.py   the same, pre-activation
+    resnetv2_50                                  resnetv2.py          large pictures, pre-activation
+    any torchvision classifier by its name       zoo.py
+    file.py:callable, package.module:callable    user.py              a net of one's own
+
+Seed torch before ``build``: all weights are drawn from its global generator, whatever the normalizer put in later.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+
+import torch
+from torch import nn
+
+from normbench.errors import ConfigError, UnknownName
+from normbench.models import user, zoo
+from normbench.models.preresnet_cifar import PreResNet
+from normbench.models.resnet_cifar import ResNet
+from normbench.models.resnetv2 import ResNetV2
+from normbench.models.stem import find_stem, to_cifar
+from normbench.options import ArchOptions
+from normbench.targets import is_target, load
+
+__all__ = ["Resolved", "build", "names", "native_size", "resolve", "source_hash"]
+
+OURS: dict[str, Callable[..., nn.Module]] = {
+    **{f"resnet{depth}": partial(ResNet, depth) for depth in (8, 20, 32, 56)},
+    **{f"preresnet{depth}": partial(PreResNet, depth) for depth in (20, 32, 110)},
+    "resnetv2_50": ResNetV2,
+}
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What an architecture comes to on pictures of a given size.
+
+    stem: ``imagenet`` or ``cifar``; None where the net has no 7×7 stem. size: side in pixels that pictures are brought
+    to before the net; None: as they are. aux: whether an auxiliary head is trained along.
+    """
+
+    stem: str | None
+    size: int | None
+    aux: bool
+
+
+def names() -> list[str]:
+    """Every name that ``build`` knows: ours, then torchvision's classifiers."""
+    return [*OURS, *zoo.names()]
+
+
+def native_size(name: str) -> int:
+    """The side in pixels that a net was published at, for pictures that come in any size."""
+    return zoo.needs(name).native
+
+
+def source_hash(name: str) -> str | None:
+    """SHA-256 of the file a user's own architecture comes from; None for ours and torchvision's."""
+    return load(name, "architecture")[1] if is_target(name) else None
+
+
+def resolve(options: ArchOptions, *, picture_size: int) -> Resolved:
+    """What ``options`` come to for pictures of ``picture_size`` pixels a side. Checks all that can be without building.
+
+    Raises UnknownName for an unknown architecture or option of one, ConfigError for a stem, size, auxiliary head or
+    zero_init that this net does not have.
+    """
+    if is_target(options.name):
+        user.check(options)
+        # A user's net is what it is: only an explicit stem changes it.
+        return Resolved(None if options.stem == "auto" else options.stem, options.size, aux=False)
+    if options.options:
+        raise UnknownName(f"option of {options.name}", next(iter(options.options)), ())
+    stems = _has_stem(options.name, options.zero_init)
+    size = zoo.needs(options.name).size(options, picture_size)
+    side = size or picture_size
+    return Resolved(_stem(options, side) if stems else _no_stem(options), size, zoo.needs(options.name).aux(options, side))
+
+
+def build(options: ArchOptions, *, num_classes: int, picture_size: int) -> nn.Module:
+    """The plain model, (N, 3, S, S) → (N, num_classes), with S the resolved size. Raises as ``resolve`` does.
+
+    A model with an auxiliary head returns torchvision's named tuple in training.
+    """
+    resolved = resolve(options, picture_size=picture_size)
+    if is_target(options.name):
+        model = user.build(options, num_classes)
+    else:
+        model = _plain(options.name, options.zero_init, num_classes=num_classes, **zoo.heads(options.name, resolved.aux))
+    return to_cifar(model, options.name) if resolved.stem == "cifar" else model
+
+
+def _plain(name: str, zero_init: bool, **arguments: object) -> nn.Module:
+    if name in OURS:
+        return OURS[name](**_zero_init(name, zero_init), **arguments)
+    if name in zoo.names():
+        return zoo.build(name, zero_init, **arguments)
+    near = difflib.get_close_matches(name, zoo.names(), n=3, cutoff=0.5)
+    mend = "Any torchvision classifier goes by its name, a net of your own as file.py:callable."
+    raise UnknownName("architecture", name, [*OURS, *near], mend)
+
+
+def _zero_init(name: str, zero_init: bool) -> dict[str, bool]:
+    if not zero_init:
+        return {}
+    if "zero_init" not in inspect.signature(OURS[name]).parameters:
+        why = "its residual branches end with a convolution, so no norm can start at weight 0"
+        raise ConfigError(f"arch.zero_init=true: {name} has no place for it: {why}; leave it false")
+    return {"zero_init": True}
+
+
+@cache
+def _has_stem(name: str, zero_init: bool) -> bool:
+    """Whether the net has a 7×7 stem, seen on a copy without memory. Also what finds an unknown name or a bad zero_init."""
+    heads = zoo.heads(name, aux=False)
+    try:
+        with torch.device("meta"):
+            return find_stem(_plain(name, zero_init, **heads)) is not None
+    except (NotImplementedError, RuntimeError):
+        # A few of torchvision's nets compute with tensors while they are made, which meta tensors cannot.
+        with torch.random.fork_rng(devices=[]):
+            return find_stem(_plain(name, zero_init, **heads)) is not None
+
+
+def _stem(options: ArchOptions, side: int) -> str:
+    if options.stem != "auto":
+        return options.stem
+    return "cifar" if side <= 64 else "imagenet"
+
+
+def _no_stem(options: ArchOptions) -> None:
+    if options.stem != "auto":
+        why = f"{options.name} has no 7×7 stem with stride 2 to choose for"
+        raise ConfigError(f"arch.stem={options.stem}: {why}; leave arch.stem=auto, or take a net such as resnet50")

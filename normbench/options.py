@@ -1,0 +1,145 @@
+"""What can be chosen for the parts of a cell: architecture, data, recipe. Typed, checked when made, free of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from normbench.errors import ConfigError, nearest
+
+STEMS = ("auto", "imagenet", "cifar")
+OPTIMIZERS = ("sgd", "adamw")
+SCHEDULES = ("cosine", "step", "constant")
+LR_RULES = ("linear", "sqrt", "none")
+RAMPS = ("linear", "cosine")
+
+
+@dataclass(frozen=True)
+class ArchOptions:
+    """An architecture: any plain model with nn.BatchNorm2d in it.
+
+    name: one of ours, a torchvision name, ``file.py:callable`` or ``package.module:callable``.
+    stem: ``imagenet`` (7×7, stride 2, max-pool), ``cifar`` (3×3, stride 1, none) or ``auto`` (``cifar`` up to 64 px).
+    size: side in pixels that pictures are brought to before the net; None: the net's own rule.
+    aux: InceptionV3's auxiliary head; None: on from 299 px.
+    zero_init: start the last norm of every residual branch at weight 0.
+    options: what else a user's own callable takes.
+    """
+
+    name: str
+    stem: str = "auto"
+    size: int | None = None
+    aux: bool | None = None
+    zero_init: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        one_of("arch.stem", self.stem, STEMS)
+        at_least("arch.size", self.size, 1)
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """A data set and how its pictures are prepared.
+
+    name: one of ours, ``file.py:callable`` or ``package.module:callable``.
+    root: folder or archive the pictures are in; None: ``data/<name>`` here.
+    download: fetch what is missing where the data set can be fetched.
+    limit: at most so many pictures of each split, balanced over the classes, always the same ones.
+    valid: share of the training pictures held out; evaluation is then on these and the test set stays unseen.
+    size: side in pixels that pictures are stored at; None: as they are, or the net's size when they are streamed.
+    pad, flip: augmentation of in-memory pictures: zero-pad by ``pad`` and crop back; mirror at random.
+    stream: read pictures from disk at every epoch; None: only if they do not fit in memory.
+    loaders: processes that decode when streaming; None: one per core.
+    eval_batch: pictures of one evaluation forward.
+    options: what else a user's own callable takes.
+    """
+
+    name: str
+    root: str | None = None
+    download: bool = True
+    limit: int | None = None
+    valid: float = 0.0
+    size: int | None = None
+    pad: int = 0
+    flip: bool = False
+    stream: bool | None = None
+    loaders: int | None = None
+    eval_batch: int = 256
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        at_least("data.limit", self.limit, 1)
+        at_least("data.size", self.size, 1)
+        at_least("data.pad", self.pad, 0)
+        at_least("data.loaders", self.loaders, 0)
+        at_least("data.eval_batch", self.eval_batch, 1)
+        if not 0 <= self.valid < 1:
+            raise ConfigError(f"data.valid: got {self.valid}, expected a share from 0 up to below 1, such as 0.1")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a cell is trained.
+
+    base_lr holds for base_batch images a step; ``lr_rule`` says how it follows batch × workers (linear, sqrt, none).
+    milestones: shares of the run after which the rate is multiplied by ``decay`` (schedule ``step``).
+    warmup_epochs: the rate rises from 0 to the peak, along ``warmup`` (linear or cosine).
+    affine_weight_decay: decay of the units' weight and bias; None: the same as ``weight_decay``.
+    clip: largest norm of the whole gradient; None: unclipped.
+    """
+
+    name: str
+    source: str = ""
+    optimizer: str = "sgd"
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 0.0
+    affine_weight_decay: float | None = None
+    base_lr: float = 0.1
+    base_batch: int = 256
+    lr_rule: str = "linear"
+    schedule: str = "cosine"
+    milestones: tuple[float, ...] = (0.3, 0.6, 0.9)
+    decay: float = 0.1
+    warmup_epochs: float = 0.0
+    warmup: str = "linear"
+    epochs: int | None = None
+    steps: int | None = None
+    label_smoothing: float = 0.0
+    clip: float | None = None
+
+    def __post_init__(self) -> None:
+        one_of("recipe.optimizer", self.optimizer, OPTIMIZERS)
+        one_of("recipe.schedule", self.schedule, SCHEDULES)
+        one_of("recipe.lr_rule", self.lr_rule, LR_RULES)
+        one_of("recipe.warmup", self.warmup, RAMPS)
+        at_least("recipe.epochs", self.epochs, 1)
+        at_least("recipe.steps", self.steps, 1)
+        at_least("recipe.base_batch", self.base_batch, 1)
+        for name in ("base_lr", "weight_decay", "affine_weight_decay", "warmup_epochs", "momentum"):
+            at_least(f"recipe.{name}", getattr(self, name), 0)
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigError(f"recipe.label_smoothing: got {self.label_smoothing}, expected 0 up to below 1")
+        if self.clip is not None and self.clip <= 0:
+            raise ConfigError(f"recipe.clip: got {self.clip}, expected a norm above 0, or null for no clipping")
+
+    def peak_lr(self, images: int) -> float:
+        """The peak learning rate for ``images`` (batch × workers) images a step."""
+        ratio = images / self.base_batch
+        return self.base_lr * {"linear": ratio, "sqrt": ratio**0.5, "none": 1.0}[self.lr_rule]
+
+
+def one_of(key: str, got: str, choices: tuple[str, ...]) -> None:
+    """Raise ConfigError unless ``got`` is one of ``choices``."""
+    if got not in choices:
+        near = nearest(str(got), choices)
+        hint = f"; did you mean {near!r}?" if near else ""
+        raise ConfigError(f"{key}: got {got!r}, expected one of {', '.join(choices)}{hint}")
+
+
+def at_least(key: str, got: float | None, least: float) -> None:
+    """Raise ConfigError if ``got`` is given and below ``least``."""
+    if got is not None and got < least:
+        raise ConfigError(f"{key}: got {got}, expected {least} or more")

@@ -1,0 +1,157 @@
+"""Before anything runs: every cell of the grid is checked, identified and looked up in the store.
+
+By tracing alone, on the meta device: no weights, no pictures in memory. What cannot be is an error now; what a method
+cannot do is a skip with its reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from normbench import machine, models, norms, surgery
+from normbench.cell import Cell, NormOptions
+from normbench.data import Description, describe
+from normbench.errors import ConfigError, InputError, NormbenchError, one_line
+from normbench.grid import Grid
+from normbench.options import ArchOptions, DataOptions
+from normbench.records import Store
+from normbench.train import fed_size
+
+Shapes = dict[str, tuple[int, int, int]]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A cell, checked: its id, what the store knows of it, and why it would be skipped, if it would."""
+
+    cell: Cell
+    cell_id: str
+    changed: tuple[str, ...]
+    description: Description
+    status: str
+    skip: str | None
+
+    @property
+    def known(self) -> dict[str, Any]:
+        """What every record of the cell repeats."""
+        return {"config": self.cell.flat(), "changed": list(self.changed)}
+
+
+@dataclass
+class Preflight:
+    """Checks cells, and remembers what it found out about their parts: a grid has few of each.
+
+    fetch: whether data that is missing may be downloaded (not when only planning).
+    """
+
+    fetch: bool = True
+    described: dict[str, Description] = field(default_factory=dict)
+    shapes: dict[str, Shapes] = field(default_factory=dict)
+    reasons: dict[str, str | None] = field(default_factory=dict)
+
+    def plan(self, grid: Grid, store: Store) -> list[Planned]:
+        """All cells, in the grid's order, each once. Raises ConfigError or DataError for the first that cannot be."""
+        planned = {}
+        for item in grid.cells:
+            found = self.check(item.cell, item.changed, store)
+            planned.setdefault(found.cell_id, found)
+        return list(planned.values())
+
+    def check(self, cell: Cell, changed: tuple[str, ...], store: Store) -> Planned:
+        machine.device(cell.device)
+        description = self.describe(cell.data)
+        if cell.images > description.train:
+            each = f"batch={cell.batch}" + (f" × workers={cell.workers}" if cell.workers > 1 else "")
+            raise ConfigError(
+                f"{each}: a step takes {cell.images} pictures, data={cell.data.name} has {description.train} to train on; "
+                f"take batch={description.train // cell.workers} or less"
+            )
+        evidence = {
+            "data": description.fingerprint,
+            "arch": models.source_hash(cell.arch.name),
+            "norm": norms.get(cell.norm.name).source_hash,
+        }
+        cell_id = cell.identity(evidence)
+        skip = self.skip_reason(cell, description)
+        return Planned(cell, cell_id, changed, description, store.status(cell_id), skip)
+
+    def describe(self, options: DataOptions) -> Description:
+        key = repr(options)
+        if key not in self.described:
+            self.described[key] = describe(options, fetch=self.fetch)
+        return self.described[key]
+
+    def skip_reason(self, cell: Cell, description: Description) -> str | None:
+        """Why the cell's normalizer cannot be trained at this batch on these sites; None if it can.
+
+        Raises ConfigError when an option does not fit a site, naming the site.
+        """
+        row = norms.get(cell.norm.name)
+        norms.check_options(cell.norm.name, dict(cell.norm.options))
+        if cell.batch < row.least_batch:
+            return f"{cell.norm.name} needs batch={row.least_batch} or more"
+        size = fed_size(cell, description)
+        key = repr((cell.arch, cell.norm, cell.batch, size, len(description.classes)))
+        if key not in self.reasons:
+            self.reasons[key] = _single_value(cell, self.site_shapes(cell, size, len(description.classes)))
+        return self.reasons[key]
+
+    def site_shapes(self, cell: Cell, size: tuple[int, int], num_classes: int) -> Shapes:
+        """(C, H, W) of every site, by running the plain network on the meta device."""
+        needs_graph = not norms.get(cell.norm.name).drop_in
+        key = repr((cell.arch, size, num_classes, needs_graph))
+        if key not in self.shapes:
+            self.shapes[key] = _trace(cell.arch, size, num_classes, cell.norm, needs_graph)
+        return self.shapes[key]
+
+
+def will_run(planned: Sequence[Planned], rerun: str) -> Iterator[Planned]:
+    """The cells that ``rerun`` (none, failed, all) lets run: always those that never ended by themselves."""
+    again = {
+        "none": (),
+        "failed": ("diverged", "oom", "timeout", "error"),
+        "all": ("ok", "diverged", "oom", "timeout", "error"),
+    }
+    wanted = {"new", "killed", "interrupted", "skipped", *again[rerun]}
+    return (item for item in planned if item.status in wanted and item.skip is None)
+
+
+def _trace(arch: ArchOptions, size: tuple[int, int], num_classes: int, norm: NormOptions, needs_graph: bool) -> Shapes:
+    height, width = size
+    with torch.device("meta"):
+        net = models.build(arch, num_classes=num_classes, picture_size=height)
+    try:
+        shapes = surgery.site_shapes(net, (3, height, width))
+    except NormbenchError:
+        raise
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"arch={arch.name} does not take pictures of {height}×{width} ({one_line(error)[:160]}); "
+            "take a larger arch.size, such as arch.size=64"
+        ) from None
+    if needs_graph:
+        surgery.check_traceable(net, norm.name)
+    return shapes
+
+
+def _single_value(cell: Cell, shapes: Shapes) -> str | None:
+    """Try the normalizer on every kind of site: an error says it does not fit, a string that a statistic is of one value."""
+    row = norms.get(cell.norm.name)
+    first_of = {shape: name for name, shape in reversed(shapes.items())}
+    for (C, H, W), site in first_of.items():
+        size = {"size": (H, W)} if row.takes_size else {}
+        batch = {"batch": cell.batch} if row.takes_batch else {}
+        try:
+            with torch.device("meta"):
+                unit = norms.build(cell.norm.name, C, **batch, **size, **cell.norm.options)
+        except InputError as error:
+            raise ConfigError(f"arch={cell.arch.name}, site {site} ({C}×{H}×{W}): {error}") from None
+        count = getattr(unit, "values_per_statistic", None)
+        if row.mixes_samples and count is not None and count(H, W, cell.batch) == 1:
+            sites = sum(shape == (C, H, W) for shape in shapes.values())
+            return f"a single value per channel at {sites} sites of {C}×{H}×{W} (the first: {site}) with batch={cell.batch}"
+    return None

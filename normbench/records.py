@@ -1,0 +1,285 @@
+"""The store: a folder a sweep, a folder a cell, rows, statuses, atomic writes. The truth that everything else is made from.
+
+    runs/<name>/store.json          the schema's version
+    runs/<name>/results.csv         one row per cell, made again from the cell folders after every cell
+    runs/<name>/<cell>/config.yaml  the cell's whole configuration
+                       rows.jsonl   one line per epoch
+                       result.json  how the cell ended; absent until then
+                       provenance.json   versions, device, threads, attempt: what may not change a number
+                       running.json      the process that works on it, and on what; gone when it has ended
+
+Nothing here needs torch: a report can be made on a machine without it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import math
+import os
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from normbench.errors import StoreError
+
+SCHEMA = 1
+STATUSES = ("ok", "diverged", "oom", "killed", "timeout", "error", "skipped", "interrupted")
+
+# The axes every row shows, whether or not they vary.
+AXES = ("arch", "data", "norm", "batch", "workers", "seed", "epochs", "lr")
+# What a row measures, or says of how the cell ended: everything that is not configuration.
+METRICS = (
+    "cell_id", "status", "reason", "top1", "top5", "loss", "train_loss", "train_seconds", "images_per_s",
+    "peak_memory_mib", "epoch", "step", "last_loss", "split", "eval_count", "sites", "groups", "parameters",
+)  # fmt: skip
+COLUMNS = ("cell_id", "status", "reason", *AXES, *(name for name in METRICS[3:]))
+# A failed cell has no final value of these, even if some epochs were finished: the last epoch is the headline.
+FINAL = ("top1", "top5", "loss")
+
+
+class Store:
+    """One sweep's folder, open for writing.
+
+    Raises StoreError if the folder was written by another schema version or cannot be written.
+    """
+
+    def __init__(self, root: Path | str, name: str) -> None:
+        self.folder = Path(root) / name
+        check_schema(self.folder)
+
+    def create(self) -> None:
+        """Make the folder and prove that it can be written."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.folder / "store.json", json.dumps({"schema": SCHEMA}) + "\n")
+        except OSError as error:
+            raise StoreError(
+                f"runs: cannot write {str(self.folder)!r} ({error.strerror or error}); "
+                "expected a folder this user can write; choose another with runs=FOLDER"
+            ) from None
+
+    def cell(self, cell_id: str) -> Path:
+        return self.folder / cell_id
+
+    def status(self, cell_id: str) -> str:
+        """``new``, ``running``, or how the cell ended; ``killed`` when its process went away without a word."""
+        return cell_status(self.cell(cell_id))
+
+    def begin(
+        self, cell_id: str, config: Mapping[str, Any], known: Mapping[str, Any], provenance: Mapping[str, Any]
+    ) -> None:
+        """Open a new attempt at a cell; what an earlier one left is replaced.
+
+        config: nested, as a person reads it; known: the ``config`` (flat) and ``changed`` that ``finish`` will repeat,
+        so that a cell that is killed still has its row.
+        """
+        folder = self.cell(cell_id)
+        folder.mkdir(parents=True, exist_ok=True)
+        attempt = read_json(folder / "provenance.json").get("attempt", 0) + 1
+        write_json(folder / "running.json", {"pid": os.getpid(), "since": time.time(), **known})
+        for left in ("result.json", "rows.jsonl"):
+            (folder / left).unlink(missing_ok=True)
+        write_atomically(folder / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
+        write_json(folder / "provenance.json", {"attempt": attempt, **provenance})
+
+    def append_row(self, cell_id: str, row: Mapping[str, Any]) -> None:
+        """Add the line of one epoch. One write call: a reader never sees half of it but after a power cut."""
+        line = json.dumps(plain(row)) + "\n"
+        with (self.cell(cell_id) / "rows.jsonl").open("ab", buffering=0) as file:
+            file.write(line.encode())
+
+    def finish(self, cell_id: str, result: Mapping[str, Any]) -> None:
+        """Close the attempt with its result: ``status``, ``reason``, metrics, ``config`` (flat), ``changed`` (keys)."""
+        folder = self.cell(cell_id)
+        write_json(folder / "result.json", {"schema": SCHEMA, "cell_id": cell_id, **result})
+        (folder / "running.json").unlink(missing_ok=True)
+
+    def write_results(self) -> Path:
+        """Make results.csv again from the cell folders."""
+        path = self.folder / "results.csv"
+        write_atomically(path, to_csv(rows(self.folder)))
+        return path
+
+
+def rows(folder: Path | str) -> list[dict[str, Any]]:
+    """What results.csv holds: a dict per cell, all with the same keys, sorted by arch, data, norm, batch, seed.
+
+    A config key has a column if it was set or swept in any cell, or differs between cells of the same arch, data,
+    norm and recipe, so that no reader averages over an axis that is not shown. Unreadable cells are rows too.
+    """
+    folder = Path(folder)
+    check_schema(folder)
+    cells = [_read_cell(path.parent) for path in sorted(folder.glob("*/config.yaml"))]
+    extra = _extra_columns(cells)
+    table = [{column: _value(cell, column) for column in (*COLUMNS, *extra)} for cell in cells]
+    return sorted(
+        table, key=lambda row: [_sortable(row[key]) for key in ("arch", "data", "norm", "batch", "seed", "cell_id")]
+    )
+
+
+def sweeps(folder: Path | str) -> list[Path]:
+    """The sweep folder itself, or those directly below a store; ``reference`` only when it is the one named.
+
+    Raises StoreError when there is neither.
+    """
+    folder = Path(folder)
+    if is_sweep(folder):
+        return [folder]
+    found = [path for path in sorted(folder.glob("*/")) if is_sweep(path) and path.name != "reference"]
+    if found:
+        return found
+    state = "holds no sweep" if folder.is_dir() else "does not exist"
+    raise StoreError(f"{str(folder)!r} {state}; expected runs/ or runs/<name>, as normbench.sweep leaves them")
+
+
+def is_sweep(folder: Path) -> bool:
+    return (folder / "store.json").is_file()
+
+
+def check_schema(folder: Path) -> None:
+    """Raise StoreError if ``folder`` was written by another version of the schema, or is no store at all."""
+    path = folder / "store.json"
+    if path.is_file():
+        found = read_json(path).get("schema")
+        if found != SCHEMA:
+            raise StoreError(
+                f"{str(folder)!r} was written with schema {found}, this normbench reads and writes schema {SCHEMA}; "
+                "read it with the normbench that wrote it, or start another with name=… or runs=…"
+            )
+    elif (folder / "results.csv").exists():
+        raise StoreError(
+            f"{str(folder)!r} holds results but no store.json; choose another folder with name=… or runs=…"
+        )
+
+
+def cell_status(folder: Path) -> str:
+    if (folder / "result.json").exists():
+        return str(read_json(folder / "result.json").get("status", "killed"))
+    if not (folder / "config.yaml").exists() and not (folder / "running.json").exists():
+        return "new"
+    return "running" if _alive(read_json(folder / "running.json").get("pid")) else "killed"
+
+
+def epochs(folder: Path) -> list[dict[str, Any]]:
+    """The rows of rows.jsonl; a last line cut short by a power cut is left out."""
+    path = folder / "rows.jsonl"
+    found = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            found.append(json.loads(line))
+    return found
+
+
+def write_atomically(path: Path, text: str | bytes) -> None:
+    """Write a whole file or nothing: a temporary file beside it, flushed to disk, then renamed over it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    data = text.encode() if isinstance(text, str) else text
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    write_atomically(path, json.dumps(plain(content), indent=1) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty if the file is missing or damaged (its owner was killed)."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON can hold it: NaN and infinities become None, tuples lists, other objects their text."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+def to_csv(table: Iterable[Mapping[str, Any]]) -> str:
+    """CSV text with a header; missing measurements read ``NaN``, missing words are empty."""
+    table = list(table)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    header = list(table[0]) if table else list(COLUMNS)
+    writer.writerow(header)
+    writer.writerows([_cell_text(row[column], column) for column in header] for row in table)
+    return text.getvalue()
+
+
+def _cell_text(value: Any, column: str) -> Any:
+    if value is None:
+        return "" if column in ("reason", "groups", "split") or column not in METRICS else "NaN"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "NaN" if isinstance(value, float) and math.isnan(value) else value
+
+
+def _read_cell(folder: Path) -> dict[str, Any]:
+    """Result of a cell, or what is known of one that has none: its configuration and its last epoch."""
+    status = cell_status(folder)
+    result = read_json(folder / "result.json")
+    if result and isinstance(result.get("config"), dict):
+        return result
+    started = read_json(folder / "running.json")
+    reason = "" if status == "running" else "its process ended without a result"
+    last = (epochs(folder) or [{}])[-1]
+    reached = {key: last.get(key) for key in ("epoch", "step", "train_seconds", "images_per_s")}
+    known = {key: started.get(key, {}) for key in ("config", "changed")}
+    return {"cell_id": folder.name, "status": status, "reason": reason, **reached, **known}
+
+
+def _extra_columns(cells: list[dict[str, Any]]) -> list[str]:
+    named = {key for cell in cells for key in cell.get("changed", ())}
+    families: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for cell in cells:
+        config = cell.get("config", {})
+        families.setdefault(tuple(config.get(key) for key in ("arch", "data", "norm", "recipe")), []).append(config)
+    for configs in families.values():
+        keys = {key for config in configs for key in config}
+        named |= {key for key in keys if len({json.dumps(config.get(key)) for config in configs}) > 1}
+    # The steps that follow from batch and epochs vary with the batch, and are no choice of anybody's.
+    return sorted(named - set(AXES) - set(METRICS))
+
+
+def _value(cell: Mapping[str, Any], column: str) -> Any:
+    if column in METRICS:
+        value = cell.get(column)
+        failed = column in FINAL and cell.get("status") != "ok"
+        return math.nan if failed or (value is None and column not in ("reason", "groups", "split")) else value
+    value = cell.get("config", {}).get(column)
+    return json.dumps(value) if isinstance(value, list | dict) else value
+
+
+def _sortable(value: Any) -> tuple[int, float, str]:
+    return (0, float(value), "") if isinstance(value, int | float) else (1, 0.0, str(value))
+
+
+def _alive(pid: Any) -> bool:
+    if not isinstance(pid, int):
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,56 @@
+"""Tables and plots of a sweep, made from its store alone: no torch, and as often as one likes.
+
+    python -m normbench.report runs/first          # or runs/, for all of them
+    normbench.report.write("runs/first")
+
+pandas and matplotlib (a second together) are imported when a report is written, so that a sweep starts without them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from normbench import records
+from normbench.errors import StoreError
+
+if TYPE_CHECKING:
+    from normbench.report.table import Table
+
+__all__ = ["Report", "write"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What ``write`` made: ``table`` can be printed with rich, ``paths`` are the files."""
+
+    folder: Path
+    table: Table
+    paths: tuple[Path, ...]
+
+
+def write(folder: Path | str) -> Report:
+    """Write table.csv, table.md, plot.png and plot.svg into a sweep's folder, each whole or not at all.
+
+    Raises StoreError if the folder is no sweep, was written by another schema version, holds no cell, or cannot be written.
+    """
+    from normbench.report import frame, plot, table
+
+    folder = Path(folder)
+    if not records.is_sweep(folder):
+        raise StoreError(f"{str(folder)!r} is no sweep; expected runs/<name>, as normbench.sweep leaves it")
+    cells = frame.read(folder)
+    summary = frame.summary(cells)
+    made = table.make(folder.resolve().name, cells, summary)
+    pictures = plot.draw(made.title, cells, summary)
+    files = {"table.csv": made.csv(), "table.md": made.markdown()} | {f"plot.{k}": v for k, v in pictures.items()}
+    return Report(folder, made, tuple(_save(folder / name, content) for name, content in files.items()))
+
+
+def _save(path: Path, content: str | bytes) -> Path:
+    try:
+        records.write_atomically(path, content)
+    except OSError as error:
+        raise StoreError(f"cannot write {str(path)!r}: {error.strerror or error}; expected a folder this user can write") from None
+    return path

@@ -1,0 +1,62 @@
+"""python -m normbench.report DIR: print the tables of a store or of one sweep, and write them and the plots."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from normbench import records
+from normbench.errors import NormbenchError
+from normbench.report import Report, write
+
+EPILOG = """\
+Into each sweep's folder go table.csv, table.md, plot.png and plot.svg. They are made from the cells' own
+folders, so this can be done again at any time, while a sweep runs too, and on a machine without torch.
+
+examples:
+  python -m normbench.report runs              every sweep in runs/ but reference/
+  python -m normbench.report runs/first        one sweep
+  python -m normbench.report runs/reference    the published results that came along
+
+exit status: 0, or 2 for a folder that is missing, holds no sweep or was written by another schema version
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Report on every folder named; nothing is written unless all of them can be read."""
+    options = _parser().parse_args(arguments)
+    try:
+        folders = list(dict.fromkeys(sweep for named in options.dir for sweep in records.sweeps(named)))
+        for folder in folders:
+            records.check_schema(folder)
+        for folder in folders:
+            show(write(folder))
+    except NormbenchError as error:
+        print(f"normbench.report: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def show(report: Report) -> None:
+    """Print a report's table and where its files are."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.print(report.table)
+    console.print(f"wrote {report.folder}/: {', '.join(path.name for path in report.paths)}\n", markup=False, soft_wrap=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m normbench.report",
+        description="Print the table norm × batch of finished cells, and write it and its plot.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("dir", metavar="DIR", nargs="+", help="a store (runs/) or one sweep in it (runs/<name>)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

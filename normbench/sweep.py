@@ -1,0 +1,206 @@
+"""The grid from a command line: read it, check every cell, run what is not done, leave a table and a plot.
+
+python -m normbench.sweep norm=bgn batch=2,8,32
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+import yaml
+
+from normbench import __version__, grid
+from normbench.errors import ConfigError, NormbenchError, UnknownName, one_line
+from normbench.options import one_of
+from normbench.records import Store, cell_status, plain
+
+DONE, FAILED, BAD_COMMAND, STOPPED = 0, 1, 2, 130
+FINE = ("ok", "skipped")
+RERUNS = ("none", "failed", "all")
+
+HELP = """\
+python -m normbench.sweep KEY=VALUE[,VALUE...] ...
+
+Trains one network per combination of the values and leaves runs/<name>/results.csv, table.md and plot.png.
+
+  python -m normbench.sweep norm=bgn batch=2,8,32
+  python -m normbench.sweep norm=bn,gn,bgn,frn batch=2,4,8,16 arch=resnet50 data=cifar10 'seed=range(3)'
+  python -m normbench.sweep 'norm=glob(*)' batch=2 plan=true
+  python -m normbench.sweep norm=bn,gn options.gn.num_groups=16,32
+
+Groups (a config file, or what else the group takes):
+{groups}
+  An option of one: norm.num_groups=16  arch.stem=cifar  data.root=FOLDER  recipe.weight_decay=0
+
+Keys and their defaults (the first block can be swept):
+{keys}
+"""
+FLAGS = """\
+Flags:
+  --config-dir DIR   a folder with more configs: DIR/norm/mine.yaml, DIR/data/..., DIR/recipe/...
+  --cfg job          print the configuration of every cell and run nothing
+  --version, --help
+Exit code: 0 all cells ok or skipped; 1 some failed; 2 bad command or config, nothing run; 130 stopped by Ctrl-C.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the sweep that ``argv`` asks for; the exit code says how it ended."""
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        return sweep(sys.argv[1:] if argv is None else argv)
+    except NormbenchError as error:
+        print(f"normbench: {one_line(error)}", file=sys.stderr)
+        return BAD_COMMAND
+    except KeyboardInterrupt:
+        print("normbench: stopped; the same command goes on from here", file=sys.stderr)
+        return STOPPED
+
+
+def sweep(argv: Sequence[str]) -> int:
+    arguments = _arguments(argv)
+    if arguments.help:
+        print(_help())
+        return DONE
+    request = grid.read(arguments.overrides, arguments.config_dir)
+    settings = request.settings
+    _check(settings)
+    if arguments.cfg:
+        print(
+            "---\n".join(yaml.safe_dump(plain(item.cell.nested()), sort_keys=False) for item in request.cells), end=""
+        )
+        return DONE
+    store = Store(settings["runs"], settings["name"])
+
+    # torch is imported from here on: whatever can be told without it has been told.
+    from normbench.preflight import Preflight
+
+    planned = Preflight(fetch=not settings["plan"]).plan(request, store)
+    if settings["plan"]:
+        _print_plan(planned, settings)
+        return DONE
+    store.create()
+    return _run(planned, store, settings)
+
+
+def _run(planned: Sequence[Any], store: Store, settings: Mapping[str, Any]) -> int:
+    from normbench import report, track
+    from normbench.display import Display
+    from normbench.launch.local import Local, skip
+    from normbench.preflight import will_run
+
+    todo = list(will_run(planned, settings["rerun"]))
+    tracker = track.make(settings["track"], folder=store.folder)
+    try:
+        with Display(len(planned)) as display:
+            display.plan([(item.cell_id, item.cell.label(), item.status) for item in planned])
+            tracker.note = display.note
+            for item in planned:
+                if item.skip is not None:
+                    skip(item, store)
+                    display.finish(item.cell_id, item.cell.label(), {"status": "skipped", "reason": item.skip})
+            Local(store, display, tracker).run(todo)
+    finally:
+        tracker.close()
+        store.write_results()
+        print(report.write(store.folder))
+    statuses = Counter(cell_status(store.cell(item.cell_id)) for item in planned)
+    fine = FINE[:1] if settings["strict"] else FINE
+    return DONE if all(status in fine for status in statuses) else FAILED
+
+
+def _check(settings: Mapping[str, Any]) -> None:
+    """The settings of the sweep as a whole."""
+    one_of("rerun", settings["rerun"], RERUNS)
+    one_of("track", settings["track"] or "none", ("none", "wandb"))
+    one_of("launch", settings["launch"], ("local",))
+    for key in ("slots", "ranks"):
+        if settings[key] != 1:
+            raise ConfigError(
+                f"{key}: got {settings[key]}, expected 1; this version runs one cell at a time in one process"
+            )
+    if not settings["name"] or "/" in settings["name"] or settings["name"].startswith("."):
+        raise ConfigError(
+            f"name: got {settings['name']!r}, expected the plain name of a folder below runs={settings['runs']}"
+        )
+
+
+def _print_plan(planned: Sequence[Any], settings: Mapping[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from normbench.preflight import will_run
+
+    todo = {item.cell_id for item in will_run(planned, settings["rerun"])}
+    table = Table("cell", "arch", "data", "norm", "batch", "workers", "seed", "state", box=None, pad_edge=False)
+    states = []
+    for item in planned:
+        states.append(_state(item, item.cell_id in todo))
+        flat = item.cell.flat()
+        table.add_row(
+            item.cell_id, *(str(flat[key]) for key in ("arch", "data", "norm", "batch", "workers", "seed")), states[-1]
+        )
+    console = Console(soft_wrap=True) if not sys.stdout.isatty() else Console()
+    console.print(table)
+    counts = Counter(state.split(":")[0] for state in states)
+    console.print(f"{len(planned)} cells: " + ", ".join(f"{count} {state}" for state, count in counts.items()))
+
+
+def _state(item: Any, runs: bool) -> str:
+    if item.skip is not None:
+        return f"would be skipped: {item.skip}"
+    if item.status == "new":
+        return "new"
+    done = "done" if item.status == "ok" else item.status
+    return f"{done}, runs again" if runs else done
+
+
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--help", "-h", action="store_true")
+    parser.add_argument("--version", action="version", version=f"normbench {__version__}")
+    parser.add_argument("--config-dir", "-cd", action="append", default=[])
+    parser.add_argument("--cfg", "-c", choices=["job"])
+    # Hydra's flag for sweeps: every run here is one, so it is welcome and means nothing.
+    parser.add_argument("--multirun", "-m", action="store_true")
+    return parser.parse_intermixed_args(argv)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        flags = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
+        if message.startswith("unrecognized arguments"):
+            raise UnknownName("flag", message.split(": ", 1)[1].split()[0], flags)
+        raise ConfigError(f"{message}; see --help")
+
+
+def _help() -> str:
+    folder = grid.conf_folder()
+    more = {
+        "arch": "any torchvision classifier by name, file.py:callable",
+        "data": "file.py:callable",
+        "norm": "file.py:Class, package.module:Class",
+        "recipe": "",
+    }
+    groups = "\n".join(
+        f"  {group:<7} {', '.join(grid.options(group, [folder]))}" + (f"; {more[group]}" if more[group] else "")
+        for group in grid.GROUPS
+    )
+    lines = (folder / "sweep.yaml").read_text().split("\n# One cell\n", 1)[1].splitlines()
+    keys = "\n".join(f"  {line}" if line and not line.startswith("#") else "" for line in lines)
+    return HELP.format(groups=groups, keys=keys) + FLAGS
+
+
+def _stop(signum: int, frame: Any) -> NoReturn:
+    """A polite kill ends the sweep as Ctrl-C does: the cell at work is closed as interrupted."""
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())
