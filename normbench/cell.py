@@ -1,6 +1,7 @@
 """The config of one cell: typed, checked, hashed. Everything that can change the cell's numbers, and nothing else.
 
-A cell is made from a plain nested dict (what Hydra composed, the command line applied) and needs neither Hydra nor torch.
+A cell is made from a plain nested dict, what Hydra composed and the command line changed; neither Hydra nor torch
+is needed for it.
 """
 
 from __future__ import annotations

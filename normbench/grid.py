@@ -27,7 +27,8 @@ GROUPS = ("arch", "data", "norm", "recipe")
 WHAT = {"arch": "architecture", "data": "data set", "norm": "normalizer", "recipe": "recipe"}
 # Keys of the sweep, the same for every cell of it: they cannot be swept.
 SWEEP_KEYS = {
-    "name": str, "runs": str, "track": str, "launch": str, "slots": int, "ranks": int, "plan": bool, "rerun": str, "strict": bool,
+    "name": str, "runs": str, "track": str, "launch": str, "slots": int, "ranks": int,
+    "plan": bool, "rerun": str, "strict": bool,
 }  # fmt: skip
 # Values of these groups that are no config file are looked up further: registered names, torchvision, a user's file.
 OPEN_GROUPS = ("arch", "data", "norm")

@@ -38,8 +38,8 @@ def optimizer(model: nn.Module, recipe: Recipe, lr: float) -> torch.optim.Optimi
 def learning_rate(step: int, *, peak: float, total: int, warmup: int, recipe: Recipe) -> float:
     """The rate of step ``step`` (0, 1, … total − 1).
 
-    Warm-up: from peak/warmup at the first step to the peak, along a line or a quarter of a cosine. Then, over the rest of
-    the run: cosine to 0, or × decay at each milestone (a share of the whole run), or constant.
+    Warm-up: from peak/warmup at the first step to the peak, along a line or half a cosine. Then, over the rest
+    of the run: cosine to 0, or × decay at each milestone (a share of the whole run), or constant.
     """
     if step < warmup:
         part = (step + 1) / warmup

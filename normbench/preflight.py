@@ -122,8 +122,7 @@ def will_run(planned: Sequence[Planned], rerun: str) -> Iterator[Planned]:
 
 def _trace(arch: ArchOptions, size: tuple[int, int], num_classes: int, norm: NormOptions, needs_graph: bool) -> Shapes:
     height, width = size
-    with torch.device("meta"):
-        net = models.build(arch, num_classes=num_classes, picture_size=height)
+    net = models.outline(arch, num_classes=num_classes, picture_size=height)
     try:
         shapes = surgery.site_shapes(net, (3, height, width))
     except NormbenchError:
@@ -139,7 +138,7 @@ def _trace(arch: ArchOptions, size: tuple[int, int], num_classes: int, norm: Nor
 
 
 def _single_value(cell: Cell, shapes: Shapes) -> str | None:
-    """Try the normalizer on every kind of site: an error says it does not fit, a string that a statistic is of one value."""
+    """Try the normalizer on every kind of site. An error: it does not fit. A string: a statistic is of one value."""
     row = norms.get(cell.norm.name)
     first_of = {shape: name for name, shape in reversed(shapes.items())}
     for (C, H, W), site in first_of.items():

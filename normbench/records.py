@@ -1,4 +1,4 @@
-"""The store: a folder a sweep, a folder a cell, rows, statuses, atomic writes. The truth that everything else is made from.
+"""The store: a folder a sweep, a folder a cell, rows, statuses, atomic writes. All else is made from it.
 
     runs/<name>/store.json          the schema's version
     runs/<name>/results.csv         one row per cell, made again from the cell folders after every cell

@@ -1,4 +1,4 @@
-"""Reading .tar, .tar.xz, .tar.gz, .tgz and .zip member by member, from the open archive: nothing is unpacked to disk."""
+"""Reading .tar, .tar.xz, .tar.gz, .tgz and .zip member by member, from the open archive; nothing is unpacked."""
 
 from __future__ import annotations
 

@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from normbench.errors import ConfigError
+from normbench.options import DataOptions
+
 # Pictures handled at a time where a temporary copy is made: keeps the peak near the size of the set itself.
 CHUNK = 2048
 
@@ -51,6 +54,15 @@ def make(
     return Arrays(classes, train_x, train_y, test_x, test_y, mean, std, mark)
 
 
+def refuse_stream(options: DataOptions) -> None:
+    """Raise ConfigError if a set that comes in one piece is to be streamed."""
+    if options.stream:
+        raise ConfigError(
+            f"data.stream: got true for {options.name}, which comes in one piece and is held in memory; "
+            "expected false or nothing; leave it out"
+        )
+
+
 def chunks(x: np.ndarray) -> Iterator[np.ndarray]:
     """``x`` along its first axis, CHUNK at a time."""
     return (x[start : start + CHUNK] for start in range(0, len(x), CHUNK))
@@ -77,7 +89,7 @@ def digest(classes: tuple[str, ...], *arrays: np.ndarray) -> str:
     sha = hashlib.sha256(json.dumps([classes, [a.shape for a in arrays]]).encode())
     for array in arrays:
         for part in chunks(array):
-            sha.update(np.ascontiguousarray(part))
+            sha.update(part.tobytes())
     return sha.hexdigest()[:16]
 
 
@@ -90,9 +102,12 @@ def resized(x: np.ndarray, size: int | None) -> np.ndarray:
 
 
 def fit(x: Tensor, size: int) -> Tensor:
-    """Float (B, C, H, W) with its shorter side scaled to ``size`` (bilinear, antialiased when shrinking), centre-cropped."""
+    """Float (B, C, H, W) with its shorter side scaled to ``size``, then centre-cropped.
+
+    Bilinear, antialiased when shrinking.
+    """
     H, W = x.shape[2:]
-    if (H, W) == (size, size):
+    if H == W == size:
         return x
     height, width = scaled(H, W, size)
     x = F.interpolate(x, (height, width), mode="bilinear", antialias=min(H, W) > size)

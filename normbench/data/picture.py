@@ -1,4 +1,4 @@
-"""One picture file → uint8 pixels: every kind of picture that Pillow reads, as grey or RGB, at a size if one is asked."""
+"""One picture file → uint8 pixels: every kind of picture that Pillow reads, as grey or RGB, at the size asked for."""
 
 from __future__ import annotations
 

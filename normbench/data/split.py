@@ -18,9 +18,8 @@ def ranks(labels: np.ndarray, purpose: int) -> np.ndarray:
     """Each picture's place, from 0, in a fixed shuffle of its class. labels, result: (N,)."""
     place = np.empty(len(labels), dtype=np.int64)
     by_class = np.argsort(labels, kind="stable")
-    counts = np.bincount(labels) if len(labels) else []
     start = 0
-    for label, count in enumerate(counts):
+    for label, count in enumerate(np.bincount(labels)):
         generator = np.random.default_rng(np.random.SeedSequence([purpose, label]))
         place[by_class[start : start + count]] = generator.permutation(count)
         start += count

@@ -12,6 +12,7 @@ from normbench.data.picture import is_picture
 from normbench.errors import DataError, nearest
 
 EXPECTED = "expected train/<class>/<picture> and test/<class>/<picture> (or val/)"
+SPLITS = ("test", "val")
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Tree:
     test_y: np.ndarray
 
 
-def base(names: Iterable[str], where: str, splits: Sequence[str]) -> str:
+def base(names: Iterable[str], where: str, expected: str = EXPECTED) -> str:
     """What stands before train/ in ``names``: nothing, or one top folder with its slash."""
     parts = [name.split("/") for name in names]
     if any(part[0] == "train" for part in parts):
@@ -39,12 +40,18 @@ def base(names: Iterable[str], where: str, splits: Sequence[str]) -> str:
     if tops:
         raise DataError(f"{where}: train/ stands below several folders ({some(tops)}); expected one; name one of them")
     found = some(sorted({part[0] for part in parts if part[0]}))
-    near = nearest("train", {part[0] for part in parts} - set(splits))
+    near = nearest("train", {part[0] for part in parts} - {*SPLITS})
     hint = f"; is {near!r} meant to be 'train'?" if near else ""
-    raise DataError(f"{where}: no train/ folder (found: {found or 'nothing'}); {EXPECTED}{hint}")
+    raise DataError(f"{where}: no train/ folder (found: {found or 'nothing'}); {expected}{hint}")
 
 
-def arrange(files: Iterable[str], folders: Iterable[str], where: str, splits: Sequence[str] = ("test", "val")) -> Tree:
+def arrange(
+    files: Iterable[str],
+    folders: Iterable[str],
+    where: str,
+    splits: Sequence[str] = SPLITS,
+    expected: str = EXPECTED,
+) -> Tree:
     """The tree that ``files`` and ``folders`` make; evaluation is on the first of ``splits`` that is there.
 
     files, folders: paths with "/" below ``where`` (a folder or an archive, for the messages). What is no picture by
@@ -53,14 +60,14 @@ def arrange(files: Iterable[str], folders: Iterable[str], where: str, splits: Se
     """
     files, folders = list(files), [folder.rstrip("/") for folder in folders]
     if not any(is_picture(name) for name in files):
-        raise DataError(f"{where}: holds no picture; {EXPECTED}")
-    top = base([*files, *folders], where, splits)
+        raise DataError(f"{where}: holds no picture; {expected}; data.root=… names the folder or archive")
+    top = base([*files, *folders], where, expected)
     grouped = group(files, folders, top)
     evaluated = next((split for split in splits if split in grouped), None)
     if evaluated is None:
         wanted = " or ".join(f"{split}/" for split in splits)
-        raise DataError(f"{where}: no {wanted} folder beside {top}train/; {EXPECTED}; add the pictures to evaluate on")
-    classes = agreed(grouped["train"], grouped[evaluated], evaluated, where)
+        raise DataError(f"{where}: no {wanted} folder beside {top}train/; {expected}; add the pictures to evaluate on")
+    classes = agreed(grouped["train"], grouped[evaluated], evaluated, where, expected)
     train, train_y = ordered(grouped["train"], classes)
     test, test_y = ordered(grouped[evaluated], classes)
     return Tree(classes, train, train_y, test, test_y)
@@ -80,12 +87,14 @@ def group(files: Iterable[str], folders: Iterable[str], top: str) -> dict[str, d
     return grouped
 
 
-def agreed(train: dict[str, list[str]], test: dict[str, list[str]], evaluated: str, where: str) -> tuple[str, ...]:
+def agreed(
+    train: dict[str, list[str]], test: dict[str, list[str]], evaluated: str, where: str, expected: str
+) -> tuple[str, ...]:
     """The classes, sorted, if both splits have the same ones and every one has pictures."""
     for split, classes in (("train", train), (evaluated, test)):
         for label, names in sorted(classes.items()):
             if not label:
-                raise DataError(f"{where}: {names[0]} lies in no class folder; {EXPECTED}; move it into its class")
+                raise DataError(f"{where}: {names[0]} lies in no class folder; {expected}; move it into its class")
             if not names:
                 raise DataError(
                     f"{where}: class {label!r} has no pictures in {split}/; expected one or more; "
@@ -97,8 +106,8 @@ def agreed(train: dict[str, list[str]], test: dict[str, list[str]], evaluated: s
             near = nearest(alone[0], set(theirs) - set(ours))
             hint = f" (which has {near!r})" if near else ""
             raise DataError(
-                f"{where}: {some(alone)} in {here}/ but not in {there}/{hint}; expected the same class folders in both; "
-                "rename, add or take out"
+                f"{where}: {some(alone)} in {here}/ but not in {there}/{hint}; "
+                "expected the same class folders in both; rename, add or take out"
             )
     return tuple(sorted(train))
 

@@ -25,11 +25,11 @@ from normbench.models import user, zoo
 from normbench.models.preresnet_cifar import PreResNet
 from normbench.models.resnet_cifar import ResNet
 from normbench.models.resnetv2 import ResNetV2
-from normbench.models.stem import find_stem, to_cifar
+from normbench.models.stem import Unfilled, find_stem, to_cifar
 from normbench.options import ArchOptions
 from normbench.targets import is_target, load
 
-__all__ = ["Resolved", "build", "names", "native_size", "resolve", "source_hash"]
+__all__ = ["Resolved", "build", "names", "native_size", "outline", "resolve", "source_hash"]
 
 OURS: dict[str, Callable[..., nn.Module]] = {
     **{f"resnet{depth}": partial(ResNet, depth) for depth in (8, 20, 32, 56)},
@@ -66,25 +66,25 @@ def source_hash(name: str) -> str | None:
     return load(name, "architecture")[1] if is_target(name) else None
 
 
-def resolve(options: ArchOptions, *, picture_size: int) -> Resolved:
-    """What ``options`` come to for pictures of ``picture_size`` pixels a side. Checks all that can be without building.
+def resolve(options: ArchOptions, *, picture_size: int | None) -> Resolved:
+    """What ``options`` come to for pictures of ``picture_size`` pixels a side (None: of any size, so the net's own).
 
-    Raises UnknownName for an unknown architecture or option of one, ConfigError for a stem, size, auxiliary head or
-    zero_init that this net does not have.
+    Checks all that can be without building: raises UnknownName for an unknown architecture or option of one, ConfigError
+    for a stem, size, auxiliary head or zero_init that this net does not have.
     """
     if is_target(options.name):
         user.check(options)
         # A user's net is what it is: only an explicit stem changes it.
         return Resolved(None if options.stem == "auto" else options.stem, options.size, aux=False)
     if options.options:
-        raise UnknownName(f"option of {options.name}", next(iter(options.options)), ())
-    stems = _has_stem(options.name, options.zero_init)
-    size = zoo.needs(options.name).size(options, picture_size)
-    side = size or picture_size
-    return Resolved(_stem(options, side) if stems else _no_stem(options), size, zoo.needs(options.name).aux(options, side))
+        raise UnknownName(f"option of {options.name}", next(iter(options.options)), ("aux", "size", "stem", "zero_init"))
+    needs, stems = zoo.needs(options.name), _has_stem(options.name, options.zero_init)
+    size = needs.size(options, picture_size)
+    side = size or picture_size or needs.native
+    return Resolved(_stem(options, side) if stems else _no_stem(options), size, needs.aux(options, side))
 
 
-def build(options: ArchOptions, *, num_classes: int, picture_size: int) -> nn.Module:
+def build(options: ArchOptions, *, num_classes: int, picture_size: int | None) -> nn.Module:
     """The plain model, (N, 3, S, S) → (N, num_classes), with S the resolved size. Raises as ``resolve`` does.
 
     A model with an auxiliary head returns torchvision's named tuple in training.
@@ -95,6 +95,12 @@ def build(options: ArchOptions, *, num_classes: int, picture_size: int) -> nn.Mo
     else:
         model = _plain(options.name, options.zero_init, num_classes=num_classes, **zoo.heads(options.name, resolved.aux))
     return to_cifar(model, options.name) if resolved.stem == "cifar" else model
+
+
+def outline(options: ArchOptions, *, num_classes: int, picture_size: int | None) -> nn.Module:
+    """The same model for its shapes only, in a tenth of the time: weights are what memory held, no random number is drawn."""
+    with torch.random.fork_rng(devices=[]), Unfilled():
+        return build(options, num_classes=num_classes, picture_size=picture_size)
 
 
 def _plain(name: str, zero_init: bool, **arguments: object) -> nn.Module:
@@ -118,15 +124,11 @@ def _zero_init(name: str, zero_init: bool) -> dict[str, bool]:
 
 @cache
 def _has_stem(name: str, zero_init: bool) -> bool:
-    """Whether the net has a 7×7 stem, seen on a copy without memory. Also what finds an unknown name or a bad zero_init."""
-    heads = zoo.heads(name, aux=False)
-    try:
-        with torch.device("meta"):
-            return find_stem(_plain(name, zero_init, **heads)) is not None
-    except (NotImplementedError, RuntimeError):
-        # A few of torchvision's nets compute with tensors while they are made, which meta tensors cannot.
-        with torch.random.fork_rng(devices=[]):
-            return find_stem(_plain(name, zero_init, **heads)) is not None
+    """Whether the net has a 7×7 stem. Also what finds an unknown name or a bad zero_init."""
+    heads = zoo.heads(name, aux=False, fresh=False)
+    # fork_rng: a few nets draw outside their parameters, and what is cached here must not change what build draws.
+    with torch.random.fork_rng(devices=[]), Unfilled():
+        return find_stem(_plain(name, zero_init, **heads)) is not None
 
 
 def _stem(options: ArchOptions, side: int) -> str:

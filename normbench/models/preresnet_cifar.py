@@ -3,8 +3,8 @@
     conv3×3(16) → n blocks of 16 channels → n of 32, half the side → n of 64, half again → norm–ReLU → mean → linear
 
 A block is norm–ReLU–conv3×3 twice, plus its input, with nothing on the sum. Where the shape changes, both paths start
-from the first norm–ReLU and the shortcut is option A of ``resnet_cifar``: 6n + 2 layers, and nearly its parameters.
-Blocks end with a convolution, so there is no last norm to start at zero.
+from the first norm–ReLU and the shortcut is option A of ``resnet_cifar``: 6n + 2 layers and
+as many parameters. Blocks end with a convolution, so there is no last norm to start at zero.
 """
 
 from __future__ import annotations

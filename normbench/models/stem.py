@@ -6,10 +6,29 @@ first block. cifar: a 3×3 convolution of stride 1 and no max-pool.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from normbench.errors import ConfigError
+
+
+class Unfilled(TorchFunctionMode):
+    """Inside it models are made without initializing them: no random number is drawn, no memory touched.
+
+    A meta device would do, but for the nets that compute with tensors while they are made, and its first random
+    initialization imports a second's worth of compiler.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        target = args[0] if args else kwargs.get("tensor")
+        in_place = func.__name__.endswith("_") and not func.__name__.endswith("__")
+        if in_place and isinstance(target, nn.Parameter):
+            return target
+        return func(*args, **kwargs)
 
 
 def find_stem(model: nn.Module) -> tuple[str, str] | None:

@@ -31,14 +31,16 @@ class Needs:
     aux_least: int | None = None
     aux_auto: bool = False
 
-    def size(self, options: ArchOptions, picture_size: int) -> int | None:
+    def size(self, options: ArchOptions, picture_size: int | None) -> int | None:
         """The side that pictures are brought to; None: as they are. Raises ConfigError below ``least``."""
         if options.size is not None and options.size < self.least:
             mend = f"give {self.least} or more, or leave it out for {self.enlarge or 'the pictures as they are'}"
             raise ConfigError(f"arch.size={options.size}: {self.name} has no pixels left at its end; {mend}")
-        if options.size is None and self.enlarge and picture_size < self.enlarge:
-            return self.enlarge
-        return options.size
+        if options.size is not None or self.enlarge is None:
+            return options.size
+        if picture_size is None:
+            return self.native
+        return self.enlarge if picture_size < self.enlarge else None
 
     def aux(self, options: ArchOptions, side: int) -> bool:
         """Whether the auxiliary head is on at this side. Raises ConfigError where it is asked for and cannot be."""
@@ -68,9 +70,9 @@ def needs(name: str) -> Needs:
     return NEEDS.get(name) or Needs(name)
 
 
-def heads(name: str, aux: bool) -> dict[str, bool]:
-    """The arguments of a net with an auxiliary head: the head, initialized as published, pictures taken as they are."""
-    return {} if needs(name).aux_least is None else {"aux_logits": aux, "init_weights": True, "transform_input": False}
+def heads(name: str, aux: bool, fresh: bool = True) -> dict[str, bool]:
+    """The arguments of a net with an auxiliary head: the head, ``fresh`` weights as published, pictures taken as they are."""
+    return {} if needs(name).aux_least is None else {"aux_logits": aux, "init_weights": fresh, "transform_input": False}
 
 
 @cache

@@ -29,11 +29,23 @@ class Report:
     table: Table
     paths: tuple[Path, ...]
 
+    def __str__(self) -> str:
+        """The table and where its files are, as the terminal at hand can show them."""
+        from rich.console import Console
+
+        console = Console(highlight=False)
+        with console.capture() as said:
+            console.print(self.table)
+            written = ", ".join(path.name for path in self.paths)
+            console.print(f"wrote {self.folder}/: {written}", markup=False, soft_wrap=True)
+        return said.get()
+
 
 def write(folder: Path | str) -> Report:
     """Write table.csv, table.md, plot.png and plot.svg into a sweep's folder, each whole or not at all.
 
-    Raises StoreError if the folder is no sweep, was written by another schema version, holds no cell, or cannot be written.
+    Raises StoreError if the folder is no sweep, was written by another schema version, holds no cell, or cannot be
+    written.
     """
     from normbench.report import frame, plot, table
 
@@ -41,9 +53,9 @@ def write(folder: Path | str) -> Report:
     if not records.is_sweep(folder):
         raise StoreError(f"{str(folder)!r} is no sweep; expected runs/<name>, as normbench.sweep leaves it")
     cells = frame.read(folder)
-    summary = frame.summary(cells)
-    made = table.make(folder.resolve().name, cells, summary)
-    pictures = plot.draw(made.title, cells, summary)
+    spots = frame.spots(cells)
+    made = table.make(folder.resolve().name, cells, spots)
+    pictures = plot.draw(made.title, spots)
     files = {"table.csv": made.csv(), "table.md": made.markdown()} | {f"plot.{k}": v for k, v in pictures.items()}
     return Report(folder, made, tuple(_save(folder / name, content) for name, content in files.items()))
 
@@ -52,5 +64,6 @@ def _save(path: Path, content: str | bytes) -> Path:
     try:
         records.write_atomically(path, content)
     except OSError as error:
-        raise StoreError(f"cannot write {str(path)!r}: {error.strerror or error}; expected a folder this user can write") from None
+        why = error.strerror or error
+        raise StoreError(f"cannot write {str(path)!r}: {why}; expected a folder this user can write") from None
     return path

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from normbench import records
 from normbench.errors import NormbenchError
-from normbench.report import Report, write
+from normbench.report import write
 
 EPILOG = """\
 Into each sweep's folder go table.csv, table.md, plot.png and plot.svg. They are made from the cells' own
@@ -31,20 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for folder in folders:
             records.check_schema(folder)
         for folder in folders:
-            show(write(folder))
+            print(write(folder))
     except NormbenchError as error:
         print(f"normbench.report: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-def show(report: Report) -> None:
-    """Print a report's table and where its files are."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    console.print(report.table)
-    console.print(f"wrote {report.folder}/: {', '.join(path.name for path in report.paths)}\n", markup=False, soft_wrap=True)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import statistics
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +28,10 @@ BLOCK = ("data", "arch")
 FOLLOWS = ("lr", "steps")
 # The baselines come first, the rest by name.
 FIRST = ("none", "bn")
-NOTHING_YET = "–"
 
 
 def read(folder: Path | str) -> pd.DataFrame:
-    """The cells of one sweep: the columns of ``results.csv`` and ``line`` and ``block``, sorted as they are to be shown.
+    """The cells of one sweep: the columns of ``results.csv`` and ``line`` and ``block``, in the order to be shown.
 
     ``line``: label of the cell's line, without its block; ``block``: data and architecture where they vary, else "".
     Cells that left no configuration behind (damaged ones) have an empty ``line``.
@@ -38,30 +40,61 @@ def read(folder: Path | str) -> pd.DataFrame:
     rows = records.rows(folder)
     if not rows:
         raise StoreError(f"{str(folder)!r} has no cell yet; expected a sweep that has begun at least one")
-    frame = pd.DataFrame(rows, dtype=object)
-    for column in configuration(frame):
-        frame[column] = frame[column].map(_known)
+    # As objects: pandas would make floats of integers beside a missing value, and 4 groups 4.0.
+    frame = pd.DataFrame([{key: _known(value) for key, value in row.items()} for row in rows], dtype=object)
     whole = frame[["norm", "batch"]].notna().all(axis=1)
-    frame.loc[whole, "batch"] = frame.loc[whole, "batch"].map(int)
     return _sorted(_labelled(frame, whole), whole).reset_index(drop=True)
 
 
-def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row per block, line and batch: ``mean std n_ok n text complete best`` of top-1 over the seeds, in percent.
+@dataclass(frozen=True)
+class Spot:
+    """What stands at one line and batch: the top-1 (%) of the seeds that ended ok, and how the others ended.
 
-    ``std`` is the sample's (n − 1), NaN below two values. ``n`` counts failures too. ``complete``: every seed ended ok,
-    and no other line has more seeds at that batch. ``best``: the highest mean among the complete ones of a block
-    and batch, all of them where they print alike, none where there is nothing to compare.
+    best: the highest mean of its block and batch among the complete ones, all of them where they print alike,
+    none where there is nothing to compare. Complete: every seed ended ok, and no other line has more seeds there.
     """
-    cells = frame[frame["line"] != ""]
-    if cells.empty:
-        columns = ["block", "line", "batch", "mean", "std", "n_ok", "n", "text", "complete", "best"]
-        return pd.DataFrame(columns=columns)
-    table = pd.DataFrame(
-        {"block": block, "line": line, "batch": batch, **_summed(cell)}
-        for (block, line, batch), cell in cells.groupby(["block", "line", "batch"], sort=False)
-    )
-    return _marked(table)
+
+    block: str
+    line: str
+    batch: int
+    values: tuple[float, ...]
+    failed: Mapping[str, int]
+    best: bool = False
+
+    @property
+    def n(self) -> int:
+        """Seeds, those without a result included."""
+        return len(self.values) + sum(self.failed.values())
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values) if self.values else math.nan
+
+    @property
+    def text(self) -> str:
+        """``98.1 ± 0.2 (3)``, ``97.9 (2/3, 1 diverged)``, ``diverged``; ± the sample's standard deviation (n − 1)."""
+        kinds = ", ".join(f"{count} {status}" for status, count in sorted(self.failed.items()))
+        if not self.values:
+            alike = next(iter(self.failed)) + (f" ({self.n})" if self.n > 1 else "")
+            return alike if len(self.failed) == 1 else f"0/{self.n}, {kinds}"
+        if self.failed:
+            return f"{self.mean:.1f} ({len(self.values)}/{self.n}, {kinds})"
+        return f"{self.mean:.1f}" + (f" ± {statistics.stdev(self.values):.1f} ({self.n})" if self.n > 1 else "")
+
+
+def spots(frame: pd.DataFrame) -> list[Spot]:
+    """The table's entries, line by line as they are to be shown."""
+    known = frame[frame["line"] != ""]
+    groups: Iterable[Any] = known.groupby(["block", "line", "batch"], sort=False)
+    return _marked([_spot(str(block), str(line), int(batch), cells) for (block, line, batch), cells in groups])
+
+
+def grouped(spots: Iterable[Spot], key: str) -> dict[Any, list[Spot]]:
+    """Spots by ``block``, ``line`` or ``batch``, in the order in which these first appear."""
+    groups: dict[Any, list[Spot]] = {}
+    for spot in spots:
+        groups.setdefault(getattr(spot, key), []).append(spot)
+    return groups
 
 
 def configuration(frame: pd.DataFrame) -> list[str]:
@@ -74,7 +107,7 @@ def shown(frame: pd.DataFrame) -> dict[str, set[str]]:
     columns = [c for c in configuration(frame) if c not in ("norm", "batch", "seed") and _words(frame, c).nunique() > 1]
     norms = set(frame["norm"].dropna())
     general = [c for c in columns if not _may_follow(c)]
-    found = {column: norms for column in general}
+    found = dict.fromkeys(general, norms)
     for column in (c for c in columns if _may_follow(c)):
         found[column] = _norms_split_by(frame, column, general)
     # The rate is asked last: an option that is shown may be the reason why it differs.
@@ -114,12 +147,17 @@ def _labelled(frame: pd.DataFrame, whole: pd.Series) -> pd.DataFrame:
     stands = shown(frame[whole])
     names = _short_names([column for column in stands if column not in BLOCK and stands[column]])
     short = {column: _short_values(frame[column]) for column in ("norm", *stands)}
-    blocks, lines = [], []
-    for row, known in zip(frame.to_dict("records"), whole, strict=True):
-        parts = [f"{name}={short[c][word(row[c])]}" for c, name in names.items() if row["norm"] in stands[c] and row[c] is not None]
-        lines.append(" ".join([short["norm"][word(row["norm"])], *parts]) if known else "")
-        blocks.append(" · ".join(short[c][word(row[c])] for c in BLOCK if c in stands) if known else "")
-    return _told_apart(frame.assign(line=lines, block=blocks))
+
+    def line(row: Mapping[Any, Any]) -> str:
+        set_here = (c for c in names if row["norm"] in stands[c] and row[c] is not None)
+        return " ".join([short["norm"][word(row["norm"])], *(f"{names[c]}={short[c][word(row[c])]}" for c in set_here)])
+
+    def block(row: Mapping[Any, Any]) -> str:
+        return " · ".join(short[c][word(row[c])] for c in BLOCK if c in stands)
+
+    rows = list(zip(frame.to_dict("records"), whole, strict=True))
+    columns = {name.__name__: [name(row) if known else "" for row, known in rows] for name in (line, block)}
+    return _told_apart(frame.assign(**columns))
 
 
 def _told_apart(frame: pd.DataFrame) -> pd.DataFrame:
@@ -146,48 +184,37 @@ def _short_values(column: pd.Series) -> dict[str, str]:
 def _sorted(frame: pd.DataFrame, whole: pd.Series) -> pd.DataFrame:
     columns = [c for c in shown(frame[whole]) if c not in BLOCK]
 
-    def place(row: dict[str, Any]) -> tuple[Any, ...]:
+    def place(row: Mapping[Any, Any]) -> tuple[Any, ...]:
         norm = word(row["norm"])
         baseline = FIRST.index(norm) if norm in FIRST else len(FIRST)
         values = [_natural(row[c]) for c in (*columns, "batch", "seed")]
-        return (row["line"] == "", row["block"], baseline, norm, *values[:-2], row["line"], *values[-2:])
+        return (row["line"] == "", _natural(row["block"]), baseline, norm, *values[:-2], row["line"], *values[-2:])
 
     rows = frame.to_dict("records")
     return frame.iloc[sorted(range(len(rows)), key=lambda k: place(rows[k]))]
 
 
-def _natural(value: Any) -> tuple[int, float, str]:
-    """Numbers by size, then words; no value comes first."""
-    number = isinstance(value, int | float)
-    return (1, float(value), "") if number else (2 if word(value) else 0, 0.0, word(value))
+def _natural(value: Any) -> tuple[tuple[int, float, str], ...]:
+    """Numbers by size, inside words too (resnet8 before resnet20); no value comes first."""
+    if isinstance(value, int | float):
+        return ((1, float(value), ""),)
+    parts = re.split(r"(\d+)", word(value))
+    return tuple((1, float(part), "") if part.isdigit() else (2, 0.0, part) for part in parts if part)
 
 
-def _summed(cell: pd.DataFrame) -> dict[str, Any]:
-    """Mean, spread and counts of the seeds of one cell of the table."""
-    top1 = pd.to_numeric(cell["top1"], errors="coerce")
-    ok = (cell["status"] == "ok") & top1.notna()
-    values = top1[ok]
-    failed = Counter(status if status != "ok" else "no top-1" for status in cell.loc[~ok, "status"])
-    mean, std = (float(values.mean()), float(values.std())) if len(values) else (math.nan, math.nan)
-    counts = {"n_ok": len(values), "n": len(cell)}
-    return {"mean": mean, "std": std, **counts, "text": text(mean, std, **counts, failed=failed)}
+def _spot(block: str, line: str, batch: int, cells: pd.DataFrame) -> Spot:
+    top1 = pd.to_numeric(cells["top1"], errors="coerce")
+    ok = (cells["status"] == "ok") & top1.notna()
+    failed = Counter(str(status) if status != "ok" else "no top-1" for status in cells.loc[~ok, "status"])
+    return Spot(block, line, batch, tuple(map(float, top1[ok])), failed)
 
 
-def text(mean: float, std: float, n_ok: int, n: int, failed: Counter[str]) -> str:
-    """What stands in the table: ``98.1 ± 0.2 (3)``, ``97.9 (2/3, 1 diverged)``, ``diverged``."""
-    kinds = ", ".join(f"{count} {status}" for status, count in sorted(failed.items()))
-    if not n_ok:
-        return next(iter(failed)) + (f" ({n})" if n > 1 else "") if len(failed) == 1 else f"0/{n}, {kinds}"
-    if n_ok < n:
-        return f"{mean:.1f} ({n_ok}/{n}, {kinds})"
-    return f"{mean:.1f} ± {std:.1f} ({n})" if n > 1 else f"{mean:.1f}"
-
-
-def _marked(table: pd.DataFrame) -> pd.DataFrame:
-    """Add ``complete`` and ``best``."""
-    columns = table.groupby(["block", "batch"], sort=False)
-    table["complete"] = (table["n_ok"] == table["n"]) & (table["n"] == columns["n"].transform("max"))
-    entrants = table["mean"].where(table["complete"]).round(1)
-    groups = entrants.groupby([table["block"], table["batch"]], sort=False)
-    table["best"] = (entrants == groups.transform("max")) & (groups.transform("count") > 1)
-    return table
+def _marked(spots: list[Spot]) -> list[Spot]:
+    best: set[int] = set()
+    for block in grouped(spots, "block").values():
+        for rivals in grouped(block, "batch").values():
+            most = max(spot.n for spot in rivals)
+            entrants = [spot for spot in rivals if spot.n == most and not spot.failed]
+            highest = max((f"{spot.mean:.1f}" for spot in entrants), key=float, default="")
+            best |= {id(spot) for spot in entrants if len(entrants) > 1 and f"{spot.mean:.1f}" == highest}
+    return [replace(spot, best=True) if id(spot) in best else spot for spot in spots]

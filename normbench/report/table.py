@@ -1,10 +1,10 @@
-"""The table norm × batch of one sweep: on the terminal, as CSV and as Markdown, with what a reader must know below it."""
+"""The table norm × batch of one sweep: on the terminal, as CSV, as Markdown; below it what a reader must know."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pandas as pd
@@ -13,10 +13,11 @@ from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from normbench.report import frame as frames
+from normbench.report.frame import Spot, grouped, shown, word
 
 REASON = 100  # characters of a reason; the rest stands in results.csv
 FAILURES = 12  # lines of failures; likewise
+NOTHING = "–"  # no such cell in the sweep, or none yet
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class Table:
         yield Text(self.title, style="bold")
         for part in self._parts(console, options):
             yield part
+            yield Text()
         for note in self.notes:
             yield Text(note, style="dim")
 
@@ -79,7 +81,8 @@ class Table:
             columns = columns[count:]
 
     def _width(self, columns: list[int], console: Console, options: ConsoleOptions) -> int:
-        return Measurement.get(console, options.update(max_width=10_000), self._part(columns)).maximum
+        unlimited = options.update(max_width=10_000)
+        return Measurement.get(console, unlimited, self._part(columns)).maximum
 
     def _part(self, columns: list[int]) -> RichTable:
         table = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="none")
@@ -94,61 +97,76 @@ class Table:
         return table
 
 
-def make(name: str, frame: pd.DataFrame, summary: pd.DataFrame) -> Table:
-    """The table of a frame (``frames.read``) and its summary; ``name`` is the sweep's."""
-    batches = sorted(int(batch) for batch in summary["batch"].unique())
+def make(name: str, frame: pd.DataFrame, spots: list[Spot]) -> Table:
+    """The table of a frame (``frame.read``) and its spots; ``name`` is the sweep's."""
+    batches = sorted({spot.batch for spot in spots})
     blocks = [
-        (block, [(line, _cells(part, batches)) for line, part in lines.groupby("line", sort=False)])
-        for block, lines in summary.groupby("block", sort=False)
+        (block, [(line, _cells(entries, batches)) for line, entries in grouped(lines, "line").items()])
+        for block, lines in grouped(spots, "block").items()
     ]
-    return Table(_title(name, frame), batches, blocks, [*_caption(frame, summary), *_told(frame), *_failures(frame)])
+    return Table(title(name, frame), batches, blocks, [*_caption(frame, spots), *_told(frame), *_failures(frame)])
 
 
-def _cells(line: pd.DataFrame, batches: list[int]) -> list[tuple[str, bool]]:
-    there = {row.batch: (row.text, bool(row.best)) for row in line.itertuples()}
-    return [there.get(batch, (frames.NOTHING_YET, False)) for batch in batches]
-
-
-def _styled(cell: str, best: bool) -> Text:
-    return Text(cell, style="bold" if best else "" if cell[0].isdigit() else "dim")
-
-
-def _title(name: str, frame: pd.DataFrame) -> str:
-    """``runs' name: resnet8 on digits, 10 epochs``: what does not vary."""
+def title(name: str, frame: pd.DataFrame) -> str:
+    """``first: resnet8 on digits, 10 epochs``: the sweep and what its cells share."""
     one = {c: frame[c].dropna().unique() for c in ("arch", "data", "epochs") if c in frame}
-    same = {c: frames.word(values[0]) for c, values in one.items() if len(values) == 1}
+    same = {c: word(values[0]) for c, values in one.items() if len(values) == 1}
     where = " on ".join(same[c] for c in ("arch", "data") if c in same)
     length = f"{same['epochs']} epoch{'' if same['epochs'] == '1' else 's'}" if "epochs" in same else ""
     what = ", ".join(part for part in (where, length) if part)
     return f"{name}: {what}" if what else name
 
 
-def _caption(frame: pd.DataFrame, summary: pd.DataFrame) -> list[str]:
+def _cells(line: list[Spot], batches: list[int]) -> list[tuple[str, bool]]:
+    there = {spot.batch: (spot.text, spot.best) for spot in line}
+    return [there.get(batch, (NOTHING, False)) for batch in batches]
+
+
+def _styled(cell: str, best: bool) -> Text:
+    return Text(cell, style="bold" if best else "" if cell[0].isdigit() else "dim")
+
+
+def _caption(frame: pd.DataFrame, spots: list[Spot]) -> list[str]:
     splits = [str(split) for split in frame.get("split", pd.Series(dtype=object)).dropna().unique() if split]
     seen = f", {' and '.join(sorted(splits))} split" if splits else ""
-    spread = ", mean ± s.d. over seeds (n)" if len(summary) and summary["n"].max() > 1 else ""
-    bold = "; bold: best of its batch" if len(summary) and summary["best"].any() else ""
-    twins = any(" #" in line for line in frame["line"])
+    spread = ", mean ± s.d. over seeds (n)" if any(spot.n > 1 for spot in spots) else ""
+    bold = "; bold: best of its batch" if any(spot.best for spot in spots) else ""
     caption = f"top-1 (%){seen}, last epoch{spread}{bold}"
+    twins = any(" #" in line for line in frame["line"])
     told = "lines marked #2, #3 … have the configuration of the first, but other data or another file of the user's"
     return [caption, told] if twins else [caption]
 
 
 def _told(frame: pd.DataFrame) -> list[str]:
-    """What varies but stands in no label, as it follows the batch or belongs to one norm: ``lr 0.01, 0.04 at batch 2, 8``."""
+    """What varies but stands in no label, as it follows the batch or belongs to one norm.
+
+    ``lr 0.01, 0.04 at batch 2, 8``; ``gn: num_groups 16``.
+    """
     whole = frame[frame["line"] != ""]
-    hidden: dict[str, list[str]] = {}
-    for column, norms in frames.shown(whole).items():
-        for key, cells in whole[~whole["norm"].isin(norms)].groupby(["block", "line"], sort=False):
-            said = _values_by_batch(column.removeprefix("norm."), cells.set_index("batch")[column])
-            if said:
-                hidden.setdefault(said, []).append(" ".join(part for part in key if part))
-    lines = whole.groupby(["block", "line"]).ngroups
-    return [said if len(who) == lines else f"{', '.join(who)}: {said}" for said, who in hidden.items()]
+    blocks = {str(line): set(cells["block"]) for line, cells in whole.groupby("line", sort=False)}
+    said: dict[str, dict[str, set[str]]] = {}
+    for column, norms in shown(whole).items():
+        for (block, line), cells in whole[~whole["norm"].isin(norms)].groupby(["block", "line"], sort=False):
+            values = _values_by_batch(column.removeprefix("norm."), cells.set_index("batch")[column])
+            if values:
+                said.setdefault(values, {}).setdefault(str(line), set()).add(str(block))
+    return [_whose(lines, blocks) + values for values, lines in said.items()]
+
+
+def _whose(lines: dict[str, set[str]], blocks: dict[str, set[str]]) -> str:
+    """Whom a note is about: nobody's name if it is about all, no block's where it holds in all of a line's blocks."""
+    if lines == blocks:
+        return ""
+    names = [
+        f"{block} {line}".strip()
+        for line, where in lines.items()
+        for block in ([""] if where == blocks[line] else sorted(where))
+    ]
+    return f"{', '.join(names)}: "
 
 
 def _values_by_batch(name: str, values: pd.Series) -> str:
-    texts = {batch: frames.word(value) or "default" for batch, value in values.sort_index().items()}
+    texts = {batch: word(value) or "default" for batch, value in values.sort_index().items()}
     if set(texts.values()) == {"default"}:
         return ""
     if len(set(texts.values())) == 1:
@@ -158,48 +176,34 @@ def _values_by_batch(name: str, values: pd.Series) -> str:
 
 def _failures(frame: pd.DataFrame) -> list[str]:
     """Who has no result, and why: cells with the same status and reason share a line."""
-    groups: dict[str, list[tuple[str, str, str]]] = {}
-    for row in frame[frame["status"] != "ok"].to_dict("records"):
-        reason = " ".join(frames.word(row["reason"]).split())
-        short = reason if len(reason) <= REASON else reason[: REASON - 1].rstrip() + "…"
-        who = " ".join(part for part in (row["block"], row["line"]) if part)
-        cell = (who, frames.word(row["batch"]), frames.word(row["seed"])) if who else (str(row["cell_id"]), "", "")
-        groups.setdefault(f"{row['status']}|{short}", []).append(cell)
-    seeds = frame["seed"].nunique() > 1
-    said = [_failure(*key.split("|", 1), _who(cells, seeds)) for key, cells in groups.items()]
+    failed = frame[frame["status"] != "ok"]
+    causes = failed.groupby(["status", failed["reason"].map(_shortened)], sort=False)
+    said = [f"{status}: {_who(cells, frame)}" + (f" ({why})" if why else "") for (status, why), cells in causes]
     more = len(said) - FAILURES
     return said if more <= 0 else [*said[:FAILURES], f"… and {more} more reasons: see results.csv"]
 
 
-def _failure(status: str, reason: str, who: str) -> str:
-    return f"{status}: {who}" + (f" ({reason})" if reason else "")
+def _shortened(reason: object) -> str:
+    words = " ".join(word(reason).split())
+    return words if len(words) <= REASON else words[: REASON - 1].rstrip() + "…"
 
 
-def _who(cells: list[tuple[str, str, str]], seeds: bool) -> str:
-    """``bn at batch 2, 4; frn at batch 128 seeds 0, 2``."""
-    lines: dict[str, dict[str, list[str]]] = {}
-    for line, batch, seed in cells:
-        lines.setdefault(line, {}).setdefault(batch, []).append(seed)
-    return "; ".join(line + _where(batches, seeds) for line, batches in lines.items())
-
-
-def _where(batches: dict[str, list[str]], seeds: bool) -> str:
-    if "" in batches:
-        return ""
-    if not seeds:
-        return f" at batch {', '.join(batches)}"
-    places = (f"{batch} seed{'s'[: len(which) > 1]} {', '.join(which)}" for batch, which in batches.items())
-    return f" at batch {', batch '.join(places)}"
+def _who(cells: pd.DataFrame, frame: pd.DataFrame) -> str:
+    """``bn at batch 2, 4; frn at batch 128 (seeds 0, 2)``; seeds only where not all of them failed alike."""
+    said = [str(cell_id) for cell_id in cells.loc[cells["line"] == "", "cell_id"]]
+    for (block, line), part in cells[cells["line"] != ""].groupby(["block", "line"], sort=False):
+        whole = frame[(frame["block"] == block) & (frame["line"] == line)]
+        places: dict[str, list[str]] = {}
+        for batch, seeds in part.groupby("batch", sort=False)["seed"]:
+            some = len(seeds) < (whole["batch"] == batch).sum()
+            which = f" (seed{'s'[: len(seeds) > 1]} {', '.join(map(str, seeds))})" if some else ""
+            places.setdefault(which, []).append(str(batch))
+        where = "; ".join(f"{', '.join(batches)}{which}" for which, batches in places.items())
+        said.append(f"{block} {line}".strip() + f" at batch {where}")
+    return "; ".join(said)
 
 
 def _escaped(text: str) -> str:
     """Markdown without surprises from a user's names and reasons."""
     return "".join("\\" + letter if letter in "\\|*_`<[" else letter for letter in text)
 
-
-def text(renderables: Iterable[object], width: int = 120) -> str:
-    """Renderables as plain text, as a file or a test wants them."""
-    console = Console(file=io.StringIO(), width=width, color_system=None)
-    for renderable in renderables:
-        console.print(renderable)
-    return console.file.getvalue()  # type: ignore[attr-defined]

@@ -1,0 +1,161 @@
+"""From a data set's options to its description and its open pictures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from normbench.data import digits, folder, official, split, user
+from normbench.data.arrays import Arrays, refuse_stream
+from normbench.data.description import Description, Pictures
+from normbench.data.folder import Listing
+from normbench.data.memory import InMemory
+from normbench.data.progress import Tick
+from normbench.errors import ConfigError, UnknownName
+from normbench.options import DataOptions
+from normbench.targets import is_target
+
+IMAGENET = "expected train/<wnid>/*.JPEG and val/<wnid>/*.JPEG, as torchvision.datasets.ImageNet unpacks them"
+IMAGENET_TRAIN, IMAGENET_TEST, IMAGENET_CLASSES = 1_281_167, 50_000, 1_000
+
+
+def names() -> list[str]:
+    """The data sets that go by a name of their own."""
+    return ["digits", *official.KNOWN, "imagenet", "folder"]
+
+
+def describe(options: DataOptions, *, fetch: bool = True, progress: Tick | None = None) -> Description:
+    """What training on ``options`` would see. Decodes the pictures into the cache if that has not been done.
+
+    fetch: download what is missing, if ``options.download`` allows; ``False`` (planning) answers for published sets
+    from what is published of them, without a fingerprint where that takes the pictures.
+    Raises UnknownName, ConfigError, DataError.
+    """
+    found = find(options, fetch=fetch, verify=False, progress=progress)
+    if found is None:
+        return published(options)
+    return found.description if isinstance(found, user.Own) else chosen(found, options)[0]
+
+
+def open_pictures(
+    options: DataOptions, *, size: int | None, device: torch.device | str, progress: Tick | None = None
+) -> Pictures:
+    """The pictures of ``options`` on ``device``, handed out at ``size`` × ``size`` (None: as stored).
+
+    progress: called with the share decoded, in place of the bar. Raises UnknownName, ConfigError, DataError.
+    """
+    found = find(options, progress=progress)
+    assert found is not None  # only a plan may leave the pictures where they are
+    if isinstance(found, user.Own):
+        return found.on(size, device)
+    description, train_at, test_at = chosen(found, options)
+    if isinstance(found, Arrays):
+        return InMemory(
+            found, description, train_at, test_at, pad=options.pad, flip=options.flip, size=size, device=device
+        )
+    from normbench.data.stream import Streamed  # torchvision, which sets in memory do without
+
+    return Streamed(
+        found,
+        description,
+        train_at,
+        test_at,
+        crop=options.size,
+        size=size,
+        loaders=options.loaders,
+        device=device,
+    )
+
+
+def find(
+    options: DataOptions, *, fetch: bool = True, verify: bool = True, progress: Tick | None = None
+) -> Arrays | Listing | user.Own | None:
+    """The source that ``options.name`` means; None for a published set that is not there, with ``fetch=False``."""
+    name = options.name
+    if is_target(name):
+        return user.find(options)
+    check(options)
+    if name == "digits":
+        refuse_stream(options)
+        return digits.find(options.size)
+    if name in official.KNOWN:
+        return official.find(options, fetch=fetch, verify=verify, progress=progress)
+    if name == "imagenet":
+        return imagenet(options, fetch=fetch, verify=verify, progress=progress)
+    return folder.find(options, verify=verify, progress=progress)
+
+
+def check(options: DataOptions) -> None:
+    """Raise UnknownName or ConfigError for what no named set takes."""
+    if options.name not in names():
+        own = "A set of your own: data=folder data.root=…, or data=path/file.py:callable."
+        raise UnknownName("data set", options.name, names(), own)
+    if options.name == "digits" and options.root is not None:
+        raise ConfigError(
+            f"data.root: got {options.root!r}, but digits come with scikit-learn; expected nothing; "
+            "data=folder data.root=… reads pictures of your own"
+        )
+    if options.options:
+        option = next(iter(options.options))
+        raise ConfigError(
+            f"data.options: got {option!r}, which {options.name} does not take; expected none (they are for "
+            "file.py:callable); leave it out"
+        )
+
+
+def imagenet(
+    options: DataOptions, *, fetch: bool, verify: bool, progress: Tick | None
+) -> Arrays | Listing | None:
+    """ImageNet in torchvision's layout: streamed unless that is refused. It cannot be fetched."""
+    root = folder.root_of(options)
+    if not fetch and not root.exists():
+        return None
+    if options.stream is None and not root.is_file():
+        options = replace(options, stream=True)
+    return folder.find(options, splits=("val",), expected=IMAGENET, verify=verify, progress=progress)
+
+
+def chosen(found: Arrays | Listing, options: DataOptions) -> tuple[Description, np.ndarray, np.ndarray]:
+    """The description, and the positions trained and evaluated on."""
+    if isinstance(found, Arrays):
+        classes, train_y, test_y = found.classes, found.train_y, found.test_y
+        C, H, W = found.train_x.shape[1:]
+        shape: tuple[int, int | None, int | None] = (C, H, W)
+    else:
+        classes, train_y, test_y = found.tree.classes, found.tree.train_y, found.tree.test_y
+        shape = (3, options.size, options.size)
+    train_at, test_at = split.choose(train_y, test_y, valid=options.valid, limit=options.limit, name=options.name)
+    streamed, evaluated = isinstance(found, Listing), "valid" if options.valid else "test"
+    C, H, W = shape
+    description = Description(
+        options.name, classes, len(train_at), len(test_at), evaluated, H, W, C, streamed, found.fingerprint
+    )
+    return description, train_at, test_at
+
+
+def published(options: DataOptions) -> Description:
+    """The description of a published set that is not there, from its known counts."""
+    if options.name == "imagenet":
+        counts = [IMAGENET_TRAIN // IMAGENET_CLASSES] * IMAGENET_CLASSES  # even: the true ones are 732 to 1,300
+        counts[0] += IMAGENET_TRAIN - sum(counts)
+        test, side, fingerprint = IMAGENET_TEST, options.size, ""
+    else:
+        known = official.KNOWN[options.name]
+        counts, test, side = list(known.train), known.test, options.size or known.side
+        fingerprint = official.checksum(options.name)
+    train_y, test_y = np.repeat(np.arange(len(counts)), counts), np.zeros(test, dtype=np.int64)
+    train_at, test_at = split.choose(train_y, test_y, valid=options.valid, limit=options.limit, name=options.name)
+    return Description(
+        name=options.name,
+        classes=tuple(map(str, range(len(counts)))),
+        train=len(train_at),
+        test=len(test_at),
+        split="valid" if options.valid else "test",
+        height=side,
+        width=side,
+        channels=3,
+        streamed=bool(options.stream) or (options.name == "imagenet" and options.stream is None),
+        fingerprint=fingerprint,
+    )

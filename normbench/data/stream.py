@@ -1,0 +1,204 @@
+"""Pictures read from disk at every epoch: a DataLoader with torchvision.transforms.v2, as ImageNet is trained.
+
+Training: random resized crop (8 to 100 % of the area) and mirroring. Evaluation: shorter side to size · 256/224,
+centre crop. Normalised with ImageNet's mean and standard deviation, on the device. A picture's draws come from
+(seed, epoch, its index) alone, so they are the same for any number of loader processes and any batch.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.transforms import v2
+
+from normbench.data.arrays import fit
+from normbench.data.description import Description
+from normbench.data.files import content, cores
+from normbench.data.folder import Listing
+from normbench.data.memory import whole_batches
+from normbench.data.picture import read
+from normbench.errors import DataError
+
+# The side of ImageNet pictures where neither the data nor the net asks for one.
+SIZE = 224
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+# What a loader process is asked for: (position in the listing, seed of its draws).
+Wanted = tuple[int, int]
+
+
+class Names:
+    """Many strings in one block of bytes: a million of them reach a loader process in a fraction of a second."""
+
+    def __init__(self, names: list[str]) -> None:
+        encoded = [name.encode(errors="surrogateescape") for name in names]
+        self.block = b"".join(encoded)
+        self.ends = np.cumsum([0, *map(len, encoded)])
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def __getitem__(self, i: int) -> str:
+        return self.block[self.ends[i] : self.ends[i + 1]].decode(errors="surrogateescape")
+
+
+@dataclass
+class Files(Dataset[tuple[Tensor, int] | str]):
+    """Picture i as uint8 (3, size, size) and its label; a message (str) where it cannot be decoded."""
+
+    root: Path
+    names: Names
+    labels: np.ndarray
+    transform: v2.Transform
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, wanted: Wanted) -> tuple[Tensor, int] | str:
+        i, seed = wanted
+        path = self.root / self.names[i]
+        try:
+            image = read(content(path, str(path)), str(path)).convert("RGB")
+        except DataError as error:
+            return str(error)  # an exception would come out of a loader process as a page of traceback
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self.transform(image), int(self.labels[i])
+
+
+class Batches(Sampler[list[Wanted]]):
+    """What the loader asks for next; set before every pass, so that the loader's processes live on between passes."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[Wanted]] = []
+
+    def __iter__(self) -> Iterator[list[Wanted]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+def collate(samples: list[tuple[Tensor, int] | str]) -> tuple[Tensor, Tensor] | str:
+    """uint8 (B, 3, size, size) and int64 (B,); the first message if there is one."""
+    for sample in samples:
+        if isinstance(sample, str):
+            return sample
+    x, y = zip(*samples, strict=True)
+    return torch.stack(x), torch.tensor(y)
+
+
+class Streamed:
+    """See ``Pictures``.
+
+    train_at, test_at: positions of the pictures trained and evaluated on; the latter lie in the training set where
+    ``description.split`` is ``valid``.
+    crop: side in pixels that pictures are cropped to.  size: that they are handed out at (None: as cropped).
+    loaders: processes that decode; None: one per core; 0: this process.
+    """
+
+    def __init__(
+        self,
+        listing: Listing,
+        description: Description,
+        train_at: np.ndarray,
+        test_at: np.ndarray,
+        *,
+        crop: int | None,
+        size: int | None,
+        loaders: int | None,
+        device: torch.device | str,
+    ) -> None:
+        self.description, self.num_classes = description, len(description.classes)
+        self.size, self.device = size, torch.device(device)
+        crop = crop or size or SIZE
+        tree = listing.tree
+        held_out = description.split == "valid"
+        names, labels = (tree.train, tree.train_y) if held_out else (tree.test, tree.test_y)
+        self.train_at = train_at
+        self.count = len(test_at)
+        seen = [names[i] for i in test_at]
+        self.training = self.loader(Files(listing.root, Names([*tree.train]), tree.train_y, augment(crop)), loaders)
+        self.testing = self.loader(Files(listing.root, Names(seen), labels[test_at], centre(crop)), loaders)
+        self.mean = torch.tensor(MEAN).mul(255).view(1, 3, 1, 1).to(device)
+        self.std = torch.tensor(STD).mul(255).view(1, 3, 1, 1).to(device)
+
+    def loader(self, files: Files, loaders: int | None) -> DataLoader[Any]:
+        """Reads ``files`` in the batches of its own ``Batches``; its processes start at the first pass and stay."""
+        workers = cores() if loaders is None else loaders
+        return DataLoader(
+            files,
+            batch_sampler=Batches(),
+            num_workers=workers,
+            collate_fn=collate,
+            generator=torch.Generator(),  # else every pass takes a draw from the one the network draws from
+            pin_memory=self.device.type == "cuda",
+            persistent_workers=workers > 0,
+            multiprocessing_context=context() if workers else None,
+        )
+
+    def train_steps(self, batch: int) -> int:
+        """Whole batches in one epoch."""
+        return self.description.train // batch
+
+    def train(self, *, seed: int, epoch: int, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """See ``Pictures.train``. Raises ConfigError for a batch larger than the training set."""
+        steps = whole_batches(self.description, batch)
+        generator = np.random.default_rng(np.random.SeedSequence([seed, epoch]))
+        order = generator.permutation(len(self.train_at))
+        # One seed per picture, not per place in the order.
+        seeds = generator.integers(0, 2**63 - 1, len(self.train_at))
+        wanted = list(zip(self.train_at[order].tolist(), seeds[order].tolist(), strict=True))
+        yield from self.batches(self.training, [wanted[i * batch : (i + 1) * batch] for i in range(steps)])
+
+    def test(self, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """See ``Pictures.test``."""
+        wanted = [(i, 0) for i in range(self.count)]
+        yield from self.batches(self.testing, [wanted[i : i + batch] for i in range(0, self.count, batch)])
+
+    def batches(self, loader: DataLoader[Any], wanted: list[list[Wanted]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches ``wanted``, on the device and normalised. Raises DataError for a damaged picture."""
+        sampler = loader.batch_sampler
+        assert isinstance(sampler, Batches)
+        sampler.batches = wanted
+        for found in loader:
+            if isinstance(found, str):
+                raise DataError(found)
+            x, y = (part.to(self.device, non_blocking=True) for part in found)
+            yield self.normalised(x), y
+
+    def normalised(self, x: Tensor) -> Tensor:
+        """uint8 (B, 3, crop, crop) as float32 (B, 3, H, W) at ``size``."""
+        x = x.float()
+        if self.size is not None:
+            x = fit(x, self.size)
+        return (x - self.mean).div_(self.std)
+
+
+def augment(crop: int) -> v2.Transform:
+    """The training transform: PIL picture to uint8 (3, crop, crop)."""
+    return v2.Compose([v2.RandomResizedCrop(crop, antialias=True), v2.RandomHorizontalFlip(), v2.PILToTensor()])
+
+
+def centre(crop: int) -> v2.Transform:
+    """The evaluation transform: PIL picture to uint8 (3, crop, crop)."""
+    return v2.Compose([v2.Resize(round(crop * 256 / 224), antialias=True), v2.CenterCrop(crop), v2.PILToTensor()])
+
+
+def context() -> str:
+    """How loader processes start: from a clean process where the system has that, never by forking a busy one.
+
+    A process that has run parallel kernels, or has a display thread, must not be forked: a child may wait for ever on
+    a lock whose holder was left behind.
+    """
+    methods = multiprocessing.get_all_start_methods()
+    return "forkserver" if "forkserver" in methods else "spawn"

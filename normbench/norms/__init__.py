@@ -1,0 +1,35 @@
+"""Normalizers: the registry, and one file per method.
+
+    build("gn", 64, num_groups=16)      the unit that stands at a site
+    names()  get(name)                  the rows of the registry
+
+A new method is a file here, a file in conf/norm/, and an import below.
+"""
+
+from normbench.norms.normalizer import Normalizer
+from normbench.norms.registry import (
+    affine_parameters,
+    build,
+    check_options,
+    extra_parameters,
+    get,
+    is_unit,
+    names,
+    register,
+)
+
+# isort: split
+# The order in which they are listed.
+from normbench.norms import none, bn, ln, in_, gn, pn, bgn, frn  # noqa: F401, I001
+
+__all__ = [
+    "Normalizer",
+    "affine_parameters",
+    "build",
+    "check_options",
+    "extra_parameters",
+    "get",
+    "is_unit",
+    "names",
+    "register",
+]

@@ -1,0 +1,74 @@
+"""A row of the registry: what the harness must know of a method, and what its constructor's signature says."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from torch import nn
+
+from normbench.norms import options as checks
+
+# Parameters of a constructor that the harness gives; all others are the method's options.
+GIVEN = ("num_features", "activation", "batch", "device", "dtype")
+
+
+@dataclass(frozen=True)
+class Normalizer:
+    """What the harness must know of a method.
+
+    mixes_samples: a training output depends on the other images of the batch. train_eval_differ: the two modes compute
+    different things. least_batch: the smallest batch it can train on. own_activation: it turns a ReLU after it into its
+    own activation. own_eps: the replaced BatchNorm's eps does not carry over. drop_in: it can stand in a BatchNorm2d's
+    place without a look at the graph. sum_activation: what it puts in place of a ReLU after a residual sum, made
+    with num_features. source_hash: SHA-256 of a user's file; None for ours. check: raises ConfigError for a bad value
+    of an option; None: values are not checked.
+    """
+
+    name: str
+    unit: type[nn.Module]
+    method: str
+    paper: str
+    mixes_samples: bool
+    train_eval_differ: bool
+    least_batch: int = 1
+    own_activation: bool = False
+    own_eps: bool = False
+    drop_in: bool = True
+    sum_activation: type[nn.Module] | None = None
+    source_hash: str | None = None
+    check: Callable[[Mapping[str, Any], str], None] | None = checks.check
+
+    @cached_property
+    def parameters(self) -> Mapping[str, inspect.Parameter]:
+        """The constructor's parameters, by name."""
+        return inspect.signature(self.unit).parameters
+
+    @property
+    def takes_any(self) -> bool:
+        """Whether the constructor has **kwargs (a user's may)."""
+        return any(p.kind is p.VAR_KEYWORD for p in self.parameters.values())
+
+    @property
+    def takes_activation(self) -> bool:
+        """Whether the unit applies the activation itself."""
+        return "activation" in self.parameters
+
+    @property
+    def takes_batch(self) -> bool:
+        """Whether images share statistics by ``batch``."""
+        return "batch" in self.parameters
+
+    @property
+    def takes_size(self) -> bool:
+        """Whether the unit wants to know H × W when it is made."""
+        return "size" in self.parameters
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The method's own options and their defaults."""
+        named = (p for p in self.parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+        return {p.name: p.default for p in named if p.name not in GIVEN}

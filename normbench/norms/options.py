@@ -1,0 +1,95 @@
+"""The options of our own units, checked before anything is built: type and range, one line of error each.
+
+An option means the same wherever it occurs, so it is checked by its name. The defaults are the constructors' own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from numbers import Integral, Real
+from typing import Any
+
+from normbench.errors import ConfigError, nearest
+from normbench.norms.groups import FITS
+
+Check = Callable[[Any], bool]
+
+
+def is_count(value: Any) -> bool:
+    """A whole number from 1, and not a bool."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
+
+
+def is_number(value: Any) -> bool:
+    """A finite number, and not a bool."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_group_number(value: Any) -> bool:
+    return value is None or is_count(value)
+
+
+def _is_table(value: Any) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and len(value) > 0
+        and all(is_count(int(key) if str(key).isdecimal() else key) for key in value)
+        and all(is_count(groups) for groups in value.values())
+    )
+
+
+def _is_size(value: Any) -> bool:
+    return value is None or (_is_pair(value) and all(is_count(side) for side in value))
+
+
+def _is_pair(value: Any) -> bool:
+    return not isinstance(value, str | Mapping) and hasattr(value, "__len__") and len(value) == 2
+
+
+def _one_of(choices: tuple[str, ...], or_none: bool = False) -> Check:
+    return lambda value: (value is None and or_none) or (isinstance(value, str) and value in choices)
+
+
+EVAL_STATS = ("running", "batch")
+CHOICES = {"group_fit": FITS, "eval_stats": EVAL_STATS}
+CHECKS: dict[str, tuple[Check, str]] = {
+    "eps": (lambda value: is_number(value) and value >= 0, "a number, 0 or more, such as 1e-5"),
+    "momentum": (
+        lambda value: value is None or (is_number(value) and 0 <= value <= 1),
+        "a share of the new value from 0 to 1, such as 0.1, or None for the average of all batches",
+    ),
+    "affine": (_is_flag, "true or false"),
+    "unbiased": (_is_flag, "true or false"),
+    "learn_eps": (_is_flag, "true or false"),
+    "num_groups": (_is_group_number, "a whole number of groups, 1 or more, such as 16"),
+    "group_fit": (_one_of(FITS, or_none=True), f"one of {', '.join(FITS)}"),
+    "eval_stats": (_one_of(EVAL_STATS), f"one of {', '.join(EVAL_STATS)}"),
+    "size": (_is_size, "the height and width of the maps, such as (56, 56)"),
+}
+TABLED = (
+    lambda value: _is_group_number(value) or _is_table(value),
+    "a whole number of groups, 1 or more, such as 16, or a table {batch: groups}",
+)
+
+
+def check(options: Mapping[str, Any], name: str, tabled: bool = False) -> None:
+    """Raise ConfigError for the first option of the unit ``name`` whose value cannot be taken.
+
+    ``tabled``: num_groups may also be a table of groups by batch (bgn).
+    """
+    for option, value in options.items():
+        fits, expected = TABLED if tabled and option == "num_groups" else CHECKS[option]
+        if not fits(value):
+            near = nearest(value, CHOICES[option]) if option in CHOICES and isinstance(value, str) else None
+            hint = f"; did you mean {near!r}?" if near else ""
+            raise ConfigError(f"{name}: got {option}={value!r}, expected {expected}{hint}")
+
+
+def check_tabled(options: Mapping[str, Any], name: str) -> None:
+    """``check`` for a method whose num_groups may be a table."""
+    check(options, name, tabled=True)

@@ -1,0 +1,93 @@
+"""Running statistics: their buffers, their update as the mean over virtual workers, and a BatchNorm2d checkpoint's.
+
+Momentum counts as in torch: 0.1 is the share of the new value; None keeps the plain average of all batches. running_var
+takes the unbiased variance (of a single value the biased one, to stay finite).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normbench.norms.core import at_least_float32
+
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+BATCHNORM_KEYS = ("weight", "bias", *STATISTICS)
+
+
+def add(module: nn.Module, length: int | None, device: Any = None, dtype: Any = None) -> None:
+    """Register running_mean (zeros) and running_var (ones), (length,) each; None each while the length is unknown."""
+    mean = None if length is None else torch.zeros(length, device=device, dtype=dtype)
+    var = None if length is None else torch.ones(length, device=device, dtype=dtype)
+    module.register_buffer("running_mean", mean)
+    module.register_buffer("running_var", var)
+    module.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long, device=device))
+
+
+@torch.no_grad()
+def update(unit: Any, mean: Tensor, var: Tensor, unbiased: float | Tensor) -> None:
+    """Move the buffers towards the workers' statistics, (workers, K) each; ``unbiased`` turns var into its estimate.
+
+    The update is linear, so the mean of what each worker would have kept is one update by the mean statistic.
+    """
+    unit.num_batches_tracked.add_(1)
+    for buffer, new in ((unit.running_mean, mean), (unit.running_var, var * unbiased)):
+        share = unit.momentum
+        if share is None:
+            count = unit.num_batches_tracked.to(at_least_float32(buffer.dtype))
+            share = count.reciprocal().to(buffer.dtype)
+        buffer.lerp_(new.mean(0).to(buffer.dtype), share)
+
+
+def statistics(unit: Any) -> tuple[Tensor, Tensor]:
+    """Running mean and variance as (1, K) each, at least float32."""
+    dtype = at_least_float32(unit.running_var.dtype)
+    return unit.running_mean.to(dtype)[None], unit.running_var.to(dtype)[None]
+
+
+def unbiased(values: int) -> float:
+    """What turns the biased variance of so many values into the unbiased estimate; 1 for a single value."""
+    return values / max(values - 1, 1)
+
+
+def leave_statistics_out(
+    unit: nn.Module, state_dict: dict[str, Any], prefix: str, _metadata: Any, _strict: bool, *lists: list[str]
+) -> None:
+    """A load_state_dict pre-hook for units without running statistics: a BatchNorm2d's are left out, and said."""
+    leave_out(unit, state_dict, prefix, STATISTICS, lists[-1])
+
+
+_last_load: list[str] | None = None
+
+
+def leave_out(
+    unit: nn.Module, state_dict: dict[str, Any], prefix: str, keys: Sequence[str], load: list[str]
+) -> None:
+    """Take ``keys``, and an affine pair that the unit has not, out of a BatchNorm2d's ``state_dict``, and say so.
+
+    What the unit has and a BatchNorm2d has not (a threshold) keeps its value, so that ``strict`` loading goes through.
+    ``load`` is the list of errors torch passes to every module of one load: by its identity each load warns once.
+    """
+    global _last_load
+    keys = [*keys, *(key for key in ("weight", "bias") if getattr(unit, key, None) is None)]
+    left = [prefix + key for key in keys if prefix + key in state_dict]
+    if not left:
+        return
+    for key in left:
+        del state_dict[key]
+    own = dict(unit.named_parameters(recurse=False)) | dict(unit.named_buffers(recurse=False))
+    kept = [prefix + key for key in own if key not in ("weight", "bias") and prefix + key not in state_dict]
+    state_dict.update({key: own[key.removeprefix(prefix)] for key in kept})
+    if load is not _last_load:
+        _last_load = load
+        unchanged = f"; kept as they were: {', '.join(kept)}" if kept else ""
+        warnings.warn(
+            f"{type(unit).__name__} from a BatchNorm2d's state: left out, since they have no meaning here: "
+            f"{', '.join(left)}{unchanged} (and likewise at this model's other units)",
+            UserWarning,
+            stacklevel=2,
+        )

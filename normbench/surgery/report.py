@@ -1,0 +1,126 @@
+"""What was replaced in a model, read from the model itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from torch import nn
+
+from normbench.errors import InputError
+
+KEY = "_normbench_record"
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """A site as it was: name, channels, name of the convolution before it, the activation after it."""
+
+    name: str
+    num_features: int
+    convolution: str | None
+    activation: str | None
+
+
+@dataclass(frozen=True)
+class Left:
+    """A BatchNorm that stayed."""
+
+    name: str
+    kind: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """What ``apply`` writes on a model it made: plain values, which copies and pickles of the model keep."""
+
+    norm: str
+    traced: bool
+    sites: tuple[Replaced, ...]
+    sums: tuple[str, ...]
+    left: tuple[Left, ...]
+
+
+@dataclass(frozen=True)
+class SiteRow:
+    """A site as it is. num_groups: the groups its unit has (None: the method has none, or they are not chosen yet)."""
+
+    name: str
+    num_features: int
+    convolution: str | None
+    activation: str | None
+    unit: str
+    num_groups: int | None
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """``rows``: one for each site; ``sums``: activations after residual sums, with their parameters; ``left``: what stayed.
+
+    ``traced``: False if units were exchanged without a graph, so that convolutions and activations are not known.
+    ``str()`` gives a table.
+    """
+
+    norm: str
+    traced: bool
+    rows: tuple[SiteRow, ...]
+    sums: dict[str, int]
+    left: tuple[Left, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of all units together."""
+        return sum(row.parameters for row in self.rows) + sum(self.sums.values())
+
+    def __str__(self) -> str:
+        header = ("site", "C", "convolution", "activation", "unit", "groups", "parameters")
+        cells = [[_cell(getattr(row, f.name)) for f in fields(SiteRow)] for row in self.rows]
+        return "\n".join([*_table([list(header), *cells]), "", *self._totals()])
+
+    def _totals(self) -> list[str]:
+        sums = f", {len(self.sums)} activations after residual sums" if self.sums else ""
+        lines = [f"{self.norm}: {len(self.rows)} sites{sums}, {self.parameters:,} parameters"]
+        if not self.traced:
+            lines.append("the model could not be traced: units were exchanged one by one, activations stay where they were")
+        return lines + [f"left alone: {item.name} ({item.kind}): {item.why}" for item in self.left]
+
+
+def keep(model: nn.Module, record: Record) -> nn.Module:
+    """Write the record on the model."""
+    setattr(model, KEY, record)
+    return model
+
+
+def report(model: nn.Module) -> Report:
+    """The sites of a model that ``apply`` made, wrapped or not. Groups and parameters are read from the units as they are.
+
+    Raises InputError for any other model.
+    """
+    made = next((module for module in model.modules() if KEY in vars(module)), None)
+    if made is None:
+        raise InputError(f"{type(model).__name__} has no units of normbench's; normbench.apply(model, name) puts them there")
+    record: Record = vars(made)[KEY]
+    sums = {name: _parameters(made.get_submodule(name)) for name in record.sums}
+    return Report(record.norm, record.traced, tuple(_row(made, record.norm, site) for site in record.sites), sums, record.left)
+
+
+def _row(model: nn.Module, norm: str, site: Replaced) -> SiteRow:
+    unit = model.get_submodule(site.name)
+    groups = getattr(unit, "num_groups", None)
+    return SiteRow(
+        site.name, site.num_features, site.convolution, site.activation, norm, groups, _parameters(unit)
+    )  # fmt: skip
+
+
+def _parameters(unit: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in unit.parameters())
+
+
+def _cell(value: object) -> str:
+    return "–" if value is None else str(value)
+
+
+def _table(lines: list[list[str]]) -> list[str]:
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]

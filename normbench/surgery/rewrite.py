@@ -1,0 +1,239 @@
+"""Make the units, and the model with them in it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import chain, count
+from types import MappingProxyType
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from normbench import norms
+from normbench.errors import InputError
+from normbench.norms import Normalizer
+from normbench.surgery.forward import Forward, Rewritten
+from normbench.surgery.report import Left, Record, Replaced, keep
+from normbench.surgery.sites import Found, Site, find, is_batchnorm
+from normbench.surgery.trace import Traced, Untraceable, trace
+from normbench.surgery.tree import graft
+
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The method that takes the sites, and what the caller gave for it."""
+
+    row: Normalizer
+    batch: int | None
+    options: Mapping[str, Any]
+
+
+def apply(model: nn.Module, name: str, *, batch: int | None = None, **options: Any) -> nn.Module:
+    """A new model with the same forward and the normalizer ``name`` in place of every BatchNorm2d.
+
+    A unit takes its BatchNorm's place and name, and the activation after it where the method applies that itself. eps,
+    momentum, affine, the weights, device, dtype and mode carry over, unless the method or ``options`` say otherwise;
+    running statistics where they mean the same. What is not replaced is shared with ``model``, which is left as it was.
+    No random number is drawn. ``batch``: consecutive images that share statistics (None: all).
+
+    The model is traced by torch.fx: hooks on its containers and a ``train`` of its own are written into the graph or
+    lost. One that cannot be traced keeps its own forward, and takes methods that can stand in a BatchNorm's place.
+
+    Raises UnknownName or ConfigError for the normalizer and its options; InputError for a model without BatchNorm2d, or
+    one that cannot be traced where the method needs that.
+    """
+    norms.check_options(name, options)
+    choice = Choice(norms.get(name), batch, options)
+    _check_any(model)
+    try:
+        traced = trace(model)
+    except Untraceable as why:
+        _check_drop_in(choice.row, model, why)
+        return _exchange(model, choice)
+    return _rewrite(model, traced, choice)
+
+
+def find_sites(model: nn.Module) -> list[Site]:
+    """Every BatchNorm2d that the forward calls. InputError if there is none. The model is left as it was."""
+    _check_any(model)
+    try:
+        traced = trace(model)
+    except Untraceable:
+        return _plain_sites(model)
+    modules = dict(traced.root.named_modules())
+    return find(traced.graphs, modules).sites(modules)
+
+
+def check_traceable(model: nn.Module, name: str) -> None:
+    """Raise InputError if ``apply(model, name)`` would, because the method needs a graph that the model does not give."""
+    row = norms.get(name)
+    _check_any(model)
+    if not row.drop_in:
+        try:
+            trace(model)
+        except Untraceable as why:
+            _check_drop_in(row, model, why)
+
+
+def _rewrite(model: nn.Module, traced: Traced, choice: Choice) -> nn.Module:
+    modules = dict(traced.root.named_modules())
+    found = find(traced.graphs, modules)
+    sites, row = found.sites(modules), choice.row
+    if not sites:
+        raise InputError("the model's forward calls none of its BatchNorm2d; apply it to the part that does")
+    units = {site.name: _unit(site, modules[site.name], choice, fused=row.takes_activation) for site in sites}
+    if row.takes_activation:
+        _take_activations(found, sites)
+    owners = {modules[sum_.owner] for sum_ in found.sums} if row.sum_activation else set()
+    tree = graft(traced.root, {modules[name]: unit for name, unit in units.items()}, owners)
+    sums = _place_sums(found, tree, modules, row) if row.sum_activation else ()
+    result = Rewritten(tree, *(Forward.of(graph) for graph in traced.graphs))
+    return keep(result, Record(row.name, True, _records(sites), sums, _left(model, units)))
+
+
+def _exchange(model: nn.Module, choice: Choice) -> nn.Module:
+    """Without a graph: the units alone, in copies of their containers, and the model's own forward."""
+    modules, sites = dict(model.named_modules()), _plain_sites(model)
+    units = {site.name: _unit(site, modules[site.name], choice, fused=False) for site in sites}
+    result = graft(model, {modules[name]: unit for name, unit in units.items()})
+    return keep(result, Record(choice.row.name, False, _records(sites), (), _left(model, units)))
+
+
+def _plain_sites(model: nn.Module) -> list[Site]:
+    return [Site(name, m.num_features) for name, m in model.named_modules() if is_batchnorm(m)]  # type: ignore[arg-type]
+
+
+def _unit(site: Site, bn: nn.Module, choice: Choice, fused: bool) -> nn.Module:
+    """The unit for a site, in the state, place and mode of its BatchNorm."""
+    row = choice.row
+    carried = {key: value for key, value in _settings(bn, row).items() if key not in choice.options}
+    try:
+        unit = norms.build(
+            row.name, site.num_features, activation=site.activation if fused else None,
+            batch=choice.batch if row.takes_batch else None, **carried, **choice.options,
+        )  # fmt: skip
+    except InputError as error:
+        raise InputError(f"site {site.name} ({site.num_features} channels): {error}") from None
+    _like(unit, bn)
+    _carry(bn, unit, row)
+    return unit.train(bn.training)
+
+
+def _settings(bn: Any, row: Normalizer) -> dict[str, Any]:
+    """What a BatchNorm was made with, as far as the unit takes it and has no mind of its own."""
+    settings = {"momentum": bn.momentum, "affine": bn.affine}
+    if not row.own_eps:
+        settings["eps"] = bn.eps
+    return {key: value for key, value in settings.items() if key in row.options}
+
+
+def _like(module: nn.Module, bn: nn.Module) -> None:
+    """To the device and dtype of the BatchNorm; one without parameters and statistics is nowhere."""
+    tensor = next((t for t in (*bn.parameters(), *bn.buffers()) if t.is_floating_point()), None)
+    if tensor is not None:
+        module.to(device=tensor.device, dtype=tensor.dtype)
+
+
+def _carry(bn: nn.Module, unit: nn.Module, row: Normalizer) -> None:
+    """Weights, and what else a BatchNorm's state dict has that means the same in the unit.
+
+    Our units know that themselves. A user's are given weight and bias where the shapes agree, and the statistics if the
+    class says that they are a BatchNorm's (``batchnorm_statistics = True``).
+    """
+    state = bn.state_dict()
+    if row.name not in norms.names():
+        own = unit.state_dict()
+        same = getattr(unit, "batchnorm_statistics", False)
+        state = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape and (same or k not in STATISTICS)}
+    with warnings.catch_warnings():
+        # Which statistics cannot be taken is a matter for whoever loads a checkpoint; here it is the point.
+        warnings.simplefilter("ignore")
+        unit.load_state_dict(state, strict=False)
+    for name, parameter in bn.named_parameters():
+        if isinstance(mine := getattr(unit, name, None), nn.Parameter):
+            mine.requires_grad_(parameter.requires_grad)
+
+
+def _take_activations(found: Found, sites: list[Site]) -> None:
+    """Take the activations that the units apply out of the graphs."""
+    for site in sites:
+        for use in found.uses[site.name] if site.activation is not None else ():
+            assert use.after is not None  # all uses agree
+            use.after.replace_all_uses_with(use.node)
+            use.graph.erase_node(use.after)
+
+
+def _place_sums(found: Found, tree: nn.Module, modules: Mapping[str, nn.Module], row: Normalizer) -> tuple[str, ...]:
+    """Put the method's activation in place of the ReLU of every sum, in the module that adds. The names they got.
+
+    One for each branch: both graphs, and every call of a block that is called twice, share it.
+    """
+    placed: dict[tuple[str, str], str] = {}
+    for sum_ in found.sums:
+        key = (sum_.owner, sum_.site)
+        if key not in placed:
+            placed[key] = _add(tree, sum_.owner, _sum_unit(modules[sum_.site], row))
+        with sum_.graph.inserting_before(sum_.node):
+            node = sum_.graph.call_module(placed[key], tuple(sum_.node.all_input_nodes))
+        sum_.node.replace_all_uses_with(node)
+        sum_.graph.erase_node(sum_.node)
+    return tuple(placed.values())
+
+
+def _sum_unit(bn: Any, row: Normalizer) -> nn.Module:
+    assert row.sum_activation is not None
+    unit = row.sum_activation(bn.num_features)
+    _like(unit, bn)
+    return unit.train(bn.training)
+
+
+def _add(tree: nn.Module, owner: str, unit: nn.Module) -> str:
+    """Make ``unit`` a child of the module ``owner``, under the lower-case name of its class; its full name."""
+    parent, word = tree.get_submodule(owner), type(unit).__name__.lower()
+    names = chain([word], (f"{word}_{i}" for i in count(1)))
+    name = next(name for name in names if not hasattr(parent, name))
+    parent.add_module(name, unit)
+    return f"{owner}.{name}" if owner else name
+
+
+def _records(sites: list[Site]) -> tuple[Replaced, ...]:
+    return tuple(Replaced(s.name, s.num_features, s.convolution, repr(s.activation) if s.activation else None) for s in sites)
+
+
+def _left(model: nn.Module, units: Mapping[str, nn.Module] = MappingProxyType({})) -> tuple[Left, ...]:
+    """The BatchNorms that stay, and why."""
+    others = ((n, m) for n, m in model.named_modules() if isinstance(m, _BatchNorm) and n not in units)
+    return tuple(Left(name, type(module).__name__, _why_left(module)) for name, module in others)
+
+
+def _why_left(module: nn.Module) -> str:
+    if not isinstance(module, nn.BatchNorm2d):
+        return "not a BatchNorm2d"
+    return "the forward does not call it" if is_batchnorm(module) else "its class has a forward of its own"
+
+
+def _check_any(model: nn.Module) -> None:
+    if isinstance(model, nn.BatchNorm2d):
+        raise InputError("got a BatchNorm2d, expected a model with some in it; normbench.build(…) makes a single unit")
+    if any(is_batchnorm(module) for module in model.modules()):
+        return
+    left = "; ".join(sorted({f"{item.kind}: {item.why}" for item in _left(model)}))
+    there = f" ({left})" if left else ""
+    raise InputError(f"{type(model).__name__} has no nn.BatchNorm2d to replace{there}; give a model with BatchNorm2d in it")
+
+
+def _check_drop_in(row: Normalizer, model: nn.Module, why: Untraceable) -> None:
+    """Raise InputError if the method needs the graph that could not be had."""
+    if row.drop_in:
+        return
+    drop_in = [name for name in norms.names() if norms.get(name).drop_in]
+    raise InputError(
+        f"{row.name} takes part in what follows a BatchNorm, so it needs the graph of the model, and torch.fx cannot trace "
+        f"{type(model).__name__}: {why}. Move what depends on values into a module without a BatchNorm in it, or take a "
+        f"normalizer that needs no graph: {', '.join(drop_in)}"
+    )

@@ -1,0 +1,162 @@
+"""Sites and residual sums in a traced graph.
+
+A site is a BatchNorm2d, the convolution it follows and the activation that follows it, if its output goes nowhere else.
+A sum is a ReLU on an addition with a site's bare output in it: the end of a block in a ResNet of the first kind.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+# Elementwise and without parameters, so that a unit may apply them itself. The functions of each take, after the
+# input, what its constructor takes.
+ACTIVATIONS: dict[type[nn.Module], tuple[Callable[..., Any], ...]] = {
+    nn.ReLU: (F.relu, F.relu_, torch.relu, torch.relu_),
+    nn.ReLU6: (F.relu6,),
+    nn.LeakyReLU: (F.leaky_relu, F.leaky_relu_),
+    nn.ELU: (F.elu, F.elu_),
+    nn.CELU: (F.celu, F.celu_, torch.celu, torch.celu_),
+    nn.SELU: (F.selu, F.selu_, torch.selu, torch.selu_),
+    nn.GELU: (F.gelu,),
+    nn.SiLU: (F.silu,),
+    nn.Mish: (F.mish,),
+    nn.Hardswish: (F.hardswish,),
+    nn.Hardtanh: (F.hardtanh, F.hardtanh_),
+    nn.Softplus: (F.softplus,),
+    nn.Sigmoid: (F.sigmoid, torch.sigmoid, torch.sigmoid_),
+    nn.Tanh: (F.tanh, torch.tanh, torch.tanh_),
+}
+FUNCTIONS = {function: kind for kind, functions in ACTIVATIONS.items() for function in functions}
+METHODS: dict[str, type[nn.Module]] = {
+    name + ending: kind for name, kind in (("relu", nn.ReLU), ("sigmoid", nn.Sigmoid), ("tanh", nn.Tanh)) for ending in ("", "_")
+}
+ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
+
+
+@dataclass(frozen=True)
+class Site:
+    """A BatchNorm2d in a model, by its name.
+
+    convolution: name of the Conv2d before it. activation: a fresh copy, not in place, of what follows it. Both None where
+    there is none, where the uses of a shared BatchNorm disagree, and for every site of a model that cannot be traced.
+    """
+
+    name: str
+    num_features: int
+    convolution: str | None = None
+    activation: nn.Module | None = None
+
+
+@dataclass(frozen=True)
+class Use:
+    """One call of a site's BatchNorm in a graph; ``after``: the node of its activation."""
+
+    graph: fx.Graph
+    node: fx.Node
+    convolution: str | None
+    activation: nn.Module | None
+    after: fx.Node | None
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A ReLU after a residual addition. ``owner``: name of the module that adds; ``site``: whose output it adds."""
+
+    graph: fx.Graph
+    node: fx.Node
+    owner: str
+    site: str
+
+
+@dataclass
+class Found:
+    """What a model's graphs hold."""
+
+    uses: dict[str, list[Use]] = field(default_factory=dict)
+    sums: list[Sum] = field(default_factory=list)
+
+    def sites(self, modules: Mapping[str, nn.Module]) -> list[Site]:
+        """One for each BatchNorm, in the order of the forward."""
+        return [_merge(name, modules[name].num_features, uses) for name, uses in self.uses.items()]  # type: ignore[arg-type]
+
+
+def is_batchnorm(module: nn.Module) -> bool:
+    """Whether it is a BatchNorm2d that does no more than one (a subclass with a forward of its own may)."""
+    return isinstance(module, nn.BatchNorm2d) and type(module).forward is nn.BatchNorm2d.forward
+
+
+def find(graphs: Iterable[fx.Graph], modules: Mapping[str, nn.Module]) -> Found:
+    """The sites and sums in ``graphs``; ``modules``: those of the traced model, by name."""
+    found = Found()
+    for graph in graphs:
+        for node in graph.nodes:
+            if _is_call(node, modules, is_batchnorm):
+                found.uses.setdefault(node.target, []).append(_use(node, modules))
+            elif (added := _sum(node, modules)) is not None:
+                found.sums.append(added)
+    return found
+
+
+def activation(node: fx.Node, modules: Mapping[str, nn.Module]) -> nn.Module | None:
+    """The activation that ``node`` applies to its first argument, as a new module that does not work in place."""
+    if node.op == "call_module":
+        module = modules[node.target]  # type: ignore[index]
+        made = copy.deepcopy(module) if type(module) in ACTIVATIONS else None
+    else:
+        kind = {"call_function": FUNCTIONS, "call_method": METHODS}.get(node.op, {}).get(node.target)  # type: ignore[call-overload]
+        made = _construct(kind, node) if kind else None
+    if made is not None and hasattr(made, "inplace"):
+        made.inplace = False
+    return made
+
+
+def _construct(kind: type[nn.Module], node: fx.Node) -> nn.Module | None:
+    """The module that does what a call of the function does; None if an argument is only known in the forward."""
+    kwargs = {key: value for key, value in node.kwargs.items() if key not in ("input", "inplace")}
+    if any(isinstance(value, fx.Node) for value in (*node.args[1:], *kwargs.values())):
+        return None
+    return kind(*node.args[1:], **kwargs)
+
+
+def _use(node: fx.Node, modules: Mapping[str, nn.Module]) -> Use:
+    before = next(iter(node.all_input_nodes), None)
+    convolution = before.target if before and _is_call(before, modules, lambda m: isinstance(m, nn.Conv2d)) else None
+    after = next(iter(node.users)) if len(node.users) == 1 else None
+    follows = activation(after, modules) if after else None
+    return Use(node.graph, node, convolution, follows, after if follows else None)  # type: ignore[arg-type]
+
+
+def _sum(node: fx.Node, modules: Mapping[str, nn.Module]) -> Sum | None:
+    """``node`` as the ReLU of a residual sum. An addition that is used elsewhere too is none: the ReLU may be in place."""
+    if type(activation(node, modules)) is not nn.ReLU or len(node.all_input_nodes) != 1:
+        return None
+    addition = node.all_input_nodes[0]
+    if addition.op not in ("call_function", "call_method") or addition.target not in ADDITIONS or len(addition.users) != 1:
+        return None
+    bare = [str(operand.target) for operand in addition.all_input_nodes if _is_call(operand, modules, is_batchnorm)]
+    if not bare:
+        return None
+    stack = addition.meta.get("nn_module_stack") or {}
+    owner = list(stack.values())[-1][0] if stack else ""
+    # The branch's own norm rather than one inside a projection of the shortcut.
+    return Sum(node.graph, node, owner, min(bare, key=lambda name: name.count(".")))
+
+
+def _is_call(node: fx.Node, modules: Mapping[str, nn.Module], wanted: Callable[[nn.Module], bool]) -> bool:
+    return node.op == "call_module" and wanted(modules[node.target])  # type: ignore[index]
+
+
+def _merge(name: str, num_features: int, uses: list[Use]) -> Site:
+    """A shared BatchNorm has one unit, which can only take what all uses have."""
+    alike = len({repr(use.activation) for use in uses}) == 1
+    convolutions = {use.convolution for use in uses}
+    one = uses[0]
+    return Site(name, num_features, one.convolution if len(convolutions) == 1 else None, one.activation if alike else None)

@@ -1,0 +1,141 @@
+"""The forward of a model as two torch.fx graphs, one in training and one in evaluation mode; the model is left as it was.
+
+Two, because torchvision's nets differ: InceptionV3 has its auxiliary head in training only, and dropout as a function
+holds the mode it was traced in.
+"""
+
+from __future__ import annotations
+
+import random
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from normbench.surgery.tree import shallow
+
+TORCH = Path(torch.__file__).parent
+
+
+class Untraceable(Exception):
+    """The forward cannot be written down as a graph; the message says why and where."""
+
+
+@dataclass(frozen=True)
+class Traced:
+    """``root``: a shallow copy of the model, with the constants that the graphs read; ``train``, ``eval``: the graphs."""
+
+    root: nn.Module
+    train: fx.Graph
+    eval: fx.Graph
+
+    @property
+    def graphs(self) -> tuple[fx.Graph, fx.Graph]:
+        """Both, training first."""
+        return self.train, self.eval
+
+
+def trace(model: nn.Module) -> Traced:
+    """Trace ``model`` in both modes. Raises Untraceable."""
+    if "forward" in vars(model):
+        raise Untraceable("its forward was replaced on the instance, which torch.fx does not see")
+    root = shallow(model)
+    with _flags_kept(model):
+        traced = Traced(root, _trace(root, True), _trace(root, False))
+    root.training = model.training
+    _register_constants(traced)
+    return traced
+
+
+def _trace(root: nn.Module, training: bool) -> fx.Graph:
+    for module in root.modules():
+        module.training = training
+    try:
+        with _without_draws():
+            return Tracer(root).trace(root)
+    except Untraceable:
+        raise
+    except Exception as error:
+        raise Untraceable(_reason(error)) from error
+
+
+class Tracer(fx.Tracer):
+    """Looks into every module that may hold a site; takes torch.nn's own, and what has no BatchNorm and resists, as one step."""
+
+    trace_asserts = True
+    # A buffer is read at every forward, not once while tracing; and code that updates one is refused, not run.
+    proxy_buffer_attributes = True
+
+    def __init__(self, root: nn.Module) -> None:
+        super().__init__()
+        self.holders = {m for m in root.modules() if any(isinstance(n, nn.BatchNorm2d) for n in m.modules())}
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Also subclasses of what a site consists of, and torchvision's single layers (their mode is read when called)."""
+        layer = type(m).__module__.startswith("torchvision.ops") and next(m.children(), None) is None
+        return isinstance(m, nn.Conv2d | nn.BatchNorm2d) or layer or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Trace through ``m``; if that fails and there is no BatchNorm in it, take it as one step."""
+        if m in self.holders or self.is_leaf_module(m, self.path_of_module(m)):
+            return super().call_module(m, forward, args, kwargs)
+        last, stack = next(reversed(self.graph.nodes), None), self.module_stack.copy()
+        try:
+            with _without_draws():
+                return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            for node in reversed(self.graph.nodes):
+                if node is last:
+                    break
+                self.graph.erase_node(node)
+            self.module_stack = stack
+            return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Read a parameter anew each time: a cached read might be among the erased."""
+        return super().getattr(attr, attr_val, {})
+
+
+@contextmanager
+def _flags_kept(model: nn.Module) -> Iterator[None]:
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+@contextmanager
+def _without_draws() -> Iterator[None]:
+    """What is drawn while tracing would be the same at every forward: refuse it, and put the generators back."""
+    state, python_state = torch.get_rng_state(), random.getstate()
+    try:
+        yield
+        if not torch.equal(state, torch.get_rng_state()) or random.getstate() != python_state:
+            raise Untraceable("it draws random numbers in Python, which a graph would freeze")
+    finally:
+        torch.set_rng_state(state)
+        random.setstate(python_state)
+
+
+def _register_constants(traced: Traced) -> None:
+    """Make buffers of the tensors that the forward created, so that they move with the model; not in its state dict."""
+    targets = {str(node.target) for graph in traced.graphs for node in graph.nodes if node.op == "get_attr"}
+    for name in [name for name, value in vars(traced.root).items() if isinstance(value, torch.Tensor) and name in targets]:
+        tensor = traced.root.__dict__.pop(name)
+        traced.root.register_buffer(name, tensor, persistent=False)
+
+
+def _reason(error: Exception) -> str:
+    """The error in a line, and the last place outside torch it came through."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if TORCH not in Path(f.filename).parents and f.filename != __file__]
+    where = f" at {Path(own[-1].filename).name}:{own[-1].lineno}, {own[-1].line}" if own else ""
+    message = str(error).partition("\n")[0]
+    return f"{message or type(error).__name__}{where}"

@@ -1,0 +1,241 @@
+"""What every unit promises, over the registry."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import warnings
+
+import pytest
+import torch
+from norm_cases import CASES, C, Case, make, pictures
+from torch import nn
+
+from normbench import norms
+from normbench.errors import InputError
+
+every_case = pytest.mark.parametrize("case", CASES, ids=str)
+both_modes = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+
+
+@every_case
+@both_modes
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_gives_the_shape_and_dtype_it_got_and_finite_gradients(case: Case, training: bool, dtype: torch.dtype) -> None:
+    for unit_dtype in {dtype, torch.promote_types(dtype, torch.float32)}:
+        unit = make(case, dtype=unit_dtype, activation=nn.ReLU()).train(training)
+        x = pictures(4, C, 5, 3, dtype=dtype).requires_grad_()
+        y = unit(x)
+        assert y.shape == x.shape
+        assert y.dtype == dtype
+        y.float().square().sum().backward()
+        for tensor in (y, x.grad, *(p.grad for p in unit.parameters())):
+            assert tensor is not None
+            assert tensor.isfinite().all()
+
+
+@every_case
+@both_modes
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_input_has_float32_statistics(case: Case, training: bool, dtype: torch.dtype) -> None:
+    """On values whose squares overflow float16, and whose mean is far above their spread."""
+    x = (pictures(4, C, 8, 8) * 50 + 1000).to(dtype)
+    exact = make(case).train(training)(x.double())
+    got = make(case, dtype=torch.float32).train(training)(x)
+    span = exact.abs().max()
+    assert (got.double() - exact).abs().max() <= 2 * torch.finfo(dtype).eps * span
+
+
+@every_case
+def test_float32_survives_a_mean_far_above_the_spread(case: Case) -> None:
+    x = pictures(4, C, 8, 8).float() + 1000
+    exact, got = make(case)(x.double()), make(case, dtype=torch.float32)(x)
+    assert (got - exact).abs().max() < 1e-3 * max(1, exact.abs().max() / 100)
+
+
+@every_case
+@both_modes
+def test_a_float64_unit_computes_in_float64(case: Case, training: bool) -> None:
+    """A unit made in float32 and converted is as exact as one made in float64: no constant is left behind."""
+    late = make(case, dtype=torch.float32).double().train(training)
+    early = make(case).train(training)
+    early.load_state_dict(late.state_dict())
+    x = pictures(4, C, 5, 3)
+    assert torch.allclose(late(x), early(x), rtol=0, atol=1e-13)
+
+
+@every_case
+@both_modes
+def test_a_rerun_and_copies_give_the_same(case: Case, training: bool) -> None:
+    x = pictures(4, C, 5, 3)
+    unit = make(case, activation=nn.ReLU())
+    unit(x)
+    unit.train(training)
+    expected = copy.deepcopy(unit)(x)
+    for twin in (copy.deepcopy(unit), pickle.loads(pickle.dumps(unit)), unit):
+        assert norms.is_unit(twin)
+        assert torch.equal(twin(x), expected)
+
+
+@every_case
+def test_state_goes_there_and_back(case: Case) -> None:
+    x = pictures(4, C, 5, 3)
+    trained = make(case)
+    before = {key: value.clone() for key, value in trained.state_dict().items()}
+    trained(x)
+    for state in (trained.state_dict(), before):
+        for fresh in (norms.build(case.name, C, dtype=torch.float64, **case.options), make(case).train()):
+            fresh.load_state_dict(state)
+            assert fresh.state_dict().keys() == state.keys()
+            assert all(torch.equal(value, state[key]) for key, value in fresh.state_dict().items())
+    trained.load_state_dict(before)
+    assert trained.state_dict().keys() == before.keys()
+    assert trained(x).isfinite().all()
+
+
+@every_case
+def test_a_loaded_unit_evaluates_as_the_one_that_was_saved(case: Case) -> None:
+    x = pictures(4, C, 5, 3)
+    trained = make(case)
+    for _ in range(3):
+        trained(x)
+    loaded = norms.build(case.name, C, dtype=torch.float64, **case.options)
+    loaded.load_state_dict(trained.state_dict())
+    assert torch.equal(loaded.eval()(x), trained.eval()(x))
+
+
+@every_case
+@both_modes
+def test_runs_under_autocast(case: Case, training: bool) -> None:
+    unit = make(case, dtype=torch.float32).train(training)
+    x = pictures(4, C, 8, 8, dtype=torch.bfloat16)
+    outside = unit(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = unit(x)
+    assert inside.dtype == torch.bfloat16
+    assert torch.equal(inside, outside) or not training
+
+
+@every_case
+@both_modes
+@pytest.mark.parametrize("batch", [None, 2])
+def test_memory_format_and_strides_do_not_matter(case: Case, training: bool, batch: int | None) -> None:
+    unit = make(case, batch=batch).train(training)
+    unit(pictures(4, C, 5, 3))
+    x = pictures(4, C, 5, 3)
+    expected = copy.deepcopy(unit)(x)
+    last = copy.deepcopy(unit)(x.contiguous(memory_format=torch.channels_last))
+    assert torch.allclose(last, expected, atol=1e-12)
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(copy.deepcopy(unit)(x.transpose(2, 3).contiguous().transpose(2, 3)), expected)
+    every_other = torch.stack([x, -x], dim=1).flatten(0, 1)[::2]
+    torch.testing.assert_close(copy.deepcopy(unit)(every_other), expected)
+
+
+@every_case
+@both_modes
+@pytest.mark.parametrize("shape", [(1, C, 4, 3), (4, C, 1, 1), (1, C, 1, 1), (3, C, 1, 7)], ids=str)
+def test_takes_one_image_and_one_pixel(case: Case, training: bool, shape: tuple[int, ...]) -> None:
+    x = pictures(*shape).requires_grad_()
+    y = make(case).train(training)(x)
+    y.sum().backward()
+    assert y.isfinite().all()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+
+
+@every_case
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_compiles_without_a_break(case: Case, training: bool) -> None:
+    torch.compiler.reset()
+    unit = make(case, batch=2, activation=nn.ReLU()).train(training)
+    x = pictures(4, C, 5, 3)
+    expected = copy.deepcopy(unit)(x)
+    assert torch.allclose(torch.compile(unit, fullgraph=True, backend="eager")(x), expected, atol=1e-12)
+
+
+@every_case
+def test_a_batchnorm_checkpoint_loads_and_what_is_left_out_is_said(case: Case) -> None:
+    batchnorm = nn.BatchNorm2d(C, dtype=torch.float64)
+    with torch.no_grad():
+        batchnorm.weight.copy_(torch.arange(C))
+        batchnorm.bias.copy_(-torch.arange(C))
+    batchnorm(pictures(4, C, 5, 3))
+    state = batchnorm.state_dict()
+    unit = make(case, activation=nn.ReLU())
+    unit(pictures(4, C, 5, 3))
+    per_channel = case.name == "bn" or (case.name == "bgn" and unit.num_groups == C)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        unit.load_state_dict(state, strict=True)
+    assert torch.equal(unit.weight, batchnorm.weight)
+    assert torch.equal(unit.bias, batchnorm.bias)
+    assert "running_mean" in state, "the caller's state is left as it was"
+    if per_channel:
+        assert not said
+        assert torch.equal(unit.running_mean, batchnorm.running_mean)
+        assert torch.equal(unit.running_var, batchnorm.running_var)
+        assert unit.num_batches_tracked == 1
+    else:
+        (warning,) = said
+        assert "left out" in str(warning.message)
+        assert "running_mean, running_var, num_batches_tracked" in str(warning.message)
+
+
+def test_a_load_warns_once_for_a_whole_model() -> None:
+    plain = nn.Sequential(nn.Conv2d(3, C, 1), nn.BatchNorm2d(C), nn.BatchNorm2d(C))
+    model = nn.Sequential(nn.Conv2d(3, C, 1), norms.build("gn", C, num_groups=2), norms.build("frn", C))
+    for _ in range(2):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            model.load_state_dict(plain.state_dict())
+        assert len(said) == 1
+        assert "1.running_mean" in str(said[0].message)
+
+
+@every_case
+def test_affine_false_is_the_formula_alone(case: Case) -> None:
+    bare = norms.build(case.name, C, affine=False, dtype=torch.float64, **case.options)
+    full = norms.build(case.name, C, dtype=torch.float64, **case.options)
+    x = pictures(4, C, 5, 3)
+    assert bare.weight is None
+    assert bare.bias is None
+    assert torch.allclose(bare(x), full(x), atol=1e-13)
+    assert bare(x.float()).dtype == torch.float32
+
+
+@every_case
+def test_every_parameter_is_affine_or_extra(case: Case) -> None:
+    unit = make(case, activation=nn.ReLU())
+    affine, extra = norms.affine_parameters(unit), norms.extra_parameters(unit)
+    assert [id(p) for p in affine] == [id(unit.weight), id(unit.bias)]
+    assert {id(p) for p in (*affine, *extra)} == {id(p) for p in unit.parameters()}
+    assert len(affine) + len(extra) == len(list(unit.parameters()))
+    assert all(p.shape == (C,) for p in affine)
+
+
+@every_case
+def test_the_activation_follows(case: Case) -> None:
+    x = pictures(4, C, 5, 3)
+    with_gelu = make(case, activation=nn.GELU())(x)
+    assert torch.equal(with_gelu, nn.GELU()(make(case)(x)))
+    assert make(case, activation=nn.ReLU(inplace=True))(x).min() >= (-2 if case.name == "frn" else 0)
+    x.requires_grad_()
+    make(case, activation=nn.ReLU(inplace=True))(x).sum().backward()
+
+
+@every_case
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.zeros(2, C, 4), r"3 axes, shape \(2, 6, 4\), expected \(N, C, H, W\) with C=6"),
+        (torch.zeros(2, C + 1, 4, 4), "7 channels.*expected.*C=6"),
+        (torch.zeros(2, C, 4, 4, dtype=torch.long), "int64, expected a floating-point tensor; convert"),
+        (torch.zeros(0, C, 4, 4), r"an empty tensor, shape \(0, 6, 4, 4\)"),
+        (torch.zeros(2, C, 0, 4), "an empty tensor"),
+    ],
+    ids=["axes", "channels", "integers", "no pictures", "no pixels"],
+)
+def test_bad_input_is_refused_in_words(case: Case, x: torch.Tensor, message: str) -> None:
+    with pytest.raises(InputError, match=f"^{case.name}: got.*{message}"):
+        make(case)(x)

@@ -1,0 +1,206 @@
+"""The identities of the methods' cards, one table: what equals what, and when. A failure reads as a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from norm_cases import gradients, pictures
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from normbench import norms
+
+Function = Callable[[Tensor], Tensor]
+f64 = {"dtype": torch.float64}
+N, C, H, W = 4, 6, 4, 6
+
+
+def unit(name: str, batch: int | None = None, features: int = C, **options: object) -> Function:
+    return norms.build(name, features, batch=batch, **f64, **options)
+
+
+def evaluated(name: str, **options: object) -> Function:
+    """The unit after two updates, in evaluation mode."""
+    return _evaluated(norms.build(name, C, **f64, **options))
+
+
+def _evaluated(module: nn.Module) -> nn.Module:
+    for seed in (5, 6):
+        module(pictures(N, C, H, W, seed=seed))
+    return module.eval()
+
+
+def on_groups(G: int) -> Function:
+    """1-D batch norm of G features on the (N, G, S) view, without affine."""
+    norm = nn.BatchNorm1d(G, affine=False, **f64)
+    return lambda x: norm(x.reshape(len(x), G, -1)).view(x.shape)
+
+
+def flattened(x: Tensor) -> Tensor:
+    return nn.BatchNorm1d(x[0].numel(), **f64)(x.flatten(1)).view(x.shape)
+
+
+def channels_last_layer_norm(x: Tensor) -> Tensor:
+    return F.layer_norm(x.permute(0, 2, 3, 1), (C,)).permute(0, 3, 1, 2)
+
+
+def worker_by_worker(name: str, n: int) -> Function:
+    return lambda x: torch.cat([unit(name)(worker) for worker in x.split(n)])
+
+
+def alone(name: str, **options: object) -> Function:
+    return lambda x: torch.cat([unit(name, **options)(image[None]) for image in x])
+
+
+def frn_with_relu(**options: object) -> Function:
+    return lambda x: unit("frn", **options)(x).relu()
+
+
+def frn_tlu(x: Tensor) -> Tensor:
+    return norms.build("frn", C, activation=nn.ReLU(), **f64)(x)
+
+
+def centred(function: Function) -> Function:
+    return lambda x: function(x - x.mean((2, 3), keepdim=True))
+
+
+def scaled(function: Function, *, by: float = 3.0, plus: float = 0.0) -> Function:
+    return lambda x: function(by * x + plus)
+
+
+def per_pixel(function: Function) -> Function:
+    def scaled_and_shifted(x: Tensor) -> Tensor:
+        maps = pictures(len(x), 1, *x.shape[2:], seed=9)
+        return function(x * (maps.abs() + 0.5) + maps)
+
+    return scaled_and_shifted
+
+
+def permuted(function: Function, axis: int, order: list[int]) -> Function:
+    """Permute, apply, permute back."""
+    index, back = torch.tensor(order), torch.tensor(order).argsort()
+    return lambda x: function(x.index_select(axis, index)).index_select(axis, back)
+
+
+def mirrored(function: Function) -> Function:
+    return lambda x: function(x.flip(3)).flip(3)
+
+
+def where(x: Tensor, **shape: int) -> Tensor:
+    """The first of ``x``: where(x, N=1, H=1, W=1)."""
+    return x[: shape.get("N", N), :, : shape.get("H", H), : shape.get("W", W)]
+
+
+ANY: dict[str, int] = {}
+ONE_IMAGE = {"N": 1}
+ONE_PIXEL = {"H": 1, "W": 1}
+EPS0 = {"eps": 0.0}
+BGN_UNEVEN = {"group_fit": "uneven"}
+# (sentence, left, right, on which pictures)
+TABLE: list[tuple[str, Function, Function, dict[str, int]]] = [
+    ("none is the identity at the start", unit("none"), lambda x: x, ANY),
+    ("bn is BatchNorm2d in training", unit("bn"), nn.BatchNorm2d(C, **f64), ANY),
+    ("bn is BatchNorm2d in evaluation", evaluated("bn"), _evaluated(nn.BatchNorm2d(C, **f64)), ANY),
+    ("bn with batch=2 is bn on every 2 images", unit("bn", batch=2), worker_by_worker("bn", 2), ANY),
+    ("bn with batch=1 is in, in training", unit("bn", batch=1), unit("in"), ANY),
+    ("bn of one image is in, in training", unit("bn"), unit("in"), ONE_IMAGE),
+    ("ln is GroupNorm(1, C)", unit("ln"), nn.GroupNorm(1, C, **f64), ANY),
+    ("ln is LayerNorm over C, H, W", unit("ln"), lambda x: F.layer_norm(x, x.shape[1:]), ANY),
+    ("in is InstanceNorm2d", unit("in"), nn.InstanceNorm2d(C, **f64), ANY),
+    ("gn is GroupNorm", unit("gn", num_groups=3), nn.GroupNorm(3, C, **f64), ANY),
+    ("gn by default is GroupNorm(gcd(32, C))", unit("gn"), nn.GroupNorm(2, C, **f64), ANY),
+    ("gn of one group is ln", unit("gn", num_groups=1), unit("ln"), ANY),
+    ("gn of C groups is in", unit("gn", num_groups=C), unit("in"), ANY),
+    ("gn uneven is strict where it divides", unit("gn", num_groups=3, **BGN_UNEVEN), unit("gn", num_groups=3), ANY),
+    ("gn uneven of more groups than channels is in", unit("gn", num_groups=32, **BGN_UNEVEN), unit("in"), ANY),
+    ("pn is LayerNorm over C at each pixel", unit("pn"), channels_last_layer_norm, ANY),
+    ("pn is GroupNorm(1, C) on one pixel", unit("pn"), nn.GroupNorm(1, C, **f64), ONE_PIXEL),
+    (
+        "pn unbiased is pn times √((C − 1)/C), eps aside",
+        unit("pn", unbiased=True, eps=0),
+        lambda x: unit("pn", eps=0)(x) * ((C - 1) / C) ** 0.5,
+        ANY,
+    ),
+    ("pn puts back its moments", lambda x: _moment_shortcut(x), lambda x: x, ANY),
+    ("bgn of C groups is BatchNorm2d in training", unit("bgn", num_groups=C), nn.BatchNorm2d(C, **f64), ANY),
+    (
+        "bgn of C groups is BatchNorm2d in evaluation",
+        evaluated("bgn", num_groups=C),
+        _evaluated(nn.BatchNorm2d(C, **f64)),
+        ANY,
+    ),
+    *(
+        (f"bgn of {G} groups is 1-D batch norm on (N, G, S)", unit("bgn", num_groups=G), on_groups(G), ANY)
+        for G in (1, 2, 3, 4, 6, 8, 9, 12, 16, 36, 48, 72, 144)
+    ),
+    *(
+        (
+            f"bgn uneven of {G} groups is strict, where it divides",
+            unit("bgn", num_groups=G, **BGN_UNEVEN),
+            unit("bgn", num_groups=G),
+            ANY,
+        )
+        for G in (1, 3, 4, 12, 16, 144)
+    ),
+    *(
+        (f"bgn of {G} groups of one image is gn", unit("bgn", num_groups=G), unit("gn", num_groups=G), ONE_IMAGE)
+        for G in (1, 2, 3, 6)
+    ),
+    ("bgn of one group of one image is ln", unit("bgn", num_groups=1), unit("ln"), ONE_IMAGE),
+    ("bgn of C groups of one image is in", unit("bgn", num_groups=C), unit("in"), ONE_IMAGE),
+    ("bgn of one group with batch=1 is ln", unit("bgn", num_groups=1, batch=1), unit("ln"), ANY),
+    ("bgn of D groups is BatchNorm1d on the flat images", unit("bgn", num_groups=144), flattened, ANY),
+    ("bgn uneven of more than D groups is of D", unit("bgn", num_groups=999, **BGN_UNEVEN), flattened, ANY),
+    ("bgn by default is uneven of 32", unit("bgn"), unit("bgn", num_groups=32, **BGN_UNEVEN), ANY),
+    (
+        "bgn by gcd is of gcd(G, D) groups",
+        unit("bgn", num_groups=10, group_fit="gcd"),
+        unit("bgn", num_groups=2),
+        ANY,
+    ),
+    (
+        "bgn permutes with the channels of a group",
+        permuted(unit("bgn", num_groups=2), 1, [2, 0, 1, 4, 3, 5]),
+        unit("bgn", num_groups=2),
+        ANY,
+    ),
+    ("bgn of whole rows mirrors with the pictures", mirrored(unit("bgn", num_groups=12)), unit("bgn", num_groups=12), ANY),
+    ("frn with τ = 0 is frn, then ReLU", frn_tlu, frn_with_relu(), ANY),
+    ("frn is in on centred pictures", centred(unit("frn", eps=1e-5)), unit("in"), ANY),
+    ("frn with |ε_l| is frn with the sum", unit("frn", learn_eps=True), unit("frn", eps=1e-6 + 1e-4), ANY),
+    (
+        "frn with |ε_l| on one pixel is x/√(x² + ε)",
+        unit("frn", learn_eps=True),
+        lambda x: x / torch.sqrt(x**2 + 1e-6 + 1e-4),
+        ONE_PIXEL,
+    ),
+    *((f"{name} ignores scale, eps aside", scaled(unit(name, **EPS0)), unit(name, **EPS0), ANY) for name in ("frn", "pn")),
+    *(
+        (f"{name} ignores scale and shift, eps aside", scaled(unit(name, **EPS0), plus=7), unit(name, **EPS0), ANY)
+        for name in ("bn", "ln", "in", "gn", "pn", "bgn")
+    ),
+    ("pn ignores scale and shift of every pixel", per_pixel(unit("pn", **EPS0)), unit("pn", **EPS0), ANY),
+    ("pn permutes with the pixels", permuted(unit("pn"), 3, [5, 3, 1, 0, 2, 4]), unit("pn"), ANY),
+    *((f"{name} permutes with the images", permuted(unit(name), 0, [2, 0, 3, 1]), unit(name), ANY) for name in norms.names()),
+    *((f"{name} takes images one by one", alone(name), unit(name), ANY) for name in ("none", "ln", "in", "gn", "pn", "frn")),
+]
+
+
+def _moment_shortcut(x: Tensor) -> Tensor:
+    sigma = torch.sqrt(x.var(1, correction=0, keepdim=True) + 1e-5)
+    return unit("pn")(x) * sigma + x.mean(1, keepdim=True)
+
+
+@pytest.mark.parametrize(("sentence", "left", "right", "on"), TABLE, ids=[row[0] for row in TABLE])
+def test_identity(sentence: str, left: Function, right: Function, on: dict[str, int]) -> None:
+    x = where(pictures(N, C, H, W), **on).clone().requires_grad_()
+    ours, theirs = left(x), right(x)
+    assert torch.allclose(ours, theirs, rtol=0, atol=1e-11), f"not so: {sentence}"
+    (g,), (h,) = gradients(ours, x), gradients(theirs, x)
+    assert torch.allclose(g, h, rtol=1e-9, atol=1e-9 * max(1, h.abs().max().item())), f"not so in the gradient: {sentence}"
+
+
+def test_the_table_has_no_sentence_twice() -> None:
+    assert len({row[0] for row in TABLE}) == len(TABLE)

@@ -1,0 +1,91 @@
+"""Every unit against the plain formula in its own file: outputs and all gradients, in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from norm_cases import CASES, C, Case, gradients, make, pictures, reference
+
+from normbench import norms
+from normbench.norms import core
+
+SHAPES = [(4, C, 4, 4), (4, C, 3, 5), (4, C, 1, 1), (1, C, 4, 3), (6, C, 7, 1)]
+
+
+def shares(case: Case, N: int) -> list[int | None]:
+    """The batches (images that share statistics) that N images can be cut into."""
+    return [None, *sorted({1, 2, max(N // 2, 1), N} - ({2} if N % 2 else set()))] if takes_batch(case) else [None]
+
+
+def takes_batch(case: Case) -> bool:
+    return norms.get(case.name).takes_batch
+
+
+@pytest.mark.parametrize(
+    ("case", "shape", "batch"), [(case, shape, n) for case in CASES for shape in SHAPES for n in shares(case, shape[0])], ids=str
+)
+def test_training_is_the_plain_formula(case: Case, shape: tuple[int, ...], batch: int | None) -> None:
+    unit = make(case, batch=batch)
+    if case.name == "frn":
+        unit.register_parameter("threshold", torch.nn.Parameter(torch.linspace(-1, 1, C, dtype=torch.float64)))
+    x = pictures(*shape).requires_grad_()
+    got, inputs = unit(x), (x, *unit.parameters())
+    expected = reference(unit, case, x)
+    assert torch.allclose(got, expected, rtol=0, atol=1e-10)
+    scale = max(1, *(g.abs().max().item() for g in gradients(expected, *inputs)))
+    for left, right in zip(gradients(got, *inputs), gradients(expected, *inputs), strict=True):
+        assert torch.allclose(left, right, rtol=1e-10, atol=1e-10 * scale)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if norms.get(case.name).train_eval_differ], ids=str)
+def test_evaluation_is_the_plain_formula_of_the_running_statistics(case: Case) -> None:
+    """Of any number of pictures, whatever the batch."""
+    unit = make(case, batch=2)
+    unit(pictures(4, C, 4, 3))
+    unit.eval()
+    x = pictures(3, C, 4, 3, seed=1)
+    if unit.__dict__.get("eval_stats") == "batch":
+        expected = torch.cat([reference(unit, case, x[:2]), reference(unit, case, x[2:])])
+    else:
+        G, D = len(unit.running_mean), x[0].numel()
+        group = [(d * G) // D for d in range(D)]
+        flat = (x.flatten(1) - unit.running_mean[group]) / torch.sqrt(unit.running_var[group] + unit.eps)
+        expected = flat.view(x.shape) * unit.weight[:, None, None] + unit.bias[:, None, None]
+    assert torch.allclose(unit(x), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_gradcheck(case: Case, training: bool) -> None:
+    unit = make(case, batch=2).train(training)
+    unit.eps = 1e-2
+    x = pictures(4, C, 2, 3).requires_grad_()
+    unit(x)
+
+    def run(x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
+        values = dict(zip(dict(unit.named_parameters()), parameters, strict=True))
+        return torch.func.functional_call(unit, values, (x,))
+
+    assert torch.autograd.gradcheck(run, (x, *unit.parameters()), fast_mode=True)
+
+
+def test_the_core_functions_can_be_differentiated_twice() -> None:
+    x = pictures(2, 3, 2, 2).requires_grad_()
+    assert torch.autograd.gradcheck(core.moments, (x,))
+    assert torch.autograd.gradgradcheck(core.moments, (x,))
+    assert torch.autograd.gradgradcheck(core.mean_square, (x,))
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3, 6, 4, 5])
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_pool_is_exact_and_spread_is_its_inverse_in_shape(rows: int, groups: int) -> None:
+    x = pictures(4, C, 3, 2)
+    mean, var = core.pool(*core.moments(x), rows, groups)
+    group = torch.tensor([(c * groups) // C for c in range(C)])
+    for r, images in enumerate(x.chunk(rows)):
+        for g in range(groups):
+            values = images[:, group == g]
+            torch.testing.assert_close(mean[r, g], values.mean(), atol=1e-13, rtol=0)
+            torch.testing.assert_close(var[r, g], values.var(correction=0), atol=1e-13, rtol=0)
+    wide = core.spread(mean, 4, C).expand(4, C)
+    assert all(wide[n, c] == mean[n * rows // 4, group[c]] for n in range(4) for c in range(C))
