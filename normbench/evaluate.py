@@ -32,7 +32,7 @@ def evaluate(
     for x, y in pictures:
         with precision():
             logits = model(x.contiguous(memory_format=memory_format))
-        part = _sums(logits.float() if logits.dtype != torch.float64 else logits, y)
+        part = _sums(logits.to(torch.promote_types(logits.dtype, torch.float32)), y)
         sums = part if sums is None else sums + part
         seen += len(y)
     if seen != count or sums is None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override, QuotedString
@@ -81,7 +82,7 @@ class Composer:
         try:
             composed = compose(config_name="sweep", overrides=overrides)
             config: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
             raise ConfigError(f"the configuration does not compose: {one_line(error)}") from None
         return config | {key: {"name": value} for key, value in bare.items()}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -22,6 +23,7 @@ from normbench.records import Store, cell_status, plain
 DONE, FAILED, BAD_COMMAND, STOPPED = 0, 1, 2, 130
 FINE = ("ok", "skipped")
 RERUNS = ("none", "failed", "all")
+PLAN_COLUMNS = ("cell", "arch", "data", "norm", "batch", "workers", "seed")
 
 HELP = """\
 python -m normbench.sweep KEY=VALUE[,VALUE...] ...
@@ -94,17 +96,18 @@ def _run(planned: Sequence[Any], store: Store, settings: Mapping[str, Any]) -> i
     from normbench.launch.local import Local, skip
     from normbench.preflight import will_run
 
-    todo = list(will_run(planned, settings["rerun"]))
+    todo = {item.cell_id: item for item in will_run(planned, settings["rerun"])}
     tracker = track.make(settings["track"], folder=store.folder)
     try:
         with Display(len(planned)) as display:
-            display.plan([(item.cell_id, item.cell.label(), item.status) for item in planned])
+            states = {item.cell_id: "new" if item.cell_id in todo else item.status for item in planned}
+            display.plan([(item.cell_id, item.cell.label(), states[item.cell_id]) for item in planned])
             tracker.note = display.note
             for item in planned:
                 if item.skip is not None:
                     skip(item, store)
                     display.finish(item.cell_id, item.cell.label(), {"status": "skipped", "reason": item.skip})
-            Local(store, display, tracker).run(todo)
+            Local(store, display, tracker).run(todo.values())
     finally:
         tracker.close()
         store.write_results()
@@ -137,15 +140,16 @@ def _print_plan(planned: Sequence[Any], settings: Mapping[str, Any]) -> None:
     from normbench.preflight import will_run
 
     todo = {item.cell_id for item in will_run(planned, settings["rerun"])}
-    table = Table("cell", "arch", "data", "norm", "batch", "workers", "seed", "state", box=None, pad_edge=False)
+    table = Table(*PLAN_COLUMNS, "state", box=None, pad_edge=False)
+    for column in table.columns:
+        column.overflow = "fold"
     states = []
     for item in planned:
         states.append(_state(item, item.cell_id in todo))
         flat = item.cell.flat()
-        table.add_row(
-            item.cell_id, *(str(flat[key]) for key in ("arch", "data", "norm", "batch", "workers", "seed")), states[-1]
-        )
-    console = Console(soft_wrap=True) if not sys.stdout.isatty() else Console()
+        table.add_row(item.cell_id, *(str(flat[key]) for key in PLAN_COLUMNS[1:]), states[-1])
+    # A log or a pipe has no width: nothing there may be cut.
+    console = Console(highlight=False) if sys.stdout.isatty() else Console(width=400, highlight=False)
     console.print(table)
     counts = Counter(state.split(":")[0] for state in states)
     console.print(f"{len(planned)} cells: " + ", ".join(f"{count} {state}" for state, count in counts.items()))
@@ -189,7 +193,12 @@ def _help() -> str:
         "recipe": "",
     }
     groups = "\n".join(
-        f"  {group:<7} {', '.join(grid.options(group, [folder]))}" + (f"; {more[group]}" if more[group] else "")
+        textwrap.fill(
+            f"{group:<7} {', '.join(grid.options(group, [folder]))}" + (f"; {more[group]}" if more[group] else ""),
+            width=110,
+            initial_indent="  ",
+            subsequent_indent=" " * 10,
+        )
         for group in grid.GROUPS
     )
     lines = (folder / "sweep.yaml").read_text().split("\n# One cell\n", 1)[1].splitlines()

@@ -4,8 +4,8 @@
     workspace can be grouped by config.norm and config.batch, and the rest under cfg; train/… and val/… against epoch.
 
 Whatever goes wrong (no package, no account, no network, an error of theirs) is told once, in one line; tracking is
-then off and the sweep goes on. ``WANDB_MODE=offline`` needs neither network nor account: ``wandb sync`` sends it later. Files
-go to ``WANDB_DIR``, else to ``wandb/`` in the sweep's folder; ``WANDB_PROJECT`` and ``WANDB_ENTITY`` are heeded.
+then off and the sweep goes on. ``WANDB_MODE=offline`` needs neither network nor account; ``wandb sync`` sends it later.
+Files go to ``WANDB_DIR``, else to ``wandb/`` in the sweep's folder; ``WANDB_PROJECT``, ``WANDB_ENTITY`` are heeded.
 """
 
 from __future__ import annotations

@@ -262,13 +262,15 @@ class Meter:
 
 def classification_loss(out: Any, y: Tensor, smoothing: float) -> Tensor:
     """Mean cross-entropy in nats; auxiliary heads (a tuple's further members) count by AUX_WEIGHT."""
-    if isinstance(out, Tensor):
-        return F.cross_entropy(out.float(), y, label_smoothing=smoothing)
-    main, *aux = (head for head in out if head is not None)
-    loss = F.cross_entropy(main.float(), y, label_smoothing=smoothing)
+    main, *aux = [out] if isinstance(out, Tensor) else [head for head in out if head is not None]
+    loss = _cross_entropy(main, y, smoothing)
     for head in aux:
-        loss = loss + AUX_WEIGHT[len(aux)] * F.cross_entropy(head.float(), y, label_smoothing=smoothing)
+        loss = loss + AUX_WEIGHT[len(aux)] * _cross_entropy(head, y, smoothing)
     return loss
+
+
+def _cross_entropy(logits: Tensor, y: Tensor, smoothing: float) -> Tensor:
+    return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), y, label_smoothing=smoothing)
 
 
 def memory_format(cell: Cell) -> torch.memory_format:

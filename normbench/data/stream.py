@@ -8,6 +8,7 @@ centre crop. Normalised with ImageNet's mean and standard deviation, on the devi
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.context
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,11 +195,14 @@ def centre(crop: int) -> v2.Transform:
     return v2.Compose([v2.Resize(round(crop * 256 / 224), antialias=True), v2.CenterCrop(crop), v2.PILToTensor()])
 
 
-def context() -> str:
+def context() -> multiprocessing.context.BaseContext:
     """How loader processes start: from a clean process where the system has that, never by forking a busy one.
 
     A process that has run parallel kernels, or has a display thread, must not be forked: a child may wait for ever on
     a lock whose holder was left behind.
     """
-    methods = multiprocessing.get_all_start_methods()
-    return "forkserver" if "forkserver" in methods else "spawn"
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    clean = multiprocessing.get_context("forkserver")
+    clean.set_forkserver_preload([__name__])  # torch is imported once, not in every loader: seconds each
+    return clean

@@ -38,6 +38,9 @@ OURS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
+OPTIONS = ("aux", "size", "stem", "zero_init")
+
+
 @dataclass(frozen=True)
 class Resolved:
     """What an architecture comes to on pictures of a given size.
@@ -69,19 +72,19 @@ def source_hash(name: str) -> str | None:
 def resolve(options: ArchOptions, *, picture_size: int | None) -> Resolved:
     """What ``options`` come to for pictures of ``picture_size`` pixels a side (None: of any size, so the net's own).
 
-    Checks all that can be without building: raises UnknownName for an unknown architecture or option of one, ConfigError
-    for a stem, size, auxiliary head or zero_init that this net does not have.
+    Checks all that can be without building: raises UnknownName for an unknown architecture or option of one,
+    ConfigError for a stem, size, auxiliary head or zero_init that this net does not have.
     """
     if is_target(options.name):
         user.check(options)
         # A user's net is what it is: only an explicit stem changes it.
         return Resolved(None if options.stem == "auto" else options.stem, options.size, aux=False)
     if options.options:
-        raise UnknownName(f"option of {options.name}", next(iter(options.options)), ("aux", "size", "stem", "zero_init"))
+        raise UnknownName(f"option of {options.name}", next(iter(options.options)), OPTIONS)
     needs, stems = zoo.needs(options.name), _has_stem(options.name, options.zero_init)
     size = needs.size(options, picture_size)
     side = size or picture_size or needs.native
-    return Resolved(_stem(options, side) if stems else _no_stem(options), size, needs.aux(options, side))
+    return Resolved(_stem(options, side, stems), size, needs.aux(options, side))
 
 
 def build(options: ArchOptions, *, num_classes: int, picture_size: int | None) -> nn.Module:
@@ -93,12 +96,13 @@ def build(options: ArchOptions, *, num_classes: int, picture_size: int | None) -
     if is_target(options.name):
         model = user.build(options, num_classes)
     else:
-        model = _plain(options.name, options.zero_init, num_classes=num_classes, **zoo.heads(options.name, resolved.aux))
+        heads = zoo.heads(options.name, resolved.aux)
+        model = _plain(options.name, options.zero_init, num_classes=num_classes, **heads)
     return to_cifar(model, options.name) if resolved.stem == "cifar" else model
 
 
 def outline(options: ArchOptions, *, num_classes: int, picture_size: int | None) -> nn.Module:
-    """The same model for its shapes only, in a tenth of the time: weights are what memory held, no random number is drawn."""
+    """The same model for its shapes only, in a tenth of the time: its weights are what memory held, none is drawn."""
     with torch.random.fork_rng(devices=[]), Unfilled():
         return build(options, num_classes=num_classes, picture_size=picture_size)
 
@@ -131,13 +135,10 @@ def _has_stem(name: str, zero_init: bool) -> bool:
         return find_stem(_plain(name, zero_init, **heads)) is not None
 
 
-def _stem(options: ArchOptions, side: int) -> str:
-    if options.stem != "auto":
-        return options.stem
-    return "cifar" if side <= 64 else "imagenet"
-
-
-def _no_stem(options: ArchOptions) -> None:
+def _stem(options: ArchOptions, side: int, has_stem: bool) -> str | None:
+    if has_stem:
+        return {"auto": "cifar" if side <= 64 else "imagenet"}.get(options.stem, options.stem)
     if options.stem != "auto":
         why = f"{options.name} has no 7×7 stem with stride 2 to choose for"
         raise ConfigError(f"arch.stem={options.stem}: {why}; leave arch.stem=auto, or take a net such as resnet50")
+    return None

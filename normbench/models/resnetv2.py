@@ -4,7 +4,7 @@
 
 A bottleneck is norm–ReLU–conv three times (1×1, 3×3, 1×1), plus its input. The stride is on the 3×3. The first of each
 stage takes its shortcut, a 1×1 convolution without a norm, from its own first norm–ReLU; the stem has no norm either.
-25.5M parameters with 1000 classes. The net of FRN's Figure 1. No block ends with a norm, so there is none to start at zero.
+25.5M parameters with 1000 classes. The net of FRN's Figure 1. No block ends with a norm, so none can start at zero.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Bottleneck(nn.Module):
         self.bn3 = nn.BatchNorm2d(C_in)
         self.conv3 = conv(C_in, C_out, 1)
         self.relu = nn.ReLU(inplace=True)
-        self.shortcut = conv(C, C_out, 1, stride) if C != C_out else None
+        self.shortcut = conv(C, C_out, 1, stride) if C_out != C else None
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(self.bn1(x))

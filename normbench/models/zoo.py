@@ -71,7 +71,7 @@ def needs(name: str) -> Needs:
 
 
 def heads(name: str, aux: bool, fresh: bool = True) -> dict[str, bool]:
-    """The arguments of a net with an auxiliary head: the head, ``fresh`` weights as published, pictures taken as they are."""
+    """The arguments of a net with an auxiliary head: ``aux``, ``fresh`` weights as published, pictures as they are."""
     return {} if needs(name).aux_least is None else {"aux_logits": aux, "init_weights": fresh, "transform_input": False}
 
 
@@ -90,7 +90,8 @@ def build(name: str, zero_init: bool, **arguments: Any) -> nn.Module:
     except TypeError as error:
         if "zero_init_residual" not in str(error):
             raise
-        raise ConfigError(f"arch.zero_init=true: {name} does not offer it, only torchvision's ResNets; leave it false") from error
+        why = f"{name} does not offer it, only torchvision's ResNets do"
+        raise ConfigError(f"arch.zero_init=true: {why}; leave it false") from error
 
 
 def _models() -> Any:

@@ -90,22 +90,21 @@ class BatchGroupNorm(nn.Module):
         self.foreseen = self.num_groups is not None
         core.add_affine(self, num_features, affine, device=device, dtype=dtype)
         running.add(self, self.num_groups, device=device, dtype=dtype)
-        self.dtype = dtype or torch.get_default_dtype()
         self.register_load_state_dict_pre_hook(_load)
 
     def forward(self, x: Tensor) -> Tensor:
         N, _, H, W = core.check_input(x, self.num_features, "bgn")
-        self._settle(H, W)
+        self._settle(H, W, core.at_least_float32(x.dtype))
         if self.training:
             workers = core.workers(N, self.batch, "bgn")
             mean, var = self._statistics(x, workers)
-            running.update(self, mean, var, self._unbiased(N // workers, H, W, x.device))
+            running.update(self, mean, var, self._unbiased(N // workers, H, W, var))
         elif self.eval_stats == "running":
             mean, var = running.statistics(self)
         else:
             n = min(self.batch or N, N)
             if N % n:  # evaluation sees every picture, so the last few are a smaller group of their own
-                return torch.cat([self(x[: N - N % n]), self(x[N - N % n :])])
+                return torch.cat([self.forward(x[: N - N % n]), self.forward(x[N - N % n :])])
             mean, var = self._statistics(x, N // n)
         return self._normalize(x, mean, var)
 
@@ -133,7 +132,7 @@ class BatchGroupNorm(nn.Module):
 
     def _normalize(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
         """x by statistics of (workers, G), or (1, G)."""
-        if self.any_size or self.num_features % mean.shape[1] == 0:
+        if self.num_features % mean.shape[1] == 0:
             return core.normalize(x, mean, var, self.eps, self.weight, self.bias, self.activation)
         D, maps = x[0].numel(), (len(mean), 1, *x.shape[1:])
         mean, var = (core.spread(value, len(value), D).expand(-1, D).reshape(maps) for value in (mean, var))
@@ -143,12 +142,13 @@ class BatchGroupNorm(nn.Module):
         y = y.flatten(0, 1).to(x.dtype)
         return y if self.activation is None else self.activation(y)
 
-    def _unbiased(self, images: int, H: int, W: int, device: torch.device) -> float | Tensor:
+    def _unbiased(self, images: int, H: int, W: int, var: Tensor) -> float | Tensor:
+        """What turns the groups' biased variance into the unbiased estimate."""
         D, G = self.num_features * H * W, self.num_groups
         assert G is not None
         if D % G == 0:
             return running.unbiased(images * D // G)
-        values = images * core.segments(D, G, 1, device)[0]
+        values = images * core.segments(D, G, 1, var.device)[0].to(var.dtype)
         return values / (values - 1).clamp(min=1)
 
     def _foreseen(self) -> int | None:
@@ -163,7 +163,7 @@ class BatchGroupNorm(nn.Module):
         C, D = self.num_features, self.num_features * H * W
         return groups.fit(D, self.wanted, self.group_fit, "bgn", f"C*H*W={C}*{H}*{W}={D}")
 
-    def _settle(self, H: int, W: int) -> None:
+    def _settle(self, H: int, W: int, dtype: torch.dtype) -> None:
         """Fix the pieces to the first H × W seen, and make the buffers if a load has not."""
         C, G = self.num_features, self.num_groups
         if self.any_size or self.size == (H, W):
@@ -174,10 +174,10 @@ class BatchGroupNorm(nn.Module):
                 f"num_groups={self.num_groups} cuts C={C} channels into pieces of a map; keep the size, or take "
                 f"num_groups a divisor of {C}, such as {groups.nearest_divisor(C, self.wanted)}"
             )
-        self._hold(self._fitted(H, W))
+        self._hold(self._fitted(H, W), dtype)
         self.size = (H, W)
 
-    def _hold(self, G: int) -> None:
+    def _hold(self, G: int, dtype: torch.dtype) -> None:
         """Make buffers for G groups, unless there are such."""
         held = self.num_groups
         if held is not None and held != G:
@@ -193,12 +193,12 @@ class BatchGroupNorm(nn.Module):
             )
             self.num_batches_tracked.zero_()
         if held != G:
-            self._make(G)
+            self._make(G, dtype)
 
-    def _make(self, G: int | None) -> None:
-        """New buffers for G groups; none for None."""
+    def _make(self, G: int | None, dtype: torch.dtype | None) -> None:
+        """New buffers for G groups, none for None, of the weight's dtype; without one, of ``dtype``."""
         device = self.num_batches_tracked.device
-        dtype = self.dtype if self.weight is None else self.weight.dtype
+        dtype = dtype if self.weight is None else self.weight.dtype
         self.num_groups = G
         self.running_mean = None if G is None else torch.zeros(G, device=device, dtype=dtype)
         self.running_var = None if G is None else torch.ones(G, device=device, dtype=dtype)
@@ -224,7 +224,7 @@ def _load(
     if length is not None and not unit._may_hold(length, from_batchnorm):
         left = running.STATISTICS if length == unit.num_features else ()
     elif not unit.foreseen and length != unit.num_groups and f"{prefix}num_batches_tracked" in state_dict:
-        unit._make(length)
+        unit._make(length, None if mean is None else mean.dtype)
         unit.size = None
     running.leave_out(unit, state_dict, prefix, left, lists[-1])
 

@@ -1,4 +1,4 @@
-"""A module that runs Python code generated from graphs, and can be copied, pickled, compiled and debugged like any other."""
+"""A module that runs code generated from graphs, and can be copied, pickled, compiled and debugged like any other."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ class Forward:
     @classmethod
     def of(cls, graph: fx.Graph) -> Forward:
         """The code of a graph."""
+        for node in graph.nodes:
+            node.type = None  # annotations say nothing that runs, and may name what cannot be pickled
         code = graph.python_code(root_module="self")
         return cls(code.src.strip() + "\n", code.globals)
 
@@ -82,6 +84,8 @@ def _pack(value: Any) -> tuple[str, Any]:
 
 
 def _restore(source: str, packed: dict[str, tuple[str, Any]]) -> Forward:
-    return Forward(
-        source, {name: importlib.import_module(value) if kind == "module" else value for name, (kind, value) in packed.items()}
-    )
+    return Forward(source, {name: _unpack(*item) for name, item in packed.items()})
+
+
+def _unpack(kind: str, value: Any) -> Any:
+    return importlib.import_module(value) if kind == "module" else value

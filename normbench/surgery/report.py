@@ -56,8 +56,9 @@ class SiteRow:
 
 @dataclass(frozen=True)
 class Report:
-    """``rows``: one for each site; ``sums``: activations after residual sums, with their parameters; ``left``: what stayed.
+    """What ``apply`` made of a model.
 
+    ``rows``: one for each site. ``sums``: activations after residual sums and their parameters. ``left``: what stayed.
     ``traced``: False if units were exchanged without a graph, so that convolutions and activations are not known.
     ``str()`` gives a table.
     """
@@ -82,7 +83,7 @@ class Report:
         sums = f", {len(self.sums)} activations after residual sums" if self.sums else ""
         lines = [f"{self.norm}: {len(self.rows)} sites{sums}, {self.parameters:,} parameters"]
         if not self.traced:
-            lines.append("the model could not be traced: units were exchanged one by one, activations stay where they were")
+            lines.append("not traced: units were exchanged one by one, and activations stay where they were")
         return lines + [f"left alone: {item.name} ({item.kind}): {item.why}" for item in self.left]
 
 
@@ -93,24 +94,23 @@ def keep(model: nn.Module, record: Record) -> nn.Module:
 
 
 def report(model: nn.Module) -> Report:
-    """The sites of a model that ``apply`` made, wrapped or not. Groups and parameters are read from the units as they are.
+    """The sites of a model that ``apply`` made, wrapped or not. Raises InputError for any other.
 
-    Raises InputError for any other model.
+    Groups and parameters are read from the units as they are now.
     """
     made = next((module for module in model.modules() if KEY in vars(module)), None)
     if made is None:
-        raise InputError(f"{type(model).__name__} has no units of normbench's; normbench.apply(model, name) puts them there")
+        raise InputError(f"{type(model).__name__} is not of normbench's making; normbench.apply(model, name) makes one")
     record: Record = vars(made)[KEY]
     sums = {name: _parameters(made.get_submodule(name)) for name in record.sums}
-    return Report(record.norm, record.traced, tuple(_row(made, record.norm, site) for site in record.sites), sums, record.left)
+    rows = tuple(_row(made, record.norm, site) for site in record.sites)
+    return Report(record.norm, record.traced, rows, sums, record.left)
 
 
 def _row(model: nn.Module, norm: str, site: Replaced) -> SiteRow:
     unit = model.get_submodule(site.name)
     groups = getattr(unit, "num_groups", None)
-    return SiteRow(
-        site.name, site.num_features, site.convolution, site.activation, norm, groups, _parameters(unit)
-    )  # fmt: skip
+    return SiteRow(**vars(site), unit=norm, num_groups=groups, parameters=_parameters(unit))
 
 
 def _parameters(unit: nn.Module) -> int:

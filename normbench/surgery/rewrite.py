@@ -21,7 +21,7 @@ from normbench.surgery.sites import Found, Site, find, is_batchnorm
 from normbench.surgery.trace import Traced, Untraceable, trace
 from normbench.surgery.tree import graft
 
-STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+BATCHNORM_KEYS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def find_sites(model: nn.Module) -> list[Site]:
 
 
 def check_traceable(model: nn.Module, name: str) -> None:
-    """Raise InputError if ``apply(model, name)`` would, because the method needs a graph that the model does not give."""
+    """Raise InputError if ``apply(model, name)`` would, for want of the graph that the method needs."""
     row = norms.get(name)
     _check_any(model)
     if not row.drop_in:
@@ -105,7 +105,7 @@ def _exchange(model: nn.Module, choice: Choice) -> nn.Module:
 
 
 def _plain_sites(model: nn.Module) -> list[Site]:
-    return [Site(name, m.num_features) for name, m in model.named_modules() if is_batchnorm(m)]  # type: ignore[arg-type]
+    return [Site(name, m.num_features) for name, m in model.named_modules() if is_batchnorm(m)]
 
 
 def _unit(site: Site, bn: nn.Module, choice: Choice, fused: bool) -> nn.Module:
@@ -148,8 +148,8 @@ def _carry(bn: nn.Module, unit: nn.Module, row: Normalizer) -> None:
     state = bn.state_dict()
     if row.name not in norms.names():
         own = unit.state_dict()
-        same = getattr(unit, "batchnorm_statistics", False)
-        state = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape and (same or k not in STATISTICS)}
+        keys = BATCHNORM_KEYS if getattr(unit, "batchnorm_statistics", False) else ("weight", "bias")
+        state = {k: v for k, v in state.items() if k in keys and k in own and own[k].shape == v.shape}
     with warnings.catch_warnings():
         # Which statistics cannot be taken is a matter for whoever loads a checkpoint; here it is the point.
         warnings.simplefilter("ignore")
@@ -202,7 +202,8 @@ def _add(tree: nn.Module, owner: str, unit: nn.Module) -> str:
 
 
 def _records(sites: list[Site]) -> tuple[Replaced, ...]:
-    return tuple(Replaced(s.name, s.num_features, s.convolution, repr(s.activation) if s.activation else None) for s in sites)
+    said = ((site, None if site.activation is None else repr(site.activation)) for site in sites)
+    return tuple(Replaced(site.name, site.num_features, site.convolution, activation) for site, activation in said)
 
 
 def _left(model: nn.Module, units: Mapping[str, nn.Module] = MappingProxyType({})) -> tuple[Left, ...]:
@@ -224,16 +225,17 @@ def _check_any(model: nn.Module) -> None:
         return
     left = "; ".join(sorted({f"{item.kind}: {item.why}" for item in _left(model)}))
     there = f" ({left})" if left else ""
-    raise InputError(f"{type(model).__name__} has no nn.BatchNorm2d to replace{there}; give a model with BatchNorm2d in it")
+    raise InputError(f"{type(model).__name__} has no nn.BatchNorm2d to replace{there}; give a model that has some")
 
 
 def _check_drop_in(row: Normalizer, model: nn.Module, why: Untraceable) -> None:
     """Raise InputError if the method needs the graph that could not be had."""
     if row.drop_in:
         return
-    drop_in = [name for name in norms.names() if norms.get(name).drop_in]
+    graph = [name for name in norms.names() if not norms.get(name).drop_in]
+    drop_in = [name for name in norms.names() if name not in graph]
     raise InputError(
-        f"{row.name} takes part in what follows a BatchNorm, so it needs the graph of the model, and torch.fx cannot trace "
-        f"{type(model).__name__}: {why}. Move what depends on values into a module without a BatchNorm in it, or take a "
-        f"normalizer that needs no graph: {', '.join(drop_in)}"
+        f"{row.name} needs the graph of the model, as {', '.join(graph)} do, and torch.fx cannot trace "
+        f"{type(model).__name__}: {why}; move what depends on values into a module without a BatchNorm, "
+        f"or take a normalizer that needs no graph: {', '.join(drop_in)}"
     )

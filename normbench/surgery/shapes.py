@@ -22,7 +22,7 @@ def site_shapes(model: nn.Module, input_shape: Shape) -> dict[str, Shape]:
 
     def note(name: str, x: Tensor) -> None:
         C, H, W = x.shape[1:]
-        if name not in shapes or H * W < shapes[name][1] * shapes[name][2]:
+        if name not in shapes or shapes[name][1] * shapes[name][2] > H * W:
             shapes[name] = (C, H, W)
 
     for name, module in outline.named_modules():

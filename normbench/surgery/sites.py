@@ -36,7 +36,9 @@ ACTIVATIONS: dict[type[nn.Module], tuple[Callable[..., Any], ...]] = {
 }
 FUNCTIONS = {function: kind for kind, functions in ACTIVATIONS.items() for function in functions}
 METHODS: dict[str, type[nn.Module]] = {
-    name + ending: kind for name, kind in (("relu", nn.ReLU), ("sigmoid", nn.Sigmoid), ("tanh", nn.Tanh)) for ending in ("", "_")
+    name + ending: kind
+    for name, kind in (("relu", nn.ReLU), ("sigmoid", nn.Sigmoid), ("tanh", nn.Tanh))
+    for ending in ("", "_")
 }
 ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 
@@ -45,8 +47,8 @@ ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 class Site:
     """A BatchNorm2d in a model, by its name.
 
-    convolution: name of the Conv2d before it. activation: a fresh copy, not in place, of what follows it. Both None where
-    there is none, where the uses of a shared BatchNorm disagree, and for every site of a model that cannot be traced.
+    convolution: name of the Conv2d before it. activation: a fresh copy, not in place, of what follows it. Both None
+    where there is none, where the uses of a shared BatchNorm disagree, and throughout a model that cannot be traced.
     """
 
     name: str
@@ -93,13 +95,17 @@ def is_batchnorm(module: nn.Module) -> bool:
     return isinstance(module, nn.BatchNorm2d) and type(module).forward is nn.BatchNorm2d.forward
 
 
+def _is_convolution(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d)
+
+
 def find(graphs: Iterable[fx.Graph], modules: Mapping[str, nn.Module]) -> Found:
     """The sites and sums in ``graphs``; ``modules``: those of the traced model, by name."""
     found = Found()
     for graph in graphs:
         for node in graph.nodes:
             if _is_call(node, modules, is_batchnorm):
-                found.uses.setdefault(node.target, []).append(_use(node, modules))
+                found.uses.setdefault(str(node.target), []).append(_use(node, modules))
             elif (added := _sum(node, modules)) is not None:
                 found.sums.append(added)
     return found
@@ -107,13 +113,14 @@ def find(graphs: Iterable[fx.Graph], modules: Mapping[str, nn.Module]) -> Found:
 
 def activation(node: fx.Node, modules: Mapping[str, nn.Module]) -> nn.Module | None:
     """The activation that ``node`` applies to its first argument, as a new module that does not work in place."""
+    made: Any = None
     if node.op == "call_module":
-        module = modules[node.target]  # type: ignore[index]
+        module = modules[str(node.target)]
         made = copy.deepcopy(module) if type(module) in ACTIVATIONS else None
-    else:
-        kind = {"call_function": FUNCTIONS, "call_method": METHODS}.get(node.op, {}).get(node.target)  # type: ignore[call-overload]
+    elif node.op in ("call_function", "call_method"):
+        kind = METHODS.get(node.target) if isinstance(node.target, str) else FUNCTIONS.get(node.target)
         made = _construct(kind, node) if kind else None
-    if made is not None and hasattr(made, "inplace"):
+    if hasattr(made, "inplace"):
         made.inplace = False
     return made
 
@@ -128,18 +135,18 @@ def _construct(kind: type[nn.Module], node: fx.Node) -> nn.Module | None:
 
 def _use(node: fx.Node, modules: Mapping[str, nn.Module]) -> Use:
     before = next(iter(node.all_input_nodes), None)
-    convolution = before.target if before and _is_call(before, modules, lambda m: isinstance(m, nn.Conv2d)) else None
+    convolution = str(before.target) if before and _is_call(before, modules, _is_convolution) else None
     after = next(iter(node.users)) if len(node.users) == 1 else None
     follows = activation(after, modules) if after else None
-    return Use(node.graph, node, convolution, follows, after if follows else None)  # type: ignore[arg-type]
+    return Use(node.graph, node, convolution, follows, after if follows else None)
 
 
 def _sum(node: fx.Node, modules: Mapping[str, nn.Module]) -> Sum | None:
-    """``node`` as the ReLU of a residual sum. An addition that is used elsewhere too is none: the ReLU may be in place."""
+    """``node`` as the ReLU of a residual sum. An addition with another use is none: the ReLU may work in place."""
     if type(activation(node, modules)) is not nn.ReLU or len(node.all_input_nodes) != 1:
         return None
     addition = node.all_input_nodes[0]
-    if addition.op not in ("call_function", "call_method") or addition.target not in ADDITIONS or len(addition.users) != 1:
+    if addition.op == "call_module" or addition.target not in ADDITIONS or len(addition.users) != 1:
         return None
     bare = [str(operand.target) for operand in addition.all_input_nodes if _is_call(operand, modules, is_batchnorm)]
     if not bare:
@@ -151,7 +158,7 @@ def _sum(node: fx.Node, modules: Mapping[str, nn.Module]) -> Sum | None:
 
 
 def _is_call(node: fx.Node, modules: Mapping[str, nn.Module], wanted: Callable[[nn.Module], bool]) -> bool:
-    return node.op == "call_module" and wanted(modules[node.target])  # type: ignore[index]
+    return node.op == "call_module" and wanted(modules[str(node.target)])
 
 
 def _merge(name: str, num_features: int, uses: list[Use]) -> Site:
@@ -159,4 +166,5 @@ def _merge(name: str, num_features: int, uses: list[Use]) -> Site:
     alike = len({repr(use.activation) for use in uses}) == 1
     convolutions = {use.convolution for use in uses}
     one = uses[0]
-    return Site(name, num_features, one.convolution if len(convolutions) == 1 else None, one.activation if alike else None)
+    convolution = one.convolution if len(convolutions) == 1 else None
+    return Site(name, num_features, convolution, one.activation if alike else None)

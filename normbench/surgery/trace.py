@@ -1,4 +1,4 @@
-"""The forward of a model as two torch.fx graphs, one in training and one in evaluation mode; the model is left as it was.
+"""The forward of a model as two torch.fx graphs, in training and in evaluation mode; the model is left as it was.
 
 Two, because torchvision's nets differ: InceptionV3 has its auxiliary head in training only, and dropout as a function
 holds the mode it was traced in.
@@ -28,7 +28,7 @@ class Untraceable(Exception):
 
 @dataclass(frozen=True)
 class Traced:
-    """``root``: a shallow copy of the model, with the constants that the graphs read; ``train``, ``eval``: the graphs."""
+    """``root``: a shallow copy of the model, with the constants the graphs read; ``train``, ``eval``: the graphs."""
 
     root: nn.Module
     train: fx.Graph
@@ -65,7 +65,7 @@ def _trace(root: nn.Module, training: bool) -> fx.Graph:
 
 
 class Tracer(fx.Tracer):
-    """Looks into every module that may hold a site; takes torch.nn's own, and what has no BatchNorm and resists, as one step."""
+    """Looks into every module; takes torch.nn's own, and those that resist and hold no BatchNorm, as one step."""
 
     trace_asserts = True
     # A buffer is read at every forward, not once while tracing; and code that updates one is refused, not run.
@@ -76,7 +76,7 @@ class Tracer(fx.Tracer):
         self.holders = {m for m in root.modules() if any(isinstance(n, nn.BatchNorm2d) for n in m.modules())}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Also subclasses of what a site consists of, and torchvision's single layers (their mode is read when called)."""
+        """Also subclasses of what a site consists of, and torchvision's layers, which read their mode when called."""
         layer = type(m).__module__.startswith("torchvision.ops") and next(m.children(), None) is None
         return isinstance(m, nn.Conv2d | nn.BatchNorm2d) or layer or super().is_leaf_module(m, module_qualified_name)
 
@@ -127,9 +127,8 @@ def _without_draws() -> Iterator[None]:
 def _register_constants(traced: Traced) -> None:
     """Make buffers of the tensors that the forward created, so that they move with the model; not in its state dict."""
     targets = {str(node.target) for graph in traced.graphs for node in graph.nodes if node.op == "get_attr"}
-    for name in [name for name, value in vars(traced.root).items() if isinstance(value, torch.Tensor) and name in targets]:
-        tensor = traced.root.__dict__.pop(name)
-        traced.root.register_buffer(name, tensor, persistent=False)
+    for name in sorted(targets & vars(traced.root).keys()):
+        traced.root.register_buffer(name, traced.root.__dict__.pop(name), persistent=False)
 
 
 def _reason(error: Exception) -> str:

@@ -69,5 +69,5 @@ def test_a_size_changes_the_stored_pictures():
 
 
 def test_a_set_in_one_piece_is_not_streamed():
-    with pytest.raises(ConfigError, match="data.stream: got true for digits.*leave it out"):
+    with pytest.raises(ConfigError, match=r"data.stream: got true for digits.*leave it out"):
         arrays.refuse_stream(DataOptions("digits", stream=True))

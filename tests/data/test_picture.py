@@ -27,7 +27,10 @@ KINDS = {
         saved(Image.fromarray(RGB).convert("CMYK"), "tiff"),
         np.asarray(Image.fromarray(RGB).convert("CMYK").convert("RGB")),
     ),
-    "first frame": (saved(Image.fromarray(RGB), "tiff", save_all=True, append_images=[Image.fromarray(255 - RGB)]), RGB),
+    "first frame": (
+        saved(Image.fromarray(RGB), "tiff", save_all=True, append_images=[Image.fromarray(255 - RGB)]),
+        RGB,
+    ),
 }
 
 
@@ -45,14 +48,14 @@ def test_exif_rotation_is_ignored():
     assert picture.pixels(saved(image, exif=exif), "x", None).shape == (4, 5, 3)
 
 
-@pytest.mark.parametrize(("shape", "size"), [((40, 60, 3), 16), ((60, 40), 16), ((5, 7, 3), 16), ((16, 16), 16)])
+@pytest.mark.parametrize(("shape", "size"), [((40, 60, 3), 16), ((60, 40), 16), ((6, 8, 3), 16), ((16, 16), 16)])
 def test_a_size_scales_the_shorter_side_and_crops_the_centre(shape, size):
     values = np.zeros(shape, np.uint8)
     values[shape[0] // 2 - 1 : shape[0] // 2 + 1] = 200
     found = picture.pixels(encoded(values), "x", size)
     assert found.shape[:2] == (size, size)
     rows = found.reshape(size, size, -1).mean(axis=(1, 2))
-    np.testing.assert_allclose(rows, rows[::-1], atol=2.5 if shape[0] % 2 == 0 else 60)
+    np.testing.assert_allclose(rows, rows[::-1], atol=2.5)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +64,7 @@ def test_a_size_scales_the_shorter_side_and_crops_the_centre(shape, size):
     ids=["empty", "text", "short png", "short jpeg"],
 )
 def test_what_cannot_be_decoded_is_named(data):
-    with pytest.raises(DataError, match=r"train/a/1.png: cannot be decoded \(.+\); expected .*; mend the file") as error:
+    with pytest.raises(DataError, match=r"a/1.png: cannot be decoded \(.+\); expected .*; mend the file") as error:
         picture.pixels(data, "train/a/1.png", None)
     one_line(error.value)
 
@@ -73,14 +76,22 @@ def test_floating_point_pixels_are_refused():
 
 def test_a_picture_too_large_to_be_one_is_refused(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9)
-    with pytest.raises(DataError, match="x.png: cannot be decoded"):
+    with pytest.raises(DataError, match=r"x.png: cannot be decoded"):
         picture.pixels(encoded(GREY), "x.png", None)
 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("a/1.png", True), ("a/1.JPEG", True), ("a/.1.png", False), (".git/1.png", False), ("a/1.txt", False)]
-    + [("__MACOSX/a/._1.png", False), ("a/.DS_Store", False), ("a/Thumbs.db", False)],
+    [
+        ("a/1.png", True),
+        ("a/1.JPEG", True),
+        ("a/.1.png", False),
+        (".git/1.png", False),
+        ("a/1.txt", False),
+        ("__MACOSX/a/1.png", False),
+        ("a/.DS_Store", False),
+        ("a/Thumbs.db", False),
+    ],
 )
 def test_pictures_are_known_by_their_suffix(name, expected):
     assert picture.is_picture(name) is expected

@@ -113,7 +113,7 @@ def test_runs_under_autocast(case: Case, training: bool) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = unit(x)
     assert inside.dtype == torch.bfloat16
-    assert torch.equal(inside, outside) or not training
+    assert torch.equal(inside, outside)
 
 
 @every_case

@@ -21,9 +21,10 @@ def takes_batch(case: Case) -> bool:
     return norms.get(case.name).takes_batch
 
 
-@pytest.mark.parametrize(
-    ("case", "shape", "batch"), [(case, shape, n) for case in CASES for shape in SHAPES for n in shares(case, shape[0])], ids=str
-)
+COMBINED = [(case, shape, batch) for case in CASES for shape in SHAPES for batch in shares(case, shape[0])]
+
+
+@pytest.mark.parametrize(("case", "shape", "batch"), COMBINED, ids=str)
 def test_training_is_the_plain_formula(case: Case, shape: tuple[int, ...], batch: int | None) -> None:
     unit = make(case, batch=batch)
     if case.name == "frn":

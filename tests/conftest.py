@@ -1,0 +1,36 @@
+"""What several test files share: a store of one's own, the command line in this process, a clean cache."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No test reads or leaves decoded pictures in the user's cache."""
+    monkeypatch.setenv("NORMBENCH_CACHE", str(tmp_path / "cache"))
+    return
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """``sweep("norm=bn", "batch=2")`` → exit code, in an empty folder with its own runs/."""
+    from normbench.sweep import main
+
+    monkeypatch.chdir(tmp_path)
+    return lambda *argv: main(list(argv))
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Callable[..., list[dict[str, str]]]:
+    """``results("name")`` → the rows of runs/name/results.csv."""
+
+    def read(name: str = "resnet8-digits") -> list[dict[str, str]]:
+        with (tmp_path / "runs" / name / "results.csv").open() as file:
+            return list(csv.DictReader(file))
+
+    return read
