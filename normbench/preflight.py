@@ -132,6 +132,10 @@ def _trace(arch: ArchOptions, size: tuple[int, int], num_classes: int, norm: Nor
             f"arch={arch.name} does not take pictures of {height}×{width} ({one_line(error)[:160]}); "
             "take a larger arch.size, such as arch.size=64"
         ) from None
+    if not shapes:
+        raise ConfigError(
+            f"arch={arch.name} has no nn.BatchNorm2d to put a normalizer in the place of; take one that has"
+        )
     if needs_graph:
         surgery.check_traceable(net, norm.name)
     return shapes

@@ -67,7 +67,6 @@ def _trace(root: nn.Module, training: bool) -> fx.Graph:
 class Tracer(fx.Tracer):
     """Looks into every module; takes torch.nn's own, and those that resist and hold no BatchNorm, as one step."""
 
-    trace_asserts = True
     # A buffer is read at every forward, not once while tracing; and code that updates one is refused, not run.
     proxy_buffer_attributes = True
 

@@ -1,0 +1,55 @@
+"""Devices, threads, peak memory, provenance."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+import pytest
+import torch
+
+from normbench import machine
+from normbench.errors import ConfigError
+
+CPU = torch.device("cpu")
+
+
+def test_auto_takes_a_gpu_if_there_is_one() -> None:
+    assert machine.device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("name", ["gpu", "", "cuda:99", "meta", "tpu:0"])
+def test_a_device_that_is_not_here_is_told(name: str) -> None:
+    with pytest.raises(ConfigError, match="device"):
+        machine.device(name)
+
+
+def test_deterministic_runs_have_one_thread_and_all_is_put_back() -> None:
+    before = (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark)
+    with machine.numerics(deterministic=True) as threads:
+        assert threads == torch.get_num_threads() == 1
+        assert torch.are_deterministic_algorithms_enabled()
+    with machine.numerics(deterministic=False) as threads:
+        assert threads == before[0]
+    assert before == (
+        torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark,
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux forgets a peak")
+def test_the_peak_is_of_this_cell_and_not_of_the_one_before() -> None:
+    torch.ones(64 * 2**20).sum()  # 256 MiB, given back
+    machine.reset_peak_memory(CPU)
+    quiet = machine.peak_memory_mib(CPU)
+    held = torch.ones(32 * 2**20)  # 128 MiB
+    assert 100 < machine.peak_memory_mib(CPU) - quiet < 200
+    del held
+
+
+def test_provenance_tells_versions_and_no_names() -> None:
+    found = machine.provenance(CPU, 2)
+    assert found["torch"] == torch.__version__
+    assert found["threads"] == 2
+    text = json.dumps(found)
+    assert os.uname().nodename not in text or len(os.uname().nodename) < 4

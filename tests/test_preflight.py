@@ -1,0 +1,90 @@
+"""Checked before anything runs: skips with reasons, sites that do not fit, what is run again, and the time it takes."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from normbench import grid
+from normbench.errors import ConfigError
+from normbench.preflight import Planned, Preflight, will_run
+from normbench.records import Store
+
+
+def plan(tmp_path: Path, *overrides: str) -> list[Planned]:
+    return Preflight().plan(grid.read(overrides), Store(tmp_path, "t"))
+
+
+def reasons(tmp_path: Path, *overrides: str) -> dict[str, str | None]:
+    return {item.cell.label(): item.skip for item in plan(tmp_path, *overrides)}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "skipped"),
+    [
+        (["norm=bn", "batch=1"], False),  # resnet8 on 8×8 digits ends at 2×2
+        (["norm=bn", "batch=1", "arch=resnet18", "arch.stem=imagenet"], True),
+        (["norm=bn", "batch=2", "arch=resnet18", "arch.stem=imagenet"], False),
+        (["norm=ln", "batch=1", "arch=resnet18", "arch.stem=imagenet"], False),
+        (["norm=bgn", "norm.num_groups=1", "batch=1", "arch=resnet18", "arch.stem=imagenet"], False),
+        (["norm=bgn", "norm.num_groups=512", "norm.group_fit=uneven", "batch=1", "arch=resnet18", "arch.stem=imagenet"], True),
+    ],
+)  # fmt: skip
+def test_a_single_value_per_statistic_is_a_skip(tmp_path: Path, overrides: list[str], skipped: bool) -> None:
+    (item,) = plan(tmp_path, *overrides)
+    assert (item.skip is not None) == skipped
+    if skipped:
+        assert "single value per channel" in str(item.skip)
+        assert "batch=1" in str(item.skip)
+
+
+def test_a_group_number_that_does_not_fit_names_the_site(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"site bn1 \(16×8×8\): gn: num_features=16 does not split into num_groups=32"
+    ):
+        plan(tmp_path, "norm=gn", "norm.num_groups=32")
+    assert plan(tmp_path, "norm=gn", "norm.num_groups=32", "norm.group_fit=gcd")[0].skip is None
+
+
+def test_batches_are_held_against_the_training_set(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="take batch=359 or less"):
+        plan(tmp_path, "norm=bn", "batch=400", "workers=4")
+
+
+def test_the_same_cell_asked_for_twice_is_one(tmp_path: Path) -> None:
+    assert len(plan(tmp_path, "norm=bn", "epochs=null,6")) == 1
+
+
+def test_what_rerun_lets_run(tmp_path: Path) -> None:
+    store = Store(tmp_path, "t")
+    store.create()
+    states = ("ok", "diverged", "interrupted", "error")
+    items = plan(tmp_path, "norm=bn", "seed=range(5)")
+    for item, status in zip(items, states, strict=False):
+        store.begin(item.cell_id, {}, item.known, {})
+        store.finish(item.cell_id, {"status": status, **item.known})
+    again = plan(tmp_path, "norm=bn", "seed=range(5)")
+    assert [item.status for item in again] == [*states, "new"]
+    chosen = {rerun: [item.status for item in will_run(again, rerun)] for rerun in ("none", "failed", "all")}
+    assert chosen == {
+        "none": ["interrupted", "new"],
+        "failed": ["diverged", "interrupted", "error", "new"],
+        "all": ["ok", "diverged", "interrupted", "error", "new"],
+    }
+
+
+def test_two_thousand_cells_are_planned_in_ten_seconds(tmp_path: Path) -> None:
+    begun = time.perf_counter()
+    found = plan(tmp_path, "norm=bn,gn,bgn,frn,ln", "batch=2,4,8,16,32,64,128,256", "seed=range(50)", "arch=resnet20")
+    assert len(found) == 2000
+    assert time.perf_counter() - begun < 10
+
+
+@pytest.mark.parametrize("arch", ["resnet50", "inception_v3"])
+def test_large_networks_are_checked_without_building_them(tmp_path: Path, arch: str) -> None:
+    begun = time.perf_counter()
+    found = plan(tmp_path, "norm=bn,gn,bgn,frn", "batch=2,8", f"arch={arch}")
+    assert [item.skip for item in found] == [None] * 8
+    assert time.perf_counter() - begun < 10
