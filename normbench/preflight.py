@@ -6,6 +6,7 @@ cannot do is a skip with its reason.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,15 +22,22 @@ from normbench.options import ArchOptions, DataOptions
 from normbench.records import Store
 from normbench.train import fed_size
 
+# What every label says already.
+IN_LABEL = ("norm", "batch", "seed")
+
 Shapes = dict[str, tuple[int, int, int]]
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A cell, checked: its id, what the store knows of it, and why it would be skipped, if it would."""
+    """A cell, checked: its id, what the store knows of it, and why it would be skipped, if it would.
+
+    label: the cell for people, with what tells it from the others of the grid.
+    """
 
     cell: Cell
     cell_id: str
+    label: str
     changed: tuple[str, ...]
     description: Description
     status: str
@@ -59,7 +67,7 @@ class Preflight:
         for item in grid.cells:
             found = self.check(item.cell, item.changed, store)
             planned.setdefault(found.cell_id, found)
-        return list(planned.values())
+        return _labelled(list(planned.values()))
 
     def check(self, cell: Cell, changed: tuple[str, ...], store: Store) -> Planned:
         machine.device(cell.device)
@@ -77,7 +85,7 @@ class Preflight:
         }
         cell_id = cell.identity(evidence)
         skip = self.skip_reason(cell, description)
-        return Planned(cell, cell_id, changed, description, store.status(cell_id), skip)
+        return Planned(cell, cell_id, cell.label(), changed, description, store.status(cell_id), skip)
 
     def describe(self, options: DataOptions) -> Description:
         key = repr(options)
@@ -107,6 +115,20 @@ class Preflight:
         if key not in self.shapes:
             self.shapes[key] = _trace(cell.arch, size, num_classes, cell.norm, needs_graph)
         return self.shapes[key]
+
+
+def _labelled(planned: list[Planned]) -> list[Planned]:
+    """Labels that tell the cells of this grid apart: every axis that varies stands in them."""
+    flats = [item.cell.flat() for item in planned]
+    keys = dict.fromkeys(["arch", "data", *(key for item in planned for key in item.changed)])
+    varying = [key for key in keys if key not in IN_LABEL and len({str(flat.get(key)) for flat in flats}) > 1]
+
+    def label(item: Planned, flat: dict[str, Any]) -> str:
+        own = [key for key in varying if flat.get(key) is not None]
+        words = [str(flat[key]) if key in ("arch", "data") else f"{key.split('.')[-1]}={flat[key]}" for key in own]
+        return " ".join([item.cell.label(), *words])
+
+    return [dataclasses.replace(item, label=label(item, flat)) for item, flat in zip(planned, flats, strict=True)]
 
 
 def will_run(planned: Sequence[Planned], rerun: str) -> Iterator[Planned]:

@@ -101,12 +101,12 @@ def _run(planned: Sequence[Any], store: Store, settings: Mapping[str, Any]) -> i
     try:
         with Display(len(planned)) as display:
             states = {item.cell_id: "new" if item.cell_id in todo else item.status for item in planned}
-            display.plan([(item.cell_id, item.cell.label(), states[item.cell_id]) for item in planned])
+            display.plan([(item.cell_id, item.label, states[item.cell_id]) for item in planned])
             tracker.note = display.note
             for item in planned:
                 if item.skip is not None:
                     skip(item, store)
-                    display.finish(item.cell_id, item.cell.label(), {"status": "skipped", "reason": item.skip})
+                    display.finish(item.cell_id, item.label, {"status": "skipped", "reason": item.skip})
             Local(store, display, tracker).run(todo.values())
     finally:
         tracker.close()

@@ -57,6 +57,14 @@ def test_the_same_cell_asked_for_twice_is_one(tmp_path: Path) -> None:
     assert len(plan(tmp_path, "norm=bn", "epochs=null,6")) == 1
 
 
+def test_labels_tell_the_cells_of_a_grid_apart(tmp_path: Path) -> None:
+    found = plan(tmp_path, "norm=bn,gn", "options.gn.num_groups=4,8", "arch=resnet8,resnet20", "lr=0.1")
+    assert [item.label for item in found] == [
+        "bn-b32-s0 resnet8", "bn-b32-s0 resnet20", "gn-b32-s0 resnet8 num_groups=4", "gn-b32-s0 resnet8 num_groups=8",
+        "gn-b32-s0 resnet20 num_groups=4", "gn-b32-s0 resnet20 num_groups=8",
+    ]  # fmt: skip
+
+
 def test_what_rerun_lets_run(tmp_path: Path) -> None:
     store = Store(tmp_path, "t")
     store.create()

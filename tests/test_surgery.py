@@ -81,12 +81,12 @@ def untouched(model: nn.Module) -> Iterator[None]:
         assert attributes.keys() == after[name].keys()
         for key, value in attributes.items():
             now = after[name][key]
-            assert value == now if isinstance(value, dict | bool) else value is now, (name, key)
+            assert value == now if isinstance(value, dict | int) else value is now, (name, key)
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
 
 
 def snapshot(model: nn.Module) -> dict[str, dict[str, object]]:
-    """Every attribute of every module, the registries (parameters, children, hooks) by the identity of what is in them."""
+    """Every attribute of every module; registries (parameters, children, hooks) by the identity of what is in them."""
     kept = {}
     for name, module in model.named_modules():
         attributes = vars(module)
@@ -293,6 +293,20 @@ def test_bn_keeps_the_same_running_statistics() -> None:
         torch.testing.assert_close(applied.state_dict()[key], value)
 
 
+def test_bn_has_the_same_gradients(family: Callable[[str], nn.Module]) -> None:
+    model = family("resnet18").train()
+    x = torch.randn(4, 3, SIDE, SIDE)
+    gradients = []
+    for net in (model, surgery.apply(model, "bn")):
+        net(x).square().sum().backward()
+        gradients.append({name: p.grad for name, p in net.named_parameters()})
+        net.zero_grad(set_to_none=True)
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        scale = gradient.abs().max().item()
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-2, atol=1e-3 * scale, msg=name)
+
+
 def test_dtype_and_device_follow() -> None:
     applied = surgery.apply(Small().double(), "frn")
     assert {p.dtype for p in applied.parameters()} == {torch.float64}
@@ -377,6 +391,27 @@ def test_activations_that_stay_and_options_of_those_that_go() -> None:
     model = Outputs()
     rows = surgery.report(surgery.apply(model, "bn")).rows
     assert [row.activation for row in rows] == [None, None, "LeakyReLU(negative_slope=0.2)"]
+    same(model, surgery.apply(model, "bn"))
+
+
+class Spaced(nn.Module):
+    """nn.Identity in every gap of a residual block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn1, self.bn2 = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        self.gap, self.relu = nn.Identity(), nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.gap(self.relu(self.gap(self.bn1(self.gap(self.conv(x))))))
+        return self.relu(self.gap(self.gap(self.bn2(y)) + x))
+
+
+def test_nothing_in_between_is_no_hindrance() -> None:
+    model = Spaced()
+    report = surgery.report(surgery.apply(model, "frn"))
+    assert [(row.convolution, row.activation) for row in report.rows] == [("conv", "ReLU()"), (None, None)]
+    assert list(report.sums) == ["tlu"]
     same(model, surgery.apply(model, "bn"))
 
 

@@ -74,10 +74,10 @@ def stacked(found: dict[str, np.ndarray], tree: Tree, where: str) -> Arrays:
     channels = 1 if all(found[name].ndim == 2 for name in names) else 3
 
     def stack(part: tuple[str, ...]) -> np.ndarray:
-        out = np.empty((len(part), H, W, channels), dtype=np.uint8)
+        out = np.empty((len(part), channels, H, W), dtype=np.uint8)
         for i, name in enumerate(part):
             picture = found.pop(name)
-            out[i] = picture[:, :, None] if picture.ndim == 2 else picture
-        return np.ascontiguousarray(out.transpose(0, 3, 1, 2))
+            out[i] = picture if picture.ndim == 2 else picture.transpose(2, 0, 1)
+        return out
 
     return arrays.make(tree.classes, (stack(tree.train), tree.train_y), (stack(tree.test), tree.test_y))

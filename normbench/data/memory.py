@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from normbench.data.arrays import Arrays, fit
+from normbench.data.arrays import CHUNK, Arrays, fit
 from normbench.data.description import Description
 from normbench.errors import ConfigError
 
@@ -42,7 +42,7 @@ class InMemory:
         test_x, test_y = (arrays.train_x, arrays.train_y) if held_out else (arrays.test_x, arrays.test_y)
         self.description, self.num_classes = description, len(description.classes)
         self.pad, self.flip, self.size, self.device = pad, flip, size, torch.device(device)
-        self.train_x = bordered(arrays.train_x[train_at], pad).to(device)
+        self.train_x = bordered(arrays.train_x, train_at, pad).to(device)
         self.train_y = torch.from_numpy(arrays.train_y[train_at])
         self.test_x = torch.from_numpy(test_x[test_at]).to(device)
         self.test_y = torch.from_numpy(test_y[test_at]).to(device)
@@ -106,14 +106,14 @@ def whole_batches(description: Description, batch: int) -> int:
     return description.train // batch
 
 
-def bordered(x: np.ndarray, pad: int) -> Tensor:
-    """uint8 (N, C, H, W) with ``pad`` black pixels on every side."""
-    if not pad:
-        return torch.from_numpy(np.ascontiguousarray(x))
-    N, C, H, W = x.shape
-    out = torch.zeros(N, C, H + 2 * pad, W + 2 * pad, dtype=torch.uint8)
-    out[:, :, pad : pad + H, pad : pad + W] = torch.from_numpy(x)
-    return out
+def bordered(x: np.ndarray, at: np.ndarray, pad: int) -> Tensor:
+    """The pictures ``at`` of uint8 (N, C, H, W), with ``pad`` black pixels on every side."""
+    _, C, H, W = x.shape
+    out = np.zeros((len(at), C, H + 2 * pad, W + 2 * pad), dtype=np.uint8)
+    for start in range(0, len(at), CHUNK):
+        part = at[start : start + CHUNK]
+        out[start : start + len(part), :, pad : pad + H, pad : pad + W] = x[part]
+    return torch.from_numpy(out)
 
 
 def templates(bordered: Tensor, pad: int) -> Tensor:

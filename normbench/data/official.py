@@ -24,7 +24,7 @@ from normbench.data import arrays, cache, split
 from normbench.data.arrays import Arrays, refuse_stream
 from normbench.data.folder import Listing, listed, open_listing, root_of, walk
 from normbench.data.picture import one_line
-from normbench.data.progress import Tick, shown
+from normbench.data.progress import Tick
 from normbench.data.tree import Tree
 from normbench.errors import DataError
 from normbench.options import DataOptions
@@ -100,11 +100,8 @@ def find(
     stats = [(root / name).stat() for name in known.files]
     signature = " ".join(f"{status.st_size}-{status.st_mtime_ns}" for status in stats)
 
-    def decode() -> Arrays:
-        with shown(f"reading {options.name} (kept for next time)", progress):
-            return decoded(options, known, root)
-
-    return cache.kept(root / known.files[0], signature, options.size, decode, verify=verify)
+    source = root / known.files[0]
+    return cache.kept(source, signature, options.size, lambda: decoded(options, known, root), verify=verify)
 
 
 def obtain(options: DataOptions, known: Known, root: Path, missing: str) -> None:

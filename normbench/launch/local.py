@@ -66,7 +66,7 @@ class Local:
         whole = length(cell, item.description)
         with machine.numerics(cell.deterministic) as threads:
             self.store.begin(item.cell_id, cell.nested(), item.known, machine.provenance(device, threads))
-            self.display.begin(item.cell_id, cell.label(), whole.epochs, whole.per_epoch)
+            self.display.begin(item.cell_id, item.label, whole.epochs, whole.per_epoch)
             self.tracker.begin({"cell_id": item.cell_id, "sweep": self.store.folder.name, **cell.flat()})
             onlookers = Onlookers(item.cell_id, self.store, self.display, self.tracker)
             try:
@@ -88,7 +88,7 @@ class Local:
         result = {**result, **item.known, "ended": time.time()}
         self.store.finish(item.cell_id, result)
         self.store.write_results()
-        self.display.finish(item.cell_id, item.cell.label(), result)
+        self.display.finish(item.cell_id, item.label, result)
         self.tracker.finish(result)
         return result
 

@@ -48,6 +48,8 @@ def trace(model: nn.Module) -> Traced:
     with _flags_kept(model):
         traced = Traced(root, _trace(root, True), _trace(root, False))
     root.training = model.training
+    for graph in traced.graphs:
+        _skip_identities(graph, root)
     _register_constants(traced)
     return traced
 
@@ -121,6 +123,15 @@ def _without_draws() -> Iterator[None]:
     finally:
         torch.set_rng_state(state)
         random.setstate(python_state)
+
+
+def _skip_identities(graph: fx.Graph, root: nn.Module) -> None:
+    """Take out nn.Identity, which stands between a norm and its activation where a net might have had dropout."""
+    for node in list(graph.nodes):
+        layer = root.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if type(layer) is nn.Identity and not layer._forward_hooks and len(node.all_input_nodes) == 1:
+            node.replace_all_uses_with(node.all_input_nodes[0])
+            graph.erase_node(node)
 
 
 def _register_constants(traced: Traced) -> None:

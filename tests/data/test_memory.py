@@ -168,3 +168,16 @@ def test_the_pictures_given_are_left_as_they_were():
     epoch(pictures, 4)
     list(pictures.test(4))
     np.testing.assert_array_equal(found.train_x, before)
+
+
+@pytest.mark.gpu
+def test_a_gpu_gets_the_same_pictures():
+    found, here = make()
+    there = InMemory(
+        found, here.description, np.arange(N), np.arange(M), pad=2, flip=True, size=None, device=torch.device("cuda")
+    )
+    for (x, y), (other_x, other_y) in zip(epoch(here, 4), epoch(there, 4), strict=True):
+        assert other_x.is_cuda
+        assert other_y.is_cuda
+        torch.testing.assert_close(other_x.cpu(), x)
+        assert torch.equal(other_y.cpu(), y)

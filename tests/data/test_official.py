@@ -173,7 +173,8 @@ def test_damaged_files_are_one_line(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", NAMES)
 def test_missing_files_say_where_they_were_looked_for(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match=rf"{name}: data/{name}/.* is not there .*data.root=.*data.download=true") as error:
+    message = rf"{name}: data/{name}/.* is not there .*data.root=.*data.download=true"
+    with pytest.raises(DataError, match=message) as error:
         describe(DataOptions(name, download=False))
     assert str(tmp_path) in one_line(error.value)
     assert list(tmp_path.iterdir()) == []
@@ -194,7 +195,7 @@ def test_a_network_that_fails_is_one_line(tmp_path, monkeypatch, name, failure):
         raise failure
 
     monkeypatch.setattr(getattr(tv, official.KNOWN[name].kind), "download", fail)
-    with pytest.raises(DataError, match="could not be fetched .*fetch them on another machine") as error:
+    with pytest.raises(DataError, match=r"could not be fetched .*fetch them on another machine") as error:
         describe(DataOptions(name, root=str(tmp_path)))
     one_line(error.value)
 

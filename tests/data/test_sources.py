@@ -1,4 +1,4 @@
-"""Names of data sets: each is described and opened, a wrong one is answered with the near one; conf/data says the same."""
+"""Names of data sets: described, opened, answered with the near one where wrong; conf/data says the same."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ CONF = Path(__file__).parents[2] / "conf/data"
 
 
 def test_an_unknown_name_is_answered_with_the_near_one():
-    with pytest.raises(UnknownName, match=r"unknown data set 'cifar01'. Did you mean 'cifar10'\?.*data=folder") as error:
+    message = r"unknown data set 'cifar01'. Did you mean 'cifar10'\?.*data=folder"
+    with pytest.raises(UnknownName, match=message) as error:
         describe(DataOptions("cifar01"))
     one_line(error.value)
 
