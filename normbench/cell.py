@@ -186,8 +186,8 @@ def _typed(key: str, value: Any, hint: Any) -> Any:
     if value is None and type(None) in kinds:
         return None
     for kind in kinds:
-        origin = typing.get_origin(kind) or kind
-        if dataclasses.is_dataclass(origin) and isinstance(value, origin):
+        origin: Any = typing.get_origin(kind) or kind
+        if isinstance(origin, type) and dataclasses.is_dataclass(origin) and isinstance(value, origin):
             return value
         if origin is float and isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)

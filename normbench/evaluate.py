@@ -37,7 +37,8 @@ def evaluate(
         seen += len(y)
     if seen != count or sums is None:
         raise DataError(
-            f"evaluation saw {seen} pictures, expected each of {count} once; the data set changed or its reader is wrong"
+            f"evaluation saw {seen} pictures, expected each of {count} once; "
+            "the data set changed meanwhile, or its reader is wrong"
         )
     top1, top5, loss = (sums / count).tolist()
     return {"top1": 100 * top1, "top5": 100 * top5, "loss": loss, "eval_count": count}

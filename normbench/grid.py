@@ -141,7 +141,11 @@ def _parse(overrides: Sequence[str], folders: Sequence[Path]) -> tuple[list[Axis
         if override.is_delete():
             raise ConfigError(f"cannot remove {key!r}; give it another value, or null for its default")
         if key == "hydra.searchpath":
-            search += [_existing(str(folder).removeprefix("file://")) for folder in override.value()]
+            named = override.value()
+            search += [
+                _existing(str(folder).removeprefix("file://"))
+                for folder in (named if isinstance(named, list) else [named])
+            ]
         elif key.split(".")[0] == "hydra":
             raise ConfigError(
                 f"{key}: normbench composes with Hydra but runs the grid itself; only hydra.searchpath is read"

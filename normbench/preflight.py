@@ -63,7 +63,7 @@ class Preflight:
 
     def plan(self, grid: Grid, store: Store) -> list[Planned]:
         """All cells, in the grid's order, each once. Raises ConfigError or DataError for the first that cannot be."""
-        planned = {}
+        planned: dict[str, Planned] = {}
         for item in grid.cells:
             found = self.check(item.cell, item.changed, store)
             planned.setdefault(found.cell_id, found)
@@ -75,7 +75,8 @@ class Preflight:
         if cell.images > description.train:
             each = f"batch={cell.batch}" + (f" × workers={cell.workers}" if cell.workers > 1 else "")
             raise ConfigError(
-                f"{each}: a step takes {cell.images} pictures, data={cell.data.name} has {description.train} to train on; "
+                f"{each}: a step takes {cell.images} pictures, "
+                f"data={cell.data.name} has {description.train} to train on; "
                 f"take batch={description.train // cell.workers} or less"
             )
         evidence = {
@@ -168,15 +169,14 @@ def _single_value(cell: Cell, shapes: Shapes) -> str | None:
     row = norms.get(cell.norm.name)
     first_of = {shape: name for name, shape in reversed(shapes.items())}
     for (C, H, W), site in first_of.items():
-        size = {"size": (H, W)} if row.takes_size else {}
-        batch = {"batch": cell.batch} if row.takes_batch else {}
+        options = {"size": (H, W), **cell.norm.options} if row.takes_size else cell.norm.options
         try:
             with torch.device("meta"):
-                unit = norms.build(cell.norm.name, C, **batch, **size, **cell.norm.options)
+                unit = norms.build(cell.norm.name, C, batch=cell.batch, **options)
         except InputError as error:
             raise ConfigError(f"arch={cell.arch.name}, site {site} ({C}×{H}×{W}): {error}") from None
         count = getattr(unit, "values_per_statistic", None)
         if row.mixes_samples and count is not None and count(H, W, cell.batch) == 1:
             sites = sum(shape == (C, H, W) for shape in shapes.values())
-            return f"a single value per channel at {sites} sites of {C}×{H}×{W} (the first: {site}) with batch={cell.batch}"
+            return f"a single value per channel with batch={cell.batch} at {sites} sites of {C}×{H}×{W}, as {site}"
     return None

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -89,8 +90,9 @@ def prepare(cell: Cell, description: Description, device: torch.device) -> nn.Mo
     """The network of a cell. Its weights are drawn from the seed before any normalizer is chosen: the same for all."""
     torch.manual_seed(cell.seed)
     plain = models.build(cell.arch, num_classes=len(description.classes), picture_size=description.height)
-    net = surgery.apply(plain, cell.norm.name, batch=cell.batch, **cell.norm.options)
-    return net.to(device=device, memory_format=memory_format(cell))
+    shape = (3, *fed_size(cell, description))
+    net = surgery.apply(plain, cell.norm.name, batch=cell.batch, input_shape=shape, **cell.norm.options)
+    return net.to(device).to(memory_format=memory_format(cell))
 
 
 def train(cell: Cell, net: nn.Module, pictures: Pictures, device: torch.device, watch: Watch) -> dict[str, Any]:
@@ -101,9 +103,9 @@ def train(cell: Cell, net: nn.Module, pictures: Pictures, device: torch.device, 
     run = length(cell, pictures.description)
     update = optimizer(net, cell.recipe, cell.peak_lr)
     warmup = warmup_steps(cell.recipe, run.per_epoch, run.total)
-    rate = lambda step: learning_rate(step, peak=cell.peak_lr, total=run.total, warmup=warmup, recipe=cell.recipe)  # noqa: E731
-    forward = torch.compile(net) if cell.compile else net
-    step_fn = Step(cell, net, forward, update, device)
+    rate = partial(learning_rate, peak=cell.peak_lr, total=run.total, warmup=warmup, recipe=cell.recipe)
+    forward: nn.Module = torch.compile(net) if cell.compile else net  # type: ignore[assignment]
+    step = Step(cell, net, forward, update, device)
     machine.reset_peak_memory(device)
     # Dropout and the like draw from here on; the weights' draws differ in number between architectures, not norms.
     torch.manual_seed(cell.seed + 1)
@@ -115,14 +117,14 @@ def train(cell: Cell, net: nn.Module, pictures: Pictures, device: torch.device, 
         meter = Meter(epoch, done, cell.images, device, watch)
         net.train()
         for x, y in _first(batches, steps):
-            meter.add(step_fn(x, y, rate(done)))
+            meter.add(step(x, y, rate(done)))
             done += 1
         epoch_seconds = meter.close()
         seconds += epoch_seconds
 
         found = evaluate(
             forward, pictures.test(cell.data.eval_batch), pictures.description.test,
-            precision=step_fn.precision, memory_format=memory_format(cell),
+            precision=step.precision, memory_format=memory_format(cell),
         )  # fmt: skip
         row = {
             "epoch": epoch, "step": done, "lr": rate(done - 1), "train_loss": meter.mean, **found,

@@ -83,8 +83,9 @@ def test_the_rate_follows_batch_times_workers(rule: str, lr: float) -> None:
     [
         {"batch": 8}, {"workers": 2}, {"workers": 2, "chunk": 1}, {"seed": 1}, {"epochs": 5}, {"steps": 5}, {"lr": 0.5},
         {"amp": True}, {"memory_format": "channels_last"}, {"compile": True}, {"deterministic": True},
-        {"norm": {"num_groups": 4}}, {"norm": {"name": "bn"}}, {"arch": {"stem": "cifar"}}, {"arch": {"zero_init": True}},
-        {"data": {"limit": 100}}, {"data": {"flip": True}}, {"recipe": {"weight_decay": 0.1}}, {"recipe": {"base_lr": 1.0}},
+        {"norm": {"num_groups": 4}}, {"norm": {"name": "bn"}}, {"arch": {"stem": "cifar"}},
+        {"arch": {"zero_init": True}}, {"data": {"limit": 100}}, {"data": {"flip": True}},
+        {"recipe": {"weight_decay": 0.1}}, {"recipe": {"base_lr": 1.0}},
     ],
 )  # fmt: skip
 def test_the_id_covers_what_can_change_the_numbers(changed: dict[str, Any]) -> None:

@@ -29,7 +29,8 @@ def reasons(tmp_path: Path, *overrides: str) -> dict[str, str | None]:
         (["norm=bn", "batch=2", "arch=resnet18", "arch.stem=imagenet"], False),
         (["norm=ln", "batch=1", "arch=resnet18", "arch.stem=imagenet"], False),
         (["norm=bgn", "norm.num_groups=1", "batch=1", "arch=resnet18", "arch.stem=imagenet"], False),
-        (["norm=bgn", "norm.num_groups=512", "norm.group_fit=uneven", "batch=1", "arch=resnet18", "arch.stem=imagenet"], True),
+        (["norm=bgn", "norm.num_groups=512", "norm.group_fit=gcd", "batch=1", "arch=resnet18", "arch.stem=imagenet"],
+         True),
     ],
 )  # fmt: skip
 def test_a_single_value_per_statistic_is_a_skip(tmp_path: Path, overrides: list[str], skipped: bool) -> None:

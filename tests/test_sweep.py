@@ -107,10 +107,10 @@ def test_a_plan_runs_nothing_and_says_what_would(
 def test_a_cell_that_cannot_be_is_skipped_with_its_reason(
     sweep: Sweep, results: Results, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """ResNet-50 with the ImageNet stem ends at 1×1 on 8×8 digits: BatchNorm at batch 1 sees one value per channel."""
+    """ResNet-18 with the ImageNet stem ends at 1×1 on 8×8 digits: BatchNorm at batch 1 sees one value per channel."""
     grid = ("norm=bn,gn", "batch=1", "arch=resnet18", "arch.stem=imagenet", "steps=1", "data.limit=20")
     assert sweep(*grid, "plan=true") == 0
-    assert "would be skipped: a single value per channel at" in capsys.readouterr().out
+    assert "would be skipped: a single value per channel with batch=1 at" in capsys.readouterr().out
     assert sweep(*grid) == 0
     found = {row["norm"]: row for row in results("resnet18-digits")}
     assert (found["bn"]["status"], found["gn"]["status"]) == ("skipped", "ok")
@@ -270,7 +270,10 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize(("sign", "status"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "interrupted"), (signal.SIGKILL, "killed")])  # fmt: skip
+STOPS = [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "interrupted"), (signal.SIGKILL, "killed")]
+
+
+@pytest.mark.parametrize(("sign", "status"), STOPS)
 def test_a_stopped_sweep_says_so_and_the_same_command_goes_on(
     tmp_path: Path,
     results: Results,
@@ -284,7 +287,7 @@ def test_a_stopped_sweep_says_so_and_the_same_command_goes_on(
     process = command(tmp_path, *grid)
     wait_for(lambda: any(path.stat().st_size for path in folder.glob("*/rows.jsonl")))
     process.send_signal(sign)
-    out, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=60)
     if sign is signal.SIGKILL:
         assert process.returncode == -9
     else:

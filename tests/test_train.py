@@ -174,7 +174,12 @@ def test_memory_format_and_precision_train_every_norm(norm: str, keys: dict[str,
     assert math.isfinite(result["loss"])
 
 
-@pytest.mark.parametrize("recipe", [{"label_smoothing": 0.1}, {"clip": 0.1}, {"optimizer": "adamw", "base_lr": 1e-3}, {"schedule": "step"}])  # fmt: skip
+RECIPES: list[dict[str, Any]] = [
+    {"label_smoothing": 0.1}, {"clip": 0.1}, {"optimizer": "adamw", "base_lr": 1e-3}, {"schedule": "step"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_what_a_recipe_can_ask_for_is_done(recipe: dict[str, Any]) -> None:
     plain, _, _, _ = run(make(batch=4, steps=12))
     asked, _, _, _ = run(make(batch=4, steps=12, recipe=recipe))

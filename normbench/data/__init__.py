@@ -1,13 +1,13 @@
 """Data sets: described before anything runs, opened on the device they are trained on.
 
-    description.py          what the rest of normbench sees: Description, Pictures
-    sources.py              a name → the pictures behind it
-    digits official folder user     the four kinds of source
-    tree archive picture files      names → classes, archives, decoding
-    arrays.py cache.py      decoded sets in memory, and on disk between runs
-    split.py                limit, held-out share, our own splits
-    memory.py stream.py     the two ways pictures are handed out
-    progress.py             what a person sees meanwhile
+description.py          what the rest of normbench sees: Description, Pictures
+sources.py              a name → the pictures behind it
+digits official folder user     the four kinds of source
+tree archive picture files      names → classes, archives, decoding
+arrays.py cache.py      decoded sets in memory, and on disk between runs
+split.py                limit, held-out share, our own splits
+memory.py stream.py     the two ways pictures are handed out
+progress.py             what a person sees meanwhile
 """
 
 from normbench.data.description import Description, Pictures

@@ -105,9 +105,7 @@ def check(options: DataOptions) -> None:
         )
 
 
-def imagenet(
-    options: DataOptions, *, fetch: bool, verify: bool, progress: Tick | None
-) -> Arrays | Listing | None:
+def imagenet(options: DataOptions, *, fetch: bool, verify: bool, progress: Tick | None) -> Arrays | Listing | None:
     """ImageNet in torchvision's layout: streamed unless that is refused. It cannot be fetched."""
     root = folder.root_of(options)
     if not fetch and not root.exists():

@@ -64,9 +64,7 @@ def leave_statistics_out(
 _last_load: list[str] | None = None
 
 
-def leave_out(
-    unit: nn.Module, state_dict: dict[str, Any], prefix: str, keys: Sequence[str], load: list[str]
-) -> None:
+def leave_out(unit: nn.Module, state_dict: dict[str, Any], prefix: str, keys: Sequence[str], load: list[str]) -> None:
     """Take ``keys``, and an affine pair that the unit has not, out of a BatchNorm2d's ``state_dict``, and say so.
 
     What the unit has and a BatchNorm2d has not (a threshold) keeps its value, so that ``strict`` loading goes through.

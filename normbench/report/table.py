@@ -206,4 +206,3 @@ def _who(cells: pd.DataFrame, frame: pd.DataFrame) -> str:
 def _escaped(text: str) -> str:
     """Markdown without surprises from a user's names and reasons."""
     return "".join("\\" + letter if letter in "\\|*_`<[" else letter for letter in text)
-

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import chain, count
 from types import MappingProxyType
 from typing import Any
@@ -17,6 +17,7 @@ from normbench.errors import InputError
 from normbench.norms import Normalizer
 from normbench.surgery.forward import Forward, Rewritten
 from normbench.surgery.report import Left, Record, Replaced, keep
+from normbench.surgery.shapes import site_shapes
 from normbench.surgery.sites import Found, Site, find, is_batchnorm
 from normbench.surgery.trace import Traced, Untraceable, trace
 from normbench.surgery.tree import graft
@@ -26,20 +27,29 @@ BATCHNORM_KEYS = ("weight", "bias", "running_mean", "running_var", "num_batches_
 
 @dataclass(frozen=True)
 class Choice:
-    """The method that takes the sites, and what the caller gave for it."""
+    """The method that takes the sites, and what the caller gave for it. maps: (H, W) of each site, where asked for."""
 
     row: Normalizer
     batch: int | None
     options: Mapping[str, Any]
+    maps: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
-def apply(model: nn.Module, name: str, *, batch: int | None = None, **options: Any) -> nn.Module:
+def apply(
+    model: nn.Module,
+    name: str,
+    *,
+    batch: int | None = None,
+    input_shape: tuple[int, int, int] | None = None,
+    **options: Any,
+) -> nn.Module:
     """A new model with the same forward and the normalizer ``name`` in place of every BatchNorm2d.
 
     A unit takes its BatchNorm's place and name, and the activation after it where the method applies that itself. eps,
     momentum, affine, the weights, device, dtype and mode carry over, unless the method or ``options`` say otherwise;
     running statistics where they mean the same. What is not replaced is shared with ``model``, which is left as it was.
-    No random number is drawn. ``batch``: consecutive images that share statistics (None: all).
+    No random number is drawn. ``batch``: consecutive images that share statistics (None: all). ``input_shape``: (C, H,
+    W) of the pictures; units whose buffers depend on the size of the maps then have them before the first forward.
 
     The model is traced by torch.fx: hooks on its containers and a ``train`` of its own are written into the graph or
     lost. One that cannot be traced keeps its own forward, and takes methods that can stand in a BatchNorm's place.
@@ -48,8 +58,11 @@ def apply(model: nn.Module, name: str, *, batch: int | None = None, **options: A
     one that cannot be traced where the method needs that.
     """
     norms.check_options(name, options)
-    choice = Choice(norms.get(name), batch, options)
     _check_any(model)
+    choice = Choice(norms.get(name), batch, options)
+    if input_shape is not None and choice.row.takes_size and "size" not in options:
+        maps = {site: shape[1:] for site, shape in site_shapes(model, input_shape).items()}
+        choice = replace(choice, maps=maps)
     try:
         traced = trace(model)
     except Untraceable as why:
@@ -112,6 +125,8 @@ def _unit(site: Site, bn: nn.Module, choice: Choice, fused: bool) -> nn.Module:
     """The unit for a site, in the state, place and mode of its BatchNorm."""
     row = choice.row
     carried = {key: value for key, value in _settings(bn, row).items() if key not in choice.options}
+    if site.name in choice.maps:
+        carried["size"] = choice.maps[site.name]
     try:
         unit = norms.build(
             row.name, site.num_features, activation=site.activation if fused else None,
@@ -145,11 +160,11 @@ def _carry(bn: nn.Module, unit: nn.Module, row: Normalizer) -> None:
     Our units know that themselves. A user's are given weight and bias where the shapes agree, and the statistics if the
     class says that they are a BatchNorm's (``batchnorm_statistics = True``).
     """
-    state = bn.state_dict()
+    own = unit.state_dict()
+    state = {key: value for key, value in bn.state_dict().items() if key in own}
     if row.name not in norms.names():
-        own = unit.state_dict()
         keys = BATCHNORM_KEYS if getattr(unit, "batchnorm_statistics", False) else ("weight", "bias")
-        state = {k: v for k, v in state.items() if k in keys and k in own and own[k].shape == v.shape}
+        state = {k: v for k, v in state.items() if k in keys and own[k].shape == v.shape}
     with warnings.catch_warnings():
         # Which statistics cannot be taken is a matter for whoever loads a checkpoint; here it is the point.
         warnings.simplefilter("ignore")

@@ -61,7 +61,7 @@ def test_the_training_set_has_mean_0_and_variance_1():
 
 def test_every_training_picture_comes_once_with_its_label():
     found, pictures = make(pad=0, flip=False)
-    (x, y), = epoch(pictures, N)
+    ((x, y),) = epoch(pictures, N)
     where = {picture.numpy().tobytes(): i for i, picture in enumerate(pictures.normalised(pictures.train_x))}
     order = [where[picture.numpy().tobytes()] for picture in x]
     assert sorted(order) == list(range(N))
