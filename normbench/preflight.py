@@ -32,7 +32,8 @@ Shapes = dict[str, tuple[int, int, int]]
 class Planned:
     """A cell, checked: its id, what the store knows of it, and why it would be skipped, if it would.
 
-    label: the cell for people, with what tells it from the others of the grid.
+    label: the cell for people, with what tells it from the others of the grid. values: in the maps of one forward, a
+    measure of the cell's size.
     """
 
     cell: Cell
@@ -42,6 +43,7 @@ class Planned:
     description: Description
     status: str
     skip: str | None
+    values: int
 
     @property
     def known(self) -> dict[str, Any]:
@@ -86,7 +88,9 @@ class Preflight:
         }
         cell_id = cell.identity(evidence)
         skip = self.skip_reason(cell, description)
-        return Planned(cell, cell_id, cell.label(), changed, description, store.status(cell_id), skip)
+        shapes = self.site_shapes(cell, description)
+        values = cell.batch * (cell.chunk or cell.workers) * sum(C * H * W for C, H, W in shapes.values())
+        return Planned(cell, cell_id, cell.label(), changed, description, store.status(cell_id), skip, values)
 
     def describe(self, options: DataOptions) -> Description:
         key = repr(options)
@@ -106,11 +110,12 @@ class Preflight:
         size = fed_size(cell, description)
         key = repr((cell.arch, cell.norm, cell.batch, size, len(description.classes)))
         if key not in self.reasons:
-            self.reasons[key] = _single_value(cell, self.site_shapes(cell, size, len(description.classes)))
+            self.reasons[key] = _single_value(cell, self.site_shapes(cell, description))
         return self.reasons[key]
 
-    def site_shapes(self, cell: Cell, size: tuple[int, int], num_classes: int) -> Shapes:
+    def site_shapes(self, cell: Cell, description: Description) -> Shapes:
         """(C, H, W) of every site, by running the plain network on the meta device."""
+        size, num_classes = fed_size(cell, description), len(description.classes)
         needs_graph = not norms.get(cell.norm.name).drop_in
         key = repr((cell.arch, size, num_classes, needs_graph))
         if key not in self.shapes:

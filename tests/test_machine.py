@@ -27,14 +27,24 @@ def test_a_device_that_is_not_here_is_told(name: str) -> None:
 
 def test_deterministic_runs_have_one_thread_and_all_is_put_back() -> None:
     before = (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark)
-    with machine.numerics(deterministic=True) as threads:
+    with machine.numerics(deterministic=True, values=10**9) as threads:
         assert threads == torch.get_num_threads() == 1
         assert torch.are_deterministic_algorithms_enabled()
-    with machine.numerics(deterministic=False) as threads:
+    with machine.numerics(deterministic=False, values=10**9) as threads:
         assert threads == before[0]
     assert before == (
         torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark,
     )  # fmt: skip
+
+
+def test_a_small_cell_has_one_thread_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert machine.threads_for(machine.SMALL - 1) == 1
+    assert machine.threads_for(machine.SMALL) == torch.get_num_threads()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    assert machine.threads_for(machine.SMALL) == 7
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert machine.threads_for(1) == 7
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux forgets a peak")

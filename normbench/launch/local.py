@@ -64,7 +64,7 @@ class Local:
     def run_cell(self, item: Planned) -> Result:
         cell, device = item.cell, machine.device(item.cell.device)
         whole = length(cell, item.description)
-        with machine.numerics(cell.deterministic) as threads:
+        with machine.numerics(cell.deterministic, item.values) as threads:
             self.store.begin(item.cell_id, cell.nested(), item.known, machine.provenance(device, threads))
             self.display.begin(item.cell_id, item.label, whole.epochs, whole.per_epoch)
             self.tracker.begin({"cell_id": item.cell_id, "sweep": self.store.folder.name, **cell.flat()})
