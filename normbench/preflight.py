@@ -12,15 +12,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
 from normbench import machine, models, norms, surgery
-from normbench.cell import Cell, NormOptions
+from normbench.cell import Cell
 from normbench.data import Description, describe
 from normbench.errors import ConfigError, InputError, NormbenchError, one_line
 from normbench.grid import Grid
-from normbench.options import ArchOptions, DataOptions
+from normbench.options import DataOptions
 from normbench.records import Store
-from normbench.train import fed_size
+from normbench.train import fed_size, picture_size
 
 # What every label says already.
 IN_LABEL = ("norm", "batch", "seed")
@@ -115,11 +116,12 @@ class Preflight:
 
     def site_shapes(self, cell: Cell, description: Description) -> Shapes:
         """(C, H, W) of every site, by running the plain network on the meta device."""
-        size, num_classes = fed_size(cell, description), len(description.classes)
         needs_graph = not norms.get(cell.norm.name).drop_in
-        key = repr((cell.arch, size, num_classes, needs_graph))
+        pictures = picture_size(cell, description)
+        key = repr((cell.arch, pictures, fed_size(cell, description), len(description.classes), needs_graph))
         if key not in self.shapes:
-            self.shapes[key] = _trace(cell.arch, size, num_classes, cell.norm, needs_graph)
+            net = models.outline(cell.arch, num_classes=len(description.classes), picture_size=pictures)
+            self.shapes[key] = _trace(cell, net, fed_size(cell, description))
         return self.shapes[key]
 
 
@@ -148,9 +150,8 @@ def will_run(planned: Sequence[Planned], rerun: str) -> Iterator[Planned]:
     return (item for item in planned if item.status in wanted and item.skip is None)
 
 
-def _trace(arch: ArchOptions, size: tuple[int, int], num_classes: int, norm: NormOptions, needs_graph: bool) -> Shapes:
-    height, width = size
-    net = models.outline(arch, num_classes=num_classes, picture_size=height)
+def _trace(cell: Cell, net: nn.Module, size: tuple[int, int]) -> Shapes:
+    arch, (height, width) = cell.arch, size
     try:
         shapes = surgery.site_shapes(net, (3, height, width))
     except NormbenchError:
@@ -164,8 +165,7 @@ def _trace(arch: ArchOptions, size: tuple[int, int], num_classes: int, norm: Nor
         raise ConfigError(
             f"arch={arch.name} has no nn.BatchNorm2d to put a normalizer in the place of; take one that has"
         )
-    if needs_graph:
-        surgery.check_traceable(net, norm.name)
+    surgery.check_traceable(net, cell.norm.name)
     return shapes
 
 

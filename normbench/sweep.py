@@ -53,7 +53,6 @@ Exit code: 0 all cells ok or skipped; 1 some failed; 2 bad command or config, no
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the sweep that ``argv`` asks for; the exit code says how it ended."""
-    signal.signal(signal.SIGTERM, _stop)
     try:
         return sweep(sys.argv[1:] if argv is None else argv)
     except NormbenchError as error:
@@ -212,4 +211,5 @@ def _stop(signum: int, frame: Any) -> NoReturn:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _stop)
     sys.exit(main())

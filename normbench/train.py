@@ -69,27 +69,31 @@ def length(cell: Cell, description: Description) -> Length:
     return Length(cell.length("steps") or (cell.length("epochs") or 0) * per_epoch, per_epoch)
 
 
+def picture_size(cell: Cell, description: Description) -> int | None:
+    """The side in pixels that pictures come at; None if they are streamed and come at the network's own."""
+    return description.height or cell.data.size
+
+
 def fed_size(cell: Cell, description: Description) -> tuple[int, int]:
     """Height and width in pixels of what the network is fed."""
-    size = models.resolve(cell.arch, picture_size=description.height).size
-    if size is not None:
-        return size, size
-    if description.height is None or description.width is None:
-        side = cell.data.size or STREAMED_SIZE
-        return side, side
-    return description.height, description.width
+    size = models.resolve(cell.arch, picture_size=picture_size(cell, description)).size
+    if size is None and description.height and description.width:
+        return description.height, description.width
+    side = size or cell.data.size or STREAMED_SIZE
+    return side, side
 
 
 def open_for(cell: Cell, description: Description, device: torch.device) -> Pictures:
     """The pictures of a cell as its network wants them."""
-    size = models.resolve(cell.arch, picture_size=description.height).size
+    size = models.resolve(cell.arch, picture_size=picture_size(cell, description)).size
     return open_pictures(cell.data, size=size, device=device)
 
 
 def prepare(cell: Cell, description: Description, device: torch.device) -> nn.Module:
     """The network of a cell. Its weights are drawn from the seed before any normalizer is chosen: the same for all."""
     torch.manual_seed(cell.seed)
-    plain = models.build(cell.arch, num_classes=len(description.classes), picture_size=description.height)
+    size = picture_size(cell, description)
+    plain = models.build(cell.arch, num_classes=len(description.classes), picture_size=size)
     shape = (3, *fed_size(cell, description))
     net = surgery.apply(plain, cell.norm.name, batch=cell.batch, input_shape=shape, **cell.norm.options)
     return net.to(device).to(memory_format=memory_format(cell))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from normbench.records import cell_status
 
@@ -170,6 +173,37 @@ def test_deterministic_runs_agree_to_the_last_digit(sweep: Sweep, results: Resul
         }
 
     assert run("a") == run("b")
+
+
+def save_pictures(folder: Path, splits: tuple[str, str], side: int, suffix: str) -> Path:
+    """Two classes, six noisy pictures each, in class folders."""
+    generator = np.random.default_rng(0)
+    for split in splits:
+        for label, name in enumerate(("n01", "n02")):
+            (folder / split / name).mkdir(parents=True)
+            for number in range(6):
+                pixels = generator.integers(0, 128, (side, side + number, 3)) + 120 * label
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / split / name / f"{number}.{suffix}")
+    return folder
+
+
+def test_imagenets_layout_is_streamed(sweep: Sweep, results: Results, tmp_path: Path) -> None:
+    root = save_pictures(tmp_path / "imagenet", ("train", "val"), 70, "JPEG")
+    grid = ("norm=bn,frn", "batch=2", "workers=2", "arch=resnet18", "data=imagenet", f"data.root={root}")
+    assert sweep(*grid, "data.size=64", "data.loaders=0", "epochs=1") == 0
+    found = results("resnet18-imagenet")
+    assert [row["status"] for row in found] == ["ok", "ok"]
+    assert {(row["step"], row["eval_count"], row["sites"]) for row in found} == {("3", "12", "20")}
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar.xz", "zip"])
+def test_pictures_of_ones_own_need_no_code(sweep: Sweep, results: Results, tmp_path: Path, kind: str) -> None:
+    root = save_pictures(tmp_path / "my pictures é", ("train", "test"), 16, "png")
+    if kind != "folder":
+        root = Path(shutil.make_archive(str(root), {"tar.xz": "xztar"}.get(kind, kind), root))
+    assert sweep("norm=gn", "batch=4", "data=folder", f"data.root='{root}'", "data.size=16", "epochs=2") == 0
+    (row,) = results("resnet8-folder")
+    assert (row["status"], row["eval_count"], row["step"]) == ("ok", "12", "6")
 
 
 BAD = [
