@@ -1,29 +1,24 @@
-"""The story of one cell: seed, build, replace the normalizers, then for each epoch train, evaluate, record.
-
-Whose statistics: one optimizer step sees batch × workers pictures; the units take statistics over every ``batch``
-consecutive ones. Workers may be run a ``chunk`` at a time and their gradients summed; it is the same mathematics.
-"""
+"""The story of one cell: seed, build, replace the normalizers, then for each epoch train, evaluate, record."""
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from normbench import machine, models, norms, surgery
+from normbench import machine, models, surgery
 from normbench.cell import Cell
 from normbench.data import Description, Pictures, open_pictures
 from normbench.errors import NormbenchError
 from normbench.evaluate import evaluate
 from normbench.optimize import learning_rate, optimizer, warmup_steps
+from normbench.step import Step, memory_format
 
 # Reading the loss makes the host wait for the device; on a CPU it costs a microsecond. A loss that is no longer finite
 # is noticed within so many steps.
@@ -31,9 +26,6 @@ CHECK_EVERY = {"cpu": 1}
 CHECK_EVERY_ELSEWHERE = 50
 # Side in pixels of streamed pictures where neither the data nor the network asks for one.
 STREAMED_SIZE = 224
-# Weights of auxiliary heads' losses, by their number: InceptionV3's one, GoogLeNet's two (arXiv:1409.4842, section 5;
-# torchvision trains InceptionV3 with 0.4).
-AUX_WEIGHT = {1: 0.4, 2: 0.3}
 
 
 class Watch(Protocol):
@@ -114,17 +106,17 @@ def train(cell: Cell, net: nn.Module, pictures: Pictures, device: torch.device, 
     # Dropout and the like draw from here on; the weights' draws differ in number between architectures, not norms.
     torch.manual_seed(cell.seed + 1)
 
-    done, seconds, row = 0, 0.0, {}
+    done, seconds, last, row = 0, 0.0, math.nan, {}
     for epoch in range(1, run.epochs + 1):
         steps = min(run.per_epoch, run.total - done)
         batches = pictures.train(seed=cell.seed, epoch=epoch, batch=cell.images)
-        meter = Meter(epoch, done, cell.images, device, watch)
+        meter = Meter(epoch, done, cell.images, device, watch, last)
         net.train()
         for x, y in _first(batches, steps):
             meter.add(step(x, y, rate(done)))
             done += 1
         epoch_seconds = meter.close()
-        seconds += epoch_seconds
+        seconds, last = seconds + epoch_seconds, meter.last
 
         found = evaluate(
             forward, pictures.test(cell.data.eval_batch), pictures.description.test,
@@ -136,105 +128,25 @@ def train(cell: Cell, net: nn.Module, pictures: Pictures, device: torch.device, 
         }  # fmt: skip
         watch.row(row)
         if not math.isfinite(found["loss"]):
-            reached = {"epoch": epoch, "step": done, "last_loss": meter.mean}
+            reached = {"epoch": epoch, "step": done, "last_loss": meter.last}
             raise DivergedError(f"the evaluation loss is {found['loss']}", reached)
     speed = {"images_per_s": done * cell.images / seconds, "peak_memory_mib": machine.peak_memory_mib(device)}
-    return row | speed | {"last_loss": row["train_loss"], "split": pictures.description.split}
-
-
-class Step:
-    """One optimizer step over batch × workers pictures, a chunk of workers at a time."""
-
-    def __init__(
-        self,
-        cell: Cell,
-        net: nn.Module,
-        forward: Callable[..., Any],
-        update: torch.optim.Optimizer,
-        device: torch.device,
-    ) -> None:
-        self.cell, self.net, self.forward, self.update = cell, net, forward, update
-        self.images = cell.batch * self.workers_at_once(cell)
-        self.buffers = BufferMean(net) if self.images < cell.images else None
-        bf16 = cell.amp == "bfloat16"
-        self.precision: Callable[[], contextlib.AbstractContextManager[Any]] = (
-            (lambda: torch.autocast(device.type, torch.bfloat16)) if bf16 else contextlib.nullcontext
-        )
-
-    @staticmethod
-    def workers_at_once(cell: Cell) -> int:
-        """Workers in one forward. A method that mixes pictures and cannot keep workers apart runs them one by one."""
-        row = norms.get(cell.norm.name)
-        together = row.takes_batch or not row.mixes_samples
-        return (cell.chunk or cell.workers) if together else 1
-
-    def __call__(self, x: Tensor, y: Tensor, lr: float) -> Tensor:
-        """The mean loss over all pictures, still on the device."""
-        for group in self.update.param_groups:
-            group["lr"] = lr
-        self.update.zero_grad(set_to_none=True)
-        loss = torch.zeros((), device=x.device)
-        for part, labels in zip(x.split(self.images), y.split(self.images), strict=True):
-            share = len(labels) / len(y)
-            with self.buffers.part(share) if self.buffers else contextlib.nullcontext(), self.precision():
-                out = self.forward(part.contiguous(memory_format=memory_format(self.cell)))
-                part_loss = classification_loss(out, labels, self.cell.recipe.label_smoothing) * share
-            part_loss.backward()
-            loss = loss + part_loss.detach()
-        if self.buffers:
-            self.buffers.settle()
-        if self.cell.recipe.clip is not None:
-            nn.utils.clip_grad_norm_(self.net.parameters(), self.cell.recipe.clip)
-        self.update.step()
-        return loss
-
-
-class BufferMean:
-    """Running statistics over chunks: the mean of what each worker would have kept, each from the same start."""
-
-    def __init__(self, net: nn.Module) -> None:
-        self.units = [module for module in net.modules() if norms.is_unit(module)]
-        self.start: list[tuple[Tensor, Tensor]] = []
-        self.total: list[Tensor] = []
-
-    @contextlib.contextmanager
-    def part(self, share: float) -> Iterator[None]:
-        """One chunk, which holds ``share`` of the workers."""
-        if not self.start:
-            self.start = [
-                (buffer, buffer.clone())
-                for unit in self.units
-                for buffer in unit.buffers()
-                if buffer.is_floating_point()
-            ]
-            self.counts = [
-                (buffer, buffer.clone())
-                for unit in self.units
-                for buffer in unit.buffers()
-                if not buffer.is_floating_point()
-            ]
-            self.total = [torch.zeros_like(kept) for _, kept in self.start]
-        for buffer, kept in (*self.start, *self.counts):
-            buffer.copy_(kept)
-        yield
-        for (buffer, _), total in zip(self.start, self.total, strict=True):
-            total.add_(buffer, alpha=share)
-
-    def settle(self) -> None:
-        """After the last chunk: put the means in place. Counters stand as one chunk left them: one step."""
-        for (buffer, _), total in zip(self.start, self.total, strict=True):
-            buffer.copy_(total)
-        self.start, self.total = [], []
+    return row | speed | {"last_loss": last, "split": pictures.description.split}
 
 
 class Meter:
-    """Adds up an epoch's losses on the device, and tells the watch when it has read them."""
+    """Adds up an epoch's losses on the device, and tells the watch when it has read them.
 
-    def __init__(self, epoch: int, done: int, images: int, device: torch.device, watch: Watch) -> None:
+    last: the last loss that was read and finite, from the epoch before until this one has its own.
+    """
+
+    def __init__(
+        self, epoch: int, done: int, images: int, device: torch.device, watch: Watch, last: float = math.nan
+    ) -> None:
         self.epoch, self.done, self.images, self.device, self.watch = epoch, done, images, device, watch
         self.every = CHECK_EVERY.get(device.type, CHECK_EVERY_ELSEWHERE)
         self.steps, self.unread, self.read = 0, torch.zeros((), device=device), 0.0
-        self.last = math.nan
+        self.last = last
         self.since = time.perf_counter()
 
     @property
@@ -264,23 +176,6 @@ class Meter:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter() - self.since
-
-
-def classification_loss(out: Any, y: Tensor, smoothing: float) -> Tensor:
-    """Mean cross-entropy in nats; auxiliary heads (a tuple's further members) count by AUX_WEIGHT."""
-    main, *aux = [out] if isinstance(out, Tensor) else [head for head in out if head is not None]
-    loss = _cross_entropy(main, y, smoothing)
-    for head in aux:
-        loss = loss + AUX_WEIGHT[len(aux)] * _cross_entropy(head, y, smoothing)
-    return loss
-
-
-def _cross_entropy(logits: Tensor, y: Tensor, smoothing: float) -> Tensor:
-    return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), y, label_smoothing=smoothing)
-
-
-def memory_format(cell: Cell) -> torch.memory_format:
-    return torch.channels_last if cell.memory_format == "channels_last" else torch.contiguous_format
 
 
 def _first(batches: Iterable[tuple[Tensor, Tensor]], count: int) -> Iterator[tuple[Tensor, Tensor]]:

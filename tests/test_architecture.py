@@ -20,7 +20,7 @@ FLOORS = [
     {"cell", "records"},
     {"norms", "machine"},
     {"surgery", "models", "data"},
-    {"optimize", "evaluate"},
+    {"optimize", "evaluate", "step"},
     {"train"},
     {"grid"},
     {"preflight"},

@@ -15,6 +15,7 @@ from normbench import norms, train
 from normbench.cell import Cell
 from normbench.data import Description
 from normbench.optimize import optimizer
+from normbench.step import Step, classification_loss
 
 CPU = torch.device("cpu")
 
@@ -118,7 +119,7 @@ def one_step(cell: Cell, x: Tensor, y: Tensor) -> tuple[Tensor, nn.Module]:
     """A step in float64, so that only mathematics can make a difference."""
     net = train.prepare(cell, described(), CPU).double()
     net.train()
-    step = train.Step(cell, net, net, optimizer(net, cell.recipe, 0.1), CPU)
+    step = Step(cell, net, net, optimizer(net, cell.recipe, 0.1), CPU)
     return step(x, y, 0.1), net
 
 
@@ -190,9 +191,9 @@ def test_what_a_recipe_can_ask_for_is_done(recipe: dict[str, Any]) -> None:
 def test_auxiliary_heads_count_by_their_weight() -> None:
     main, aux, y = torch.randn(4, 3), torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
     cross_entropy = nn.functional.cross_entropy
-    found = train.classification_loss((main, aux), y, 0.0)
+    found = classification_loss((main, aux), y, 0.0)
     torch.testing.assert_close(found, cross_entropy(main, y) + 0.4 * cross_entropy(aux, y))
-    torch.testing.assert_close(train.classification_loss((main, None), y, 0.0), cross_entropy(main, y))
+    torch.testing.assert_close(classification_loss((main, None), y, 0.0), cross_entropy(main, y))
 
 
 def test_the_network_is_fed_its_size() -> None:

@@ -1,0 +1,124 @@
+"""One optimizer step over batch × workers pictures, a chunk of workers at a time.
+
+Whose statistics: the units take them over every ``batch`` consecutive pictures. Gradients of the chunks are summed, and
+running statistics are the mean of what each worker would have kept: the same mathematics as one forward over all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from normbench import norms
+from normbench.cell import Cell
+
+# Weights of auxiliary heads' losses, by their number: InceptionV3's one, GoogLeNet's two (arXiv:1409.4842, section 5;
+# torchvision trains InceptionV3 with 0.4).
+AUX_WEIGHT = {1: 0.4, 2: 0.3}
+
+
+class Step:
+    """One optimizer step over batch × workers pictures, a chunk of workers at a time."""
+
+    def __init__(
+        self,
+        cell: Cell,
+        net: nn.Module,
+        forward: Callable[..., Any],
+        update: torch.optim.Optimizer,
+        device: torch.device,
+    ) -> None:
+        self.cell, self.net, self.forward, self.update = cell, net, forward, update
+        self.images = cell.batch * self.workers_at_once(cell)
+        self.buffers = BufferMean(net) if self.images < cell.images else None
+        bf16 = cell.amp == "bfloat16"
+        self.precision: Callable[[], contextlib.AbstractContextManager[Any]] = (
+            (lambda: torch.autocast(device.type, torch.bfloat16)) if bf16 else contextlib.nullcontext
+        )
+
+    @staticmethod
+    def workers_at_once(cell: Cell) -> int:
+        """Workers in one forward. A method that mixes pictures and cannot keep workers apart runs them one by one."""
+        row = norms.get(cell.norm.name)
+        together = row.takes_batch or not row.mixes_samples
+        return (cell.chunk or cell.workers) if together else 1
+
+    def __call__(self, x: Tensor, y: Tensor, lr: float) -> Tensor:
+        """The mean loss over all pictures, still on the device."""
+        for group in self.update.param_groups:
+            group["lr"] = lr
+        self.update.zero_grad(set_to_none=True)
+        loss = torch.zeros((), device=x.device)
+        for part, labels in zip(x.split(self.images), y.split(self.images), strict=True):
+            share = len(labels) / len(y)
+            with self.buffers.part(share) if self.buffers else contextlib.nullcontext(), self.precision():
+                out = self.forward(part.contiguous(memory_format=memory_format(self.cell)))
+                part_loss = classification_loss(out, labels, self.cell.recipe.label_smoothing) * share
+            part_loss.backward()
+            loss = loss + part_loss.detach()
+        if self.buffers:
+            self.buffers.settle()
+        if self.cell.recipe.clip is not None:
+            nn.utils.clip_grad_norm_(self.net.parameters(), self.cell.recipe.clip)
+        self.update.step()
+        return loss
+
+
+class BufferMean:
+    """Running statistics over chunks: the mean of what each worker would have kept, each from the same start."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.units = [module for module in net.modules() if norms.is_unit(module)]
+        self.start: list[tuple[Tensor, Tensor]] = []
+        self.total: list[Tensor] = []
+
+    @contextlib.contextmanager
+    def part(self, share: float) -> Iterator[None]:
+        """One chunk, which holds ``share`` of the workers."""
+        if not self.start:
+            self.start = [
+                (buffer, buffer.clone())
+                for unit in self.units
+                for buffer in unit.buffers()
+                if buffer.is_floating_point()
+            ]
+            self.counts = [
+                (buffer, buffer.clone())
+                for unit in self.units
+                for buffer in unit.buffers()
+                if not buffer.is_floating_point()
+            ]
+            self.total = [torch.zeros_like(kept) for _, kept in self.start]
+        for buffer, kept in (*self.start, *self.counts):
+            buffer.copy_(kept)
+        yield
+        for (buffer, _), total in zip(self.start, self.total, strict=True):
+            total.add_(buffer, alpha=share)
+
+    def settle(self) -> None:
+        """After the last chunk: put the means in place. Counters stand as one chunk left them: one step."""
+        for (buffer, _), total in zip(self.start, self.total, strict=True):
+            buffer.copy_(total)
+        self.start, self.total = [], []
+
+
+def classification_loss(out: Any, y: Tensor, smoothing: float) -> Tensor:
+    """Mean cross-entropy in nats; auxiliary heads (a tuple's further members) count by AUX_WEIGHT."""
+    main, *aux = [out] if isinstance(out, Tensor) else [head for head in out if head is not None]
+    loss = _cross_entropy(main, y, smoothing)
+    for head in aux:
+        loss = loss + AUX_WEIGHT[len(aux)] * _cross_entropy(head, y, smoothing)
+    return loss
+
+
+def _cross_entropy(logits: Tensor, y: Tensor, smoothing: float) -> Tensor:
+    return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), y, label_smoothing=smoothing)
+
+
+def memory_format(cell: Cell) -> torch.memory_format:
+    return torch.channels_last if cell.memory_format == "channels_last" else torch.contiguous_format
