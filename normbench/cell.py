@@ -7,6 +7,7 @@ is needed for it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import re
@@ -68,6 +69,8 @@ class Cell:
         for key in ("batch", "workers", "chunk", "epochs", "steps"):
             at_least(key, getattr(self, key), 1)
         at_least("seed", self.seed, 0)
+        if self.seed >= 2**63:
+            raise ConfigError(f"seed: got {self.seed}, expected less than 2**63")
         at_least("lr", self.lr, 0)
         one_of("amp", self.amp, AMP)
         one_of("memory_format", self.memory_format, MEMORY_FORMATS)
@@ -136,7 +139,8 @@ class Cell:
 def make(config: Mapping[str, Any]) -> Cell:
     """A cell from a nested dict. Raises ConfigError: unknown key (with the near one), wrong type, wrong value."""
     values = dict(config)
-    values["amp"] = {True: "bfloat16", False: "none", None: "none"}.get(values.get("amp"), values.get("amp"))
+    if values.get("amp") is None or isinstance(values["amp"], bool):
+        values["amp"] = "bfloat16" if values.get("amp") else "none"
     values["arch"] = construct(ArchOptions, "arch", _group(values, "arch"), own_options=_is_target(values, "arch"))
     values["data"] = construct(DataOptions, "data", _group(values, "data"), own_options=_is_target(values, "data"))
     values["recipe"] = construct(Recipe, "recipe", _group(values, "recipe"))
@@ -152,11 +156,14 @@ def construct(cls: type[Any], section: str, values: Mapping[str, Any], *, own_op
 
     own_options: keys that are no fields go to the field ``options`` (a user's callable checks them later).
     """
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]
     prefix = f"{section}." if section else ""
-    known, extra = {}, {}
+    known: dict[str, Any] = {}
+    extra: dict[str, Any] = {}
     for key, value in values.items():
-        if key in hints:
+        if key == "options" and own_options and isinstance(value, Mapping):
+            extra |= value
+        elif key in hints and key != "options":
             known[key] = _typed(f"{prefix}{key}", value, hints[key])
         elif own_options:
             extra[key] = value
@@ -164,6 +171,11 @@ def construct(cls: type[Any], section: str, values: Mapping[str, Any], *, own_op
             what = f"option of {section}={values.get('name')}" if section else "option"
             raise UnknownName(what, f"{prefix}{key}", [f"{prefix}{name}" for name in hints if name != "options"])
     return cls(**known, **({"options": extra} if own_options else {}))
+
+
+@functools.cache
+def _hints(cls: Any) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
 
 
 def _group(values: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -232,8 +244,8 @@ def _options(part: Any) -> dict[str, Any]:
 
 
 def _scalar(value: Any) -> Any:
-    """Tables (BGN's groups by batch) by a word: their content is in config.yaml."""
-    return "by batch" if isinstance(value, Mapping) else value
+    """Tables (BGN's groups by batch) on one line."""
+    return " ".join(f"{key}:{item}" for key, item in value.items()) if isinstance(value, Mapping) else value
 
 
 def _word(name: str) -> str:

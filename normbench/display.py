@@ -138,7 +138,11 @@ class Display:
     def _sum(self) -> str:
         if not self._ended:
             before = len(self._done) == self.total
-            return f"nothing to run: all {self.total} cells are done" if before else "no cell was finished"
+            return (
+                f"nothing to run: {'the one cell is' if self.total == 1 else f'all {self.total} cells are'} done"
+                if before
+                else "no cell was finished"
+            )
         ends = ", ".join(f"{count} {status}" for status, count in self._ended.items())
         count = self._ended.total()
         return f"{count} cell{'s'[: count != 1]} in {clock(time.monotonic() - self._start)}: {ends}"

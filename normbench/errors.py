@@ -44,7 +44,7 @@ class UnknownName(ConfigError):
     """
 
     def __init__(self, what: str, got: str, choices: Iterable[str], mend: str = "") -> None:
-        self.what, self.got, self.choices = what, got, sorted(choices)
+        self.what, self.got, self.choices = what, got, sorted(set(choices))
         near = nearest(got, self.choices)
         hint = f" Did you mean {near!r}?" if near else ""
         listing = f" Choices: {', '.join(self.choices)}." if self.choices else ""
@@ -53,8 +53,9 @@ class UnknownName(ConfigError):
 
 def nearest(got: str, choices: Iterable[str]) -> str | None:
     """The choice that ``got`` most likely meant, or None when nothing is near."""
-    found = difflib.get_close_matches(got, list(choices), n=1, cutoff=0.5)
-    return found[0] if found else None
+    lower = {choice.lower(): choice for choice in choices}
+    found = difflib.get_close_matches(got.lower(), list(lower), n=1, cutoff=0.5)
+    return lower[found[0]] if found else None
 
 
 def one_line(error: BaseException) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import os
 import platform
 import re
@@ -93,10 +95,16 @@ def numerics(deterministic: bool, values: int) -> Iterator[int]:
 
 
 def reset_peak_memory(where: torch.device) -> None:
-    """Start counting the peak anew: the device allocator's on CUDA, the process's on Linux."""
+    """Start counting the peak anew: the device allocator's on CUDA, the process's on Linux.
+
+    A process's peak starts from what it holds, so what earlier cells left is given back to the system first.
+    """
+    gc.collect()
     if where.type == "cuda":
         torch.cuda.reset_peak_memory_stats(where)
     else:
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)  # glibc's
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -118,11 +119,16 @@ class Recipe:
         at_least("recipe.epochs", self.epochs, 1)
         at_least("recipe.steps", self.steps, 1)
         at_least("recipe.base_batch", self.base_batch, 1)
-        for name in ("base_lr", "weight_decay", "affine_weight_decay", "warmup_epochs", "momentum"):
+        for name in ("base_lr", "weight_decay", "affine_weight_decay", "warmup_epochs", "decay"):
             at_least(f"recipe.{name}", getattr(self, name), 0)
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"recipe.momentum: got {self.momentum}, expected 0 up to below 1, such as 0.9")
+        if not all(0 <= share <= 1 for share in self.milestones):
+            got = list(self.milestones)
+            raise ConfigError(f"recipe.milestones: got {got}, expected shares of the run, such as [0.3,0.6,0.9]")
         if not 0 <= self.label_smoothing < 1:
             raise ConfigError(f"recipe.label_smoothing: got {self.label_smoothing}, expected 0 up to below 1")
-        if self.clip is not None and self.clip <= 0:
+        if self.clip is not None and not 0 < self.clip < math.inf:
             raise ConfigError(f"recipe.clip: got {self.clip}, expected a norm above 0, or null for no clipping")
 
     def peak_lr(self, images: int) -> float:
@@ -140,6 +146,6 @@ def one_of(key: str, got: str, choices: tuple[str, ...]) -> None:
 
 
 def at_least(key: str, got: float | None, least: float) -> None:
-    """Raise ConfigError if ``got`` is given and below ``least``."""
-    if got is not None and got < least:
-        raise ConfigError(f"{key}: got {got}, expected {least} or more")
+    """Raise ConfigError if ``got`` is given and below ``least``, infinite or not a number."""
+    if got is not None and not least <= got < math.inf:
+        raise ConfigError(f"{key}: got {got}, expected {least} or more, and finite")

@@ -7,7 +7,7 @@ cannot do is a skip with its reason.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,11 +45,13 @@ class Planned:
     status: str
     skip: str | None
     values: int
+    evidence: Mapping[str, str | None]
 
     @property
     def known(self) -> dict[str, Any]:
         """What every record of the cell repeats."""
-        return {"config": self.cell.flat(), "changed": list(self.changed)}
+        sources = {f"{key}.source": value for key, value in self.evidence.items() if value is not None}
+        return {"config": self.cell.flat() | sources, "changed": list(self.changed)}
 
 
 @dataclass
@@ -76,11 +78,12 @@ class Preflight:
         machine.device(cell.device)
         description = self.describe(cell.data)
         if cell.images > description.train:
+            most = description.train // cell.workers
             each = f"batch={cell.batch}" + (f" × workers={cell.workers}" if cell.workers > 1 else "")
             raise ConfigError(
                 f"{each}: a step takes {cell.images} pictures, "
                 f"data={cell.data.name} has {description.train} to train on; "
-                f"take batch={description.train // cell.workers} or less"
+                f"take {'fewer workers' if cell.workers > description.train else 'batch=' + str(most) + ' or less'}"
             )
         evidence = {
             "data": description.fingerprint,
@@ -91,7 +94,7 @@ class Preflight:
         skip = self.skip_reason(cell, description)
         shapes = self.site_shapes(cell, description)
         values = cell.batch * (cell.chunk or cell.workers) * sum(C * H * W for C, H, W in shapes.values())
-        return Planned(cell, cell_id, cell.label(), changed, description, store.status(cell_id), skip, values)
+        return Planned(cell, cell_id, cell.label(), changed, description, store.status(cell_id), skip, values, evidence)
 
     def describe(self, options: DataOptions) -> Description:
         key = repr(options)

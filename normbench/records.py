@@ -18,7 +18,6 @@ import csv
 import io
 import json
 import math
-import os
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -26,7 +25,9 @@ from typing import Any
 
 import yaml
 
+from normbench.claim import alive, process, take
 from normbench.errors import StoreError
+from normbench.files import plain, read_json, write_atomically, write_json
 
 SCHEMA = 1
 STATUSES = ("ok", "diverged", "oom", "killed", "timeout", "error", "skipped", "interrupted")
@@ -37,8 +38,12 @@ AXES = ("arch", "data", "norm", "batch", "workers", "seed", "epochs", "lr")
 METRICS = (
     "cell_id", "status", "reason", "top1", "top5", "loss", "train_loss", "train_seconds", "images_per_s",
     "peak_memory_mib", "epoch", "step", "last_loss", "split", "eval_count", "sites", "groups", "parameters",
+    "compile_seconds",
 )  # fmt: skip
-COLUMNS = ("cell_id", "status", "reason", *AXES, *(name for name in METRICS[3:]))
+# What every row has; compile_seconds only where something was compiled.
+COLUMNS = ("cell_id", "status", "reason", *AXES, *METRICS[3:-1])
+# Configuration that says where things are or run: it cannot change a number, so it tells no cells apart.
+PLACES = ("device", "data.root", "data.download", "data.loaders", "recipe.source")
 # A failed cell has no final value of these, even if some epochs were finished: the last epoch is the headline.
 FINAL = ("top1", "top5", "loss")
 
@@ -73,20 +78,22 @@ class Store:
 
     def begin(
         self, cell_id: str, config: Mapping[str, Any], known: Mapping[str, Any], provenance: Mapping[str, Any]
-    ) -> None:
-        """Open a new attempt at a cell; what an earlier one left is replaced.
+    ) -> bool:
+        """Open a new attempt at a cell; what an earlier one left is replaced. False if another process is at it.
 
         config: nested, as a person reads it; known: the ``config`` (flat) and ``changed`` that ``finish`` will repeat,
         so that a cell that is killed still has its row.
         """
         folder = self.cell(cell_id)
         folder.mkdir(parents=True, exist_ok=True)
+        if not take(folder / "running.json", {**process(), "since": time.time(), **known}):
+            return False
         attempt = read_json(folder / "provenance.json").get("attempt", 0) + 1
-        write_json(folder / "running.json", {"pid": os.getpid(), "since": time.time(), **known})
-        for left in ("result.json", "rows.jsonl"):
-            (folder / left).unlink(missing_ok=True)
+        (folder / "result.json").unlink(missing_ok=True)
+        (folder / "rows.jsonl").write_bytes(b"")
         write_atomically(folder / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
         write_json(folder / "provenance.json", {"attempt": attempt, **provenance})
+        return True
 
     def append_row(self, cell_id: str, row: Mapping[str, Any]) -> None:
         """Add the line of one epoch. One write call: a reader never sees half of it but after a power cut."""
@@ -110,8 +117,9 @@ class Store:
 def rows(folder: Path | str) -> list[dict[str, Any]]:
     """What results.csv holds: a dict per cell, all with the same keys, sorted by arch, data, norm, batch, seed.
 
-    A config key has a column if it was set or swept in any cell, or differs between cells of the same arch, data,
-    norm and recipe, so that no reader averages over an axis that is not shown. Unreadable cells are rows too.
+    A config key has a column if it was set or swept in any cell, differs from what the packaged configs say, or
+    differs between cells of the same part (``norm.eps`` between cells of one norm), so that no reader averages over an
+    axis that is not shown. Unreadable cells are rows too.
     """
     folder = Path(folder)
     check_schema(folder)
@@ -163,7 +171,7 @@ def cell_status(folder: Path) -> str:
         return str(read_json(folder / "result.json").get("status", "killed"))
     if not (folder / "config.yaml").exists() and not (folder / "running.json").exists():
         return "new"
-    return "running" if _alive(read_json(folder / "running.json").get("pid")) else "killed"
+    return "running" if alive(read_json(folder / "running.json")) else "killed"
 
 
 def epochs(folder: Path) -> list[dict[str, Any]]:
@@ -174,44 +182,6 @@ def epochs(folder: Path) -> list[dict[str, Any]]:
         with contextlib.suppress(json.JSONDecodeError):
             found.append(json.loads(line))
     return found
-
-
-def write_atomically(path: Path, text: str | bytes) -> None:
-    """Write a whole file or nothing: a temporary file beside it, flushed to disk, then renamed over it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    data = text.encode() if isinstance(text, str) else text
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    write_atomically(path, json.dumps(plain(content), indent=1) + "\n")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty if the file is missing or damaged (its owner was killed)."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def plain(value: Any) -> Any:
-    """``value`` as JSON can hold it: NaN and infinities become None, tuples lists, other objects their text."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
 def to_csv(table: Iterable[Mapping[str, Any]]) -> str:
@@ -243,21 +213,36 @@ def _read_cell(folder: Path) -> dict[str, Any]:
     reason = "" if status == "running" else "its process ended without a result"
     last = (epochs(folder) or [{}])[-1]
     reached = {key: last.get(key) for key in ("epoch", "step", "train_seconds", "images_per_s")}
+    if result or not started:
+        reason = "its result.json cannot be read"
+        started = {"config": _flat(folder / "config.yaml")}
     known = {key: started.get(key, {}) for key in ("config", "changed")}
     return {"cell_id": folder.name, "status": status, "reason": reason, **reached, **known}
 
 
+def _flat(path: Path) -> dict[str, Any]:
+    """A damaged cell's configuration from what was written for people; YAML is slow, so only as a last resort."""
+    try:
+        nested = yaml.safe_load(path.read_text())
+        return {key: value["name"] if isinstance(value, dict) else value for key, value in nested.items()}
+    except (OSError, yaml.YAMLError, AttributeError, KeyError):
+        return {}
+
+
 def _extra_columns(cells: list[dict[str, Any]]) -> list[str]:
     named = {key for cell in cells for key in cell.get("changed", ())}
-    families: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    measured = [METRICS[-1]] if any(METRICS[-1] in cell for cell in cells) else []
+    met: dict[tuple[str, Any], Any] = {}
     for cell in cells:
         config = cell.get("config", {})
-        families.setdefault(tuple(config.get(key) for key in ("arch", "data", "norm", "recipe")), []).append(config)
-    for configs in families.values():
-        keys = {key for config in configs for key in config}
-        named |= {key for key in keys if len({json.dumps(config.get(key)) for config in configs}) > 1}
-    # The steps that follow from batch and epochs vary with the batch, and are no choice of anybody's.
-    return sorted(named - set(AXES) - set(METRICS))
+        for key, value in config.items():
+            if key in PLACES:
+                continue
+            # norm.eps is compared among the cells of one norm, data.limit among those of one data set, amp among all.
+            family = (key, config.get(key.split(".")[0]) if "." in key else None)
+            if met.setdefault(family, value) != value:
+                named.add(key)
+    return measured + sorted(named - set(AXES) - set(METRICS))
 
 
 def _value(cell: Mapping[str, Any], column: str) -> Any:
@@ -271,15 +256,3 @@ def _value(cell: Mapping[str, Any], column: str) -> Any:
 
 def _sortable(value: Any) -> tuple[int, float, str]:
     return (0, float(value), "") if isinstance(value, int | float) else (1, 0.0, str(value))
-
-
-def _alive(pid: Any) -> bool:
-    if not isinstance(pid, int):
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -9,21 +9,23 @@ import argparse
 import signal
 import sys
 import textwrap
+import traceback
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 
 from normbench import __version__, grid
 from normbench.errors import ConfigError, NormbenchError, UnknownName, one_line
+from normbench.files import plain
 from normbench.options import one_of
-from normbench.records import Store, cell_status, plain
+from normbench.records import Store, cell_status
 
 DONE, FAILED, BAD_COMMAND, STOPPED = 0, 1, 2, 130
 FINE = ("ok", "skipped")
 RERUNS = ("none", "failed", "all")
-PLAN_COLUMNS = ("cell", "arch", "data", "norm", "batch", "workers", "seed")
 
 HELP = """\
 python -m normbench.sweep KEY=VALUE[,VALUE...] ...
@@ -58,6 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except NormbenchError as error:
         print(f"normbench: {one_line(error)}", file=sys.stderr)
         return BAD_COMMAND
+    except OSError as error:  # a disk that fills, a store that goes away: finished cells are whole
+        print(f"normbench: {one_line(error)}; mend it, and the same command goes on from here", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         print("normbench: stopped; the same command goes on from here", file=sys.stderr)
         return STOPPED
@@ -81,7 +86,19 @@ def sweep(argv: Sequence[str]) -> int:
     # torch is imported from here on: whatever can be told without it has been told.
     from normbench.preflight import Preflight
 
-    planned = Preflight(fetch=not settings["plan"]).plan(request, store)
+    try:
+        planned = Preflight(fetch=not settings["plan"]).plan(request, store)
+    except (NormbenchError, OSError):
+        raise
+    except Exception as error:  # a user's own network, pictures or normalizer, most likely
+        raise ConfigError(
+            f"checking the grid failed{_where(error)}: {type(error).__name__}: {one_line(error)}"
+        ) from error
+    if len(planned) < len(request.cells):
+        alike = len(request.cells) - len(planned)
+        print(
+            f"{alike} of {len(request.cells)} combinations are the same cell as another and run once", file=sys.stderr
+        )
     if settings["plan"]:
         _print_plan(planned, settings)
         return DONE
@@ -90,7 +107,7 @@ def sweep(argv: Sequence[str]) -> int:
 
 
 def _run(planned: Sequence[Any], store: Store, settings: Mapping[str, Any]) -> int:
-    from normbench import report, track
+    from normbench import track
     from normbench.display import Display
     from normbench.launch.local import Local, skip
     from normbench.preflight import will_run
@@ -109,11 +126,28 @@ def _run(planned: Sequence[Any], store: Store, settings: Mapping[str, Any]) -> i
             Local(store, display, tracker).run(todo.values())
     finally:
         tracker.close()
-        store.write_results()
-        print(report.write(store.folder))
+        _report(store)
     statuses = Counter(cell_status(store.cell(item.cell_id)) for item in planned)
     fine = FINE[:1] if settings["strict"] else FINE
     return DONE if all(status in fine for status in statuses) else FAILED
+
+
+def _where(error: BaseException) -> str:
+    """The innermost line of code that an error came from, with its file's name."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+
+
+def _report(store: Store) -> None:
+    """Table and plot; what goes wrong with them is said and changes nothing about the cells."""
+    from normbench import report
+
+    try:
+        store.write_results()
+        if any(store.folder.glob("*/config.yaml")):
+            print(report.write(store.folder))
+    except Exception as error:
+        print(f"normbench: the cells are done, but no table or plot could be made: {one_line(error)}", file=sys.stderr)
 
 
 def _check(settings: Mapping[str, Any]) -> None:
@@ -139,19 +173,26 @@ def _print_plan(planned: Sequence[Any], settings: Mapping[str, Any]) -> None:
     from normbench.preflight import will_run
 
     todo = {item.cell_id for item in will_run(planned, settings["rerun"])}
-    table = Table(*PLAN_COLUMNS, "state", box=None, pad_edge=False)
+    axes = ["arch", "data", "norm", "batch", "workers", "seed"]
+    flats = [item.cell.flat() for item in planned]
+    chosen = dict.fromkeys(key for item in planned for key in item.changed if key not in axes)
+    axes += [key for key in chosen if len({str(flat.get(key)) for flat in flats}) > 1]
+    table = Table("cell", *axes, "state", box=None, pad_edge=False)
     for column in table.columns:
         column.overflow = "fold"
     states = []
-    for item in planned:
+    for item, flat in zip(planned, flats, strict=True):
         states.append(_state(item, item.cell_id in todo))
-        flat = item.cell.flat()
-        table.add_row(item.cell_id, *(str(flat[key]) for key in PLAN_COLUMNS[1:]), states[-1])
+        table.add_row(item.cell_id, *(str(flat.get(key, "")) for key in axes), states[-1])
     # A log or a pipe has no width: nothing there may be cut.
     console = Console(highlight=False) if sys.stdout.isatty() else Console(width=400, highlight=False)
     console.print(table)
     counts = Counter(state.split(":")[0] for state in states)
-    console.print(f"{len(planned)} cells: " + ", ".join(f"{count} {state}" for state, count in counts.items()))
+    console.print(f"{_count(planned)}: " + "; ".join(f"{count} {state}" for state, count in counts.items()))
+
+
+def _count(planned: Sequence[Any]) -> str:
+    return f"{len(planned)} cell" + ("s" if len(planned) != 1 else "")
 
 
 def _state(item: Any, runs: bool) -> str:
@@ -160,7 +201,7 @@ def _state(item: Any, runs: bool) -> str:
     if item.status == "new":
         return "new"
     done = "done" if item.status == "ok" else item.status
-    return f"{done}, runs again" if runs else done
+    return f"{done}, to be run again" if runs else done
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -184,7 +225,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _help() -> str:
-    folder = grid.conf_folder()
+    configs = grid.Configs()
     more = {
         "arch": "any torchvision classifier by name, file.py:callable",
         "data": "file.py:callable",
@@ -193,14 +234,14 @@ def _help() -> str:
     }
     groups = "\n".join(
         textwrap.fill(
-            f"{group:<7} {', '.join(grid.options(group, [folder]))}" + (f"; {more[group]}" if more[group] else ""),
+            f"{group:<7} {', '.join(configs.options(group))}" + (f"; {more[group]}" if more[group] else ""),
             width=110,
             initial_indent="  ",
             subsequent_indent=" " * 10,
         )
         for group in grid.GROUPS
     )
-    lines = (folder / "sweep.yaml").read_text().split("\n# One cell\n", 1)[1].splitlines()
+    lines = (grid.conf_folder() / "sweep.yaml").read_text().split("\n# One cell\n", 1)[1].splitlines()
     keys = "\n".join(f"  {line}" if line and not line.startswith("#") else "" for line in lines)
     return HELP.format(groups=groups, keys=keys) + FLAGS
 

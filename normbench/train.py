@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -68,17 +68,21 @@ def picture_size(cell: Cell, description: Description) -> int | None:
 
 def fed_size(cell: Cell, description: Description) -> tuple[int, int]:
     """Height and width in pixels of what the network is fed."""
-    size = models.resolve(cell.arch, picture_size=picture_size(cell, description)).size
+    size = net_size(cell, description)
     if size is None and description.height and description.width:
         return description.height, description.width
     side = size or cell.data.size or STREAMED_SIZE
     return side, side
 
 
+def net_size(cell: Cell, description: Description) -> int | None:
+    """The side in pixels that pictures are brought to for the network; None: as they are."""
+    return models.resolve(cell.arch, picture_size=picture_size(cell, description)).size
+
+
 def open_for(cell: Cell, description: Description, device: torch.device) -> Pictures:
     """The pictures of a cell as its network wants them."""
-    size = models.resolve(cell.arch, picture_size=picture_size(cell, description)).size
-    return open_pictures(cell.data, size=size, device=device)
+    return open_pictures(cell.data, size=net_size(cell, description), device=device)
 
 
 def prepare(cell: Cell, description: Description, device: torch.device) -> nn.Module:
@@ -106,15 +110,17 @@ def train(cell: Cell, net: nn.Module, pictures: Pictures, device: torch.device, 
     # Dropout and the like draw from here on; the weights' draws differ in number between architectures, not norms.
     torch.manual_seed(cell.seed + 1)
 
-    done, seconds, last, row = 0, 0.0, math.nan, {}
+    done, seconds, compile_seconds, last, row = 0, 0.0, 0.0, math.nan, {}
     for epoch in range(1, run.epochs + 1):
         steps = min(run.per_epoch, run.total - done)
         batches = pictures.train(seed=cell.seed, epoch=epoch, batch=cell.images)
         meter = Meter(epoch, done, cell.images, device, watch, last)
         net.train()
-        for x, y in _first(batches, steps):
+        for x, y in itertools.islice(batches, steps):
             meter.add(step(x, y, rate(done)))
             done += 1
+            if done == 1 and cell.compile:
+                compile_seconds = meter.restart()
         epoch_seconds = meter.close()
         seconds, last = seconds + epoch_seconds, meter.last
 
@@ -124,14 +130,18 @@ def train(cell: Cell, net: nn.Module, pictures: Pictures, device: torch.device, 
         )  # fmt: skip
         row = {
             "epoch": epoch, "step": done, "lr": rate(done - 1), "train_loss": meter.mean, **found,
-            "images_per_s": steps * cell.images / epoch_seconds, "train_seconds": seconds,
+            "images_per_s": meter.images_per_s(epoch_seconds), "train_seconds": seconds,
         }  # fmt: skip
         watch.row(row)
         if not math.isfinite(found["loss"]):
             reached = {"epoch": epoch, "step": done, "last_loss": meter.last}
             raise DivergedError(f"the evaluation loss is {found['loss']}", reached)
-    speed = {"images_per_s": done * cell.images / seconds, "peak_memory_mib": machine.peak_memory_mib(device)}
-    return row | speed | {"last_loss": last, "split": pictures.description.split}
+    timed = done - 1 if cell.compile and done > 1 else done
+    measured = {"images_per_s": timed * cell.images / seconds, "peak_memory_mib": machine.peak_memory_mib(device)}
+    if cell.compile:
+        measured["compile_seconds"] = compile_seconds
+    del row["lr"]  # the last step's; a cell's lr is its peak
+    return row | measured | {"last_loss": last, "split": pictures.description.split}
 
 
 class Meter:
@@ -147,6 +157,7 @@ class Meter:
         self.every = CHECK_EVERY.get(device.type, CHECK_EVERY_ELSEWHERE)
         self.steps, self.unread, self.read = 0, torch.zeros((), device=device), 0.0
         self.last = last
+        self.untimed = 0
         self.since = time.perf_counter()
 
     @property
@@ -159,6 +170,16 @@ class Meter:
         if self.steps % self.every == 0:
             self.check()
 
+    def restart(self) -> float:
+        """Leave what has been done so far out of the time: the first step of a compiled network. Its seconds."""
+        seconds = self._seconds()
+        self.since, self.untimed = time.perf_counter(), self.steps
+        return seconds
+
+    def images_per_s(self, seconds: float) -> float:
+        """Over the steps that were timed; over all if there was only one."""
+        return (self.steps - self.untimed or self.steps) * self.images / seconds
+
     def check(self) -> None:
         waiting = (self.steps - 1) % self.every + 1
         value = float(self.unread)
@@ -166,20 +187,16 @@ class Meter:
             reached = {"epoch": self.epoch, "step": self.done + self.steps, "last_loss": self.last}
             raise DivergedError(f"the training loss is {value}", reached)
         self.read, self.last, self.unread = self.read + value, value / waiting, torch.zeros_like(self.unread)
-        speed = self.steps * self.images / (time.perf_counter() - self.since)
+        speed = self.images_per_s(time.perf_counter() - self.since)
         self.watch.step(self.epoch, self.steps, self.last, speed)
 
     def close(self) -> float:
         """Read what is left; seconds since the epoch began, the device's work done."""
         if self.steps % self.every:
             self.check()
+        return self._seconds()
+
+    def _seconds(self) -> float:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter() - self.since
-
-
-def _first(batches: Iterable[tuple[Tensor, Tensor]], count: int) -> Iterator[tuple[Tensor, Tensor]]:
-    for index, item in enumerate(batches):
-        if index == count:
-            return
-        yield item

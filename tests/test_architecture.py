@@ -16,7 +16,8 @@ PACKAGE = Path(normbench.__file__).parent
 # From the bottom up; rooms on one line do not know each other.
 FLOORS = [
     {"errors"},
-    {"options", "targets"},
+    {"options", "targets", "files"},
+    {"claim"},
     {"cell", "records"},
     {"norms", "machine"},
     {"surgery", "models", "data"},
@@ -27,7 +28,7 @@ FLOORS = [
     {"launch", "report", "display", "track"},
     {"sweep"},
 ]
-TORCH_FREE = {"errors", "options", "cell", "records", "report", "display", "track", "grid", "sweep"}
+TORCH_FREE = {"errors", "options", "files", "claim", "cell", "records", "report", "display", "track", "grid", "sweep"}
 
 
 def room(path: Path) -> str:

@@ -128,7 +128,7 @@ def test_a_cell_that_runs_again_counts_once():
 def test_nothing_to_run_is_said():
     with Display(1, console=console()) as view:
         view.plan([("c", "gn-b2-s0", "ok")])
-    assert shown(view) == "nothing to run: all 1 cells are done\n"
+    assert shown(view) == "nothing to run: the one cell is done\n"
 
 
 @pytest.mark.parametrize("terminal", [False, True])

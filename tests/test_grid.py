@@ -50,7 +50,7 @@ def test_the_last_axis_varies_fastest_in_the_order_given() -> None:
 
 
 def test_a_glob_takes_config_files() -> None:
-    assert set(column("norm", "norm=glob(*)")) == set(grid.options("norm", [grid.conf_folder()]))
+    assert set(column("norm", "norm=glob(*)")) == set(grid.Configs().options("norm"))
     assert set(column("norm", "norm=glob(b*)")) <= set(column("norm", "norm=glob(*)"))
 
 
@@ -143,7 +143,12 @@ def test_a_users_folder_adds_to_every_group_and_to_globs(tmp_path: Path) -> None
         (["norm=glob(zz*)"], "the glob matches none"),
         (["norm=[bn,gn]"], "to sweep, write norm=a,b"),
         (["hydra.sweep.dir=x"], "normbench composes with Hydra but runs the grid itself"),
-        (["options.gn=3"], "options.gn"),
+        (["norm=gn", "options.gn=3"], "expected options.<norm>.<option>=value"),
+        (["norm=gn", "options.gnn.num_groups=3"], "did you mean options.gn"),
+        (["runs=null"], "runs: got None, expected a word"),
+        (["lr=${nope}"], "cannot resolve ${nope}"),
+        (["batch=glob(*)"], "got a glob, which is for groups"),
+        (["norm=bn,glob(g*)"], "expected it alone"),
         (["epochs=2", "steps=5"], "give one"),
     ],
 )

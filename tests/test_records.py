@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from normbench import records
+from normbench import files, records
 from normbench.errors import StoreError
 from normbench.records import Store
 
@@ -92,7 +92,7 @@ def test_a_new_attempt_replaces_rows_and_result_and_counts_up(store: Store) -> N
     store.begin("a", {}, {"config": config(), "changed": []}, {})
     assert store.status("a") == "running"
     assert records.epochs(store.cell("a")) == []
-    assert records.read_json(store.cell("a") / "provenance.json")["attempt"] == 2
+    assert files.read_json(store.cell("a") / "provenance.json")["attempt"] == 2
 
 
 def test_a_line_cut_short_is_left_out(store: Store) -> None:
@@ -143,18 +143,18 @@ def test_sweeps_are_found_below_a_store_but_reference_only_when_named(tmp_path: 
 
 def test_a_write_that_fails_leaves_the_old_file_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.json"
-    records.write_json(path, {"a": 1})
+    files.write_json(path, {"a": 1})
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(records.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        records.write_json(path, {"a": 2})
+        files.write_json(path, {"a": 2})
     assert json.loads(path.read_text()) == {"a": 1}
     assert [item.name for item in tmp_path.iterdir()] == ["x.json"]
 
 
 def test_numbers_that_json_cannot_hold_become_null(tmp_path: Path) -> None:
-    records.write_json(tmp_path / "x", {"a": math.inf, "b": [math.nan, (1,)]})
+    files.write_json(tmp_path / "x", {"a": math.inf, "b": [math.nan, (1,)]})
     assert json.loads((tmp_path / "x").read_text()) == {"a": None, "b": [None, [1]]}

@@ -101,7 +101,7 @@ def test_a_plan_runs_nothing_and_says_what_would(
     capsys.readouterr()
     assert sweep("norm=bn", "batch=8,4", *SHORT, "plan=true") == 0
     said = capsys.readouterr().out
-    assert "2 cells: 1 done, 1 new" in said
+    assert "2 cells: 1 done; 1 new" in said
     assert len(list(tmp_path.glob("runs/*/*/result.json"))) == 1
     assert sweep("norm=bn", "batch=4", "name=other", "plan=true") == 0
     assert not (tmp_path / "runs" / "other").exists()
@@ -331,4 +331,4 @@ def test_a_stopped_sweep_says_so_and_the_same_command_goes_on(
     (cell,) = folder.glob("bn-b2-*")
     assert cell_status(cell) == status
     assert sweep(*grid, "plan=true") == 0
-    assert f"{status}, runs again" in capsys.readouterr().out
+    assert f"{status}, to be run again" in capsys.readouterr().out

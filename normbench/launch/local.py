@@ -14,19 +14,21 @@ from normbench.data import Pictures
 from normbench.errors import one_line
 from normbench.preflight import Planned
 from normbench.records import Store
-from normbench.train import DivergedError, Length, length, open_for, prepare, train
+from normbench.train import DivergedError, Watch, length, net_size, open_for, prepare, train
 
 Result = dict[str, Any]
 
 
-class Display(Protocol):
+class Display(Watch, Protocol):
+    """The live display: a watch that is told which cell it looks at."""
+
     def begin(self, cell_id: str, label: str, epochs: int, steps_per_epoch: int) -> None: ...
-    def step(self, epoch: int, step: int, loss: float, images_per_s: float) -> None: ...
-    def row(self, row: dict[str, Any]) -> None: ...
     def finish(self, cell_id: str, label: str, result: dict[str, Any]) -> None: ...
 
 
 class Tracker(Protocol):
+    """What mirrors the rows elsewhere."""
+
     def begin(self, cell: dict[str, Any]) -> None: ...
     def row(self, row: dict[str, Any]) -> None: ...
     def finish(self, result: dict[str, Any]) -> None: ...
@@ -57,26 +59,33 @@ class Local:
         self.pictures: tuple[str, Pictures] | None = None
 
     def run(self, planned: Iterable[Planned]) -> None:
-        """Run each cell to its result. KeyboardInterrupt closes the current one as ``interrupted`` and goes up."""
-        for item in planned:
-            self.run_cell(item)
+        """Run each cell to its result. KeyboardInterrupt closes the current one as ``interrupted`` and goes up.
 
-    def run_cell(self, item: Planned) -> Result:
+        Cells whose process was killed come last: what killed it may kill this one too, and the others are done then.
+        A cell that another process took or finished meanwhile is left to it.
+        """
+        for item in sorted(planned, key=lambda item: item.status == "killed"):
+            if self.store.status(item.cell_id) == item.status:
+                self.run_cell(item)
+
+    def run_cell(self, item: Planned) -> None:
         cell, device = item.cell, machine.device(item.cell.device)
         whole = length(cell, item.description)
         with machine.numerics(cell.deterministic, item.values) as threads:
-            self.store.begin(item.cell_id, cell.nested(), item.known, machine.provenance(device, threads))
+            provenance = machine.provenance(device, threads)
+            if not self.store.begin(item.cell_id, cell.nested(), item.known, provenance):
+                return
             self.display.begin(item.cell_id, item.label, whole.epochs, whole.per_epoch)
             self.tracker.begin({"cell_id": item.cell_id, "sweep": self.store.folder.name, **cell.flat()})
             onlookers = Onlookers(item.cell_id, self.store, self.display, self.tracker)
             try:
-                result = self._train(item, device, onlookers)
-            except BaseException as error:
-                self._close(item, whole, _failure(error, onlookers.last))
-                if not isinstance(error, Exception):
-                    raise
-                return _failure(error, onlookers.last)
-            return self._close(item, whole, {"status": "ok", "reason": "", **result})
+                result = {"status": "ok", "reason": "", **self._train(item, device, onlookers)}
+            except KeyboardInterrupt as error:
+                self._close(item, _failure(error, onlookers.last))
+                raise
+            except (Exception, SystemExit) as error:  # a user's code may call sys.exit: its cell's end, not the grid's
+                result = _failure(error, onlookers.last)
+            self._close(item, result)
 
     def _train(self, item: Planned, device: torch.device, onlookers: Onlookers) -> Result:
         pictures = self._open(item, device)
@@ -84,16 +93,15 @@ class Local:
         result = train(item.cell, net, pictures, device, onlookers)
         return result | site_summary(net)
 
-    def _close(self, item: Planned, whole: Length, result: Result) -> Result:
+    def _close(self, item: Planned, result: Result) -> None:
         result = {**result, **item.known, "ended": time.time()}
         self.store.finish(item.cell_id, result)
         self.store.write_results()
         self.display.finish(item.cell_id, item.label, result)
         self.tracker.finish(result)
-        return result
 
     def _open(self, item: Planned, device: torch.device) -> Pictures:
-        key = repr((item.cell.data, item.cell.arch, device))
+        key = repr((item.cell.data, net_size(item.cell, item.description), device))
         if self.pictures is None or self.pictures[0] != key:
             self.pictures = None  # let go of the old ones before the new ones are read
             self.pictures = (key, open_for(item.cell, item.description, device))

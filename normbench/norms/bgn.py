@@ -223,10 +223,10 @@ def _load(
     from_batchnorm = metadata.get("version") == nn.BatchNorm2d._version
     if length is not None and not unit._may_hold(length, from_batchnorm):
         left = running.STATISTICS if length == unit.num_features else ()
-    elif not unit.foreseen and length != unit.num_groups and f"{prefix}num_batches_tracked" in state_dict:
+    elif not unit.foreseen and length != unit.num_groups and (length or f"{prefix}num_batches_tracked" in state_dict):
         unit._make(length, None if mean is None else mean.dtype)
         unit.size = None
-    running.leave_out(unit, state_dict, prefix, left, lists[-1])
+    running.leave_out(unit, state_dict, prefix, left, metadata, lists[-1])
 
 
 register(

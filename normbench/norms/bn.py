@@ -38,6 +38,7 @@ class BatchNorm(nn.Module):
 
     weight: nn.Parameter | None
     bias: nn.Parameter | None
+    running_mean: Tensor | None
 
     def __init__(
         self,
@@ -60,8 +61,8 @@ class BatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         N, C, H, W = core.check_input(x, self.num_features, "bn")
-        if self.training:
-            workers = core.workers(N, self.batch, "bn")
+        if self.training or self.running_mean is None:
+            workers = core.workers(N, self.batch if self.training else None, "bn")
             mean, var = core.pool(*core.moments(x), workers, C)
             running.update(self, mean, var, running.unbiased(N // workers * H * W))
         else:
@@ -76,8 +77,8 @@ class BatchNorm(nn.Module):
         return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, batch={self.batch}"
 
 
-def _load(unit: nn.Module, state_dict: dict[str, Any], prefix: str, _metadata: Any, _strict: bool, *lists: Any) -> None:
-    running.leave_out(unit, state_dict, prefix, (), lists[-1])
+def _load(unit: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: Any, _strict: bool, *lists: Any) -> None:
+    running.leave_out(unit, state_dict, prefix, (), metadata, lists[-1])
 
 
 register(

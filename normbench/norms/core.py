@@ -63,12 +63,16 @@ class _MeanVar(torch.autograd.Function):
     Left to autograd the same lines keep two more copies of x and take about twice as long.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    def forward(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         mean = x.mean(dims, keepdim=True, dtype=at_least_float32(x.dtype))
-        var = (x - mean).square_().mean(dims, keepdim=True)
-        ctx.save_for_backward(x, mean)
-        return mean, var
+        return mean, (x - mean).square_().mean(dims, keepdim=True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Any], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(inputs[0], output[0])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
@@ -88,10 +92,15 @@ def mean_var(x: Tensor, dims: tuple[int, ...], keepdim: bool = False) -> tuple[T
 class _MeanSquare(torch.autograd.Function):
     """Mean of squares over H, W: one pass forward, and one elementwise pass backward."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
+    def forward(x: Tensor) -> Tensor:
         return x.to(at_least_float32(x.dtype)).square().mean((2, 3))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:

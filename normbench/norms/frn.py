@@ -32,10 +32,32 @@ def reference(
     return y if threshold is None else torch.where(y < threshold[:, None, None], threshold[:, None, None], y)
 
 
+class _Threshold(torch.autograd.Function):
+    """max(y, τ), with a tie's gradient for y; autograd's own halves it.
+
+    A product with the mask, because on CPU ``where`` and ``masked_fill`` take five to ten times as long.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(y: Tensor, threshold: Tensor) -> Tensor:
+        return torch.maximum(y, threshold[:, None, None])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        (y, threshold), (grad,) = ctx.saved_tensors, grads
+        above = grad * (y >= threshold[:, None, None])
+        return above, (grad - above).sum((0, 2, 3))
+
+
 def thresholded(y: Tensor, threshold: Tensor) -> Tensor:
-    """max(y, τ): y (N, C, H, W), τ (C,). A where, because ``torch.maximum`` halves the gradient at a tie."""
-    tau = threshold.to(y.dtype)[:, None, None]
-    return torch.where(y < tau, tau, y)
+    """max(y, τ): y (N, C, H, W), τ (C,)."""
+    return _Threshold.apply(y, threshold.to(y.dtype))
 
 
 class TLU(nn.Module):

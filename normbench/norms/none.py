@@ -38,13 +38,14 @@ class Identity(nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        self.num_features, self.eps = num_features, eps
+        self.num_features, self.eps, self.affine = num_features, eps, affine
         self.activation = activation
         core.add_affine(self, num_features, affine, device=device, dtype=dtype)
         self.register_load_state_dict_pre_hook(running.leave_statistics_out)
 
     def forward(self, x: Tensor) -> Tensor:
         core.check_input(x, self.num_features, "none")
+        x = x if self.affine else x.clone()  # what works in place behind it must not reach its input
         return core.scale_shift(x, self.weight, self.bias, self.activation)
 
     def extra_repr(self) -> str:

@@ -69,6 +69,8 @@ def build(
     factory: dict[str, Any] = {key: options.pop(key) for key in ("device", "dtype") if key in options}
     check_options(name, options)
     _check_count("num_features", num_features)
+    if not (activation is None or isinstance(activation, nn.Module)):
+        raise ConfigError(f"activation: got {activation!r}, expected a module such as torch.nn.ReLU(), or None")
     if batch is not None:
         _check_count("batch", batch)
     given: dict[str, Any] = {"activation": activation, "batch": batch, **factory}

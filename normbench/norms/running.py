@@ -34,6 +34,8 @@ def update(unit: Any, mean: Tensor, var: Tensor, unbiased: float | Tensor) -> No
 
     The update is linear, so the mean of what each worker would have kept is one update by the mean statistic.
     """
+    if unit.num_batches_tracked is None:
+        return
     unit.num_batches_tracked.add_(1)
     for buffer, new in ((unit.running_mean, mean), (unit.running_var, var * unbiased)):
         share = unit.momentum
@@ -54,38 +56,56 @@ def unbiased(values: int) -> float:
     return values / max(values - 1, 1)
 
 
+def untrack(unit: Any) -> None:
+    """No running statistics, so that evaluation takes the batch's own: torch's ``track_running_stats=False``."""
+    for key in STATISTICS:
+        setattr(unit, key, None)
+
+
 def leave_statistics_out(
-    unit: nn.Module, state_dict: dict[str, Any], prefix: str, _metadata: Any, _strict: bool, *lists: list[str]
+    unit: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: Any, _strict: bool, *lists: list[str]
 ) -> None:
     """A load_state_dict pre-hook for units without running statistics: a BatchNorm2d's are left out, and said."""
-    leave_out(unit, state_dict, prefix, STATISTICS, lists[-1])
+    leave_out(unit, state_dict, prefix, STATISTICS, metadata, lists[-1])
 
 
 _last_load: list[str] | None = None
 
 
-def leave_out(unit: nn.Module, state_dict: dict[str, Any], prefix: str, keys: Sequence[str], load: list[str]) -> None:
+def leave_out(
+    unit: nn.Module, state_dict: dict[str, Any], prefix: str, keys: Sequence[str], metadata: Any, load: list[str]
+) -> None:
     """Take ``keys``, and an affine pair that the unit has not, out of a BatchNorm2d's ``state_dict``, and say so.
 
     What the unit has and a BatchNorm2d has not (a threshold) keeps its value, so that ``strict`` loading goes through.
     ``load`` is the list of errors torch passes to every module of one load: by its identity each load warns once.
     """
     global _last_load
+    _count(unit, state_dict, prefix, metadata)
     keys = [*keys, *(key for key in ("weight", "bias") if getattr(unit, key, None) is None)]
     left = [prefix + key for key in keys if prefix + key in state_dict]
-    if not left:
+    if not left and metadata.get("version") != nn.BatchNorm2d._version:
         return
     for key in left:
         del state_dict[key]
     own = dict(unit.named_parameters(recurse=False)) | dict(unit.named_buffers(recurse=False))
     kept = [prefix + key for key in own if key not in ("weight", "bias") and prefix + key not in state_dict]
     state_dict.update({key: own[key.removeprefix(prefix)] for key in kept})
-    if load is not _last_load:
+    if (left or kept) and load is not _last_load:
         _last_load = load
-        unchanged = f"; kept as they were: {', '.join(kept)}" if kept else ""
+        without = f" left out, since they have no meaning here: {', '.join(left)}" if left else ""
+        unchanged = f" kept as they were: {', '.join(kept)}" if kept else ""
         warnings.warn(
-            f"{type(unit).__name__} from a BatchNorm2d's state: left out, since they have no meaning here: "
-            f"{', '.join(left)}{unchanged} (and likewise at this model's other units)",
+            f"{type(unit).__name__} from a BatchNorm2d's state:{';'.join(filter(None, (without, unchanged)))} "
+            "(and likewise at this model's other units)",
             UserWarning,
             stacklevel=2,
         )
+
+
+def _count(unit: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: Any) -> None:
+    """States from before torch 0.4.1 have statistics and no num_batches_tracked: as there, the unit's own stays."""
+    old = (metadata.get("version") or 0) < nn.BatchNorm2d._version
+    own = getattr(unit, "num_batches_tracked", None)
+    if old and own is not None and f"{prefix}running_mean" in state_dict:
+        state_dict.setdefault(f"{prefix}num_batches_tracked", own)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from normbench import records
+from normbench import files, records
 from normbench.errors import StoreError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Report:
 
 
 def write(folder: Path | str) -> Report:
-    """Write table.csv, table.md, plot.png and plot.svg into a sweep's folder, each whole or not at all.
+    """Write results.csv, table.csv, table.md, plot.png and plot.svg into a sweep's folder, each whole or not at all.
 
     Raises StoreError if the folder is no sweep, was written by another schema version, holds no cell, or cannot be
     written.
@@ -56,13 +56,17 @@ def write(folder: Path | str) -> Report:
     spots = frame.spots(cells)
     made = table.make(folder.resolve().name, cells, spots)
     pictures = plot.draw(made.title, spots)
-    files = {"table.csv": made.csv(), "table.md": made.markdown()} | {f"plot.{k}": v for k, v in pictures.items()}
-    return Report(folder, made, tuple(_save(folder / name, content) for name, content in files.items()))
+    contents = {
+        "results.csv": records.to_csv(records.rows(folder)),
+        "table.csv": made.csv(),
+        "table.md": made.markdown(),
+    } | {f"plot.{k}": v for k, v in pictures.items()}
+    return Report(folder, made, tuple(_save(folder / name, content) for name, content in contents.items()))
 
 
 def _save(path: Path, content: str | bytes) -> Path:
     try:
-        records.write_atomically(path, content)
+        files.write_atomically(path, content)
     except OSError as error:
         why = error.strerror or error
         raise StoreError(f"cannot write {str(path)!r}: {why}; expected a folder this user can write") from None

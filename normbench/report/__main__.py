@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from normbench import records
 from normbench.errors import NormbenchError
 from normbench.report import write
 
 EPILOG = """\
-Into each sweep's folder go table.csv, table.md, plot.png and plot.svg. They are made from the cells' own
+Into each sweep's folder go results.csv, table.csv, table.md, plot.png and plot.svg. They are made from the cells' own
 folders, so this can be done again at any time, while a sweep runs too, and on a machine without torch.
 
 examples:
@@ -24,14 +25,21 @@ exit status: 0, or 2 for a folder that is missing, holds no sweep or was written
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Report on every folder named; nothing is written unless all of them can be read."""
+    """Report on every folder named; nothing is written unless all of them can be read.
+
+    A sweep without a cell yet is an error when it is named, and passed over with a word when it lies in a store.
+    """
     options = _parser().parse_args(arguments)
     try:
         folders = list(dict.fromkeys(sweep for named in options.dir for sweep in records.sweeps(named)))
         for folder in folders:
             records.check_schema(folder)
+        named = [Path(path) for path in options.dir]
         for folder in folders:
-            print(write(folder))
+            if folder not in named and not any(folder.glob("*/config.yaml")):
+                print(f"{folder}: no cell yet")
+            else:
+                print(write(folder))
     except NormbenchError as error:
         print(f"normbench.report: {error}", file=sys.stderr)
         return 2

@@ -99,7 +99,8 @@ def grouped(spots: Iterable[Spot], key: str) -> dict[Any, list[Spot]]:
 
 def configuration(frame: pd.DataFrame) -> list[str]:
     """The columns that configure a cell: all that are no measurement."""
-    return [column for column in frame.columns if column not in records.METRICS and column not in ("line", "block")]
+    not_axes = {*records.METRICS, *records.PLACES, "line", "block"}
+    return [column for column in frame.columns if column not in not_axes]
 
 
 def shown(frame: pd.DataFrame) -> dict[str, set[str]]:

@@ -14,15 +14,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from normbench import norms
 from normbench.errors import InputError
-from normbench.norms import Normalizer
+from normbench.norms import Normalizer, running
 from normbench.surgery.forward import Forward, Rewritten
-from normbench.surgery.report import Left, Record, Replaced, keep
+from normbench.surgery.report import KEY, Left, Record, Replaced, keep
 from normbench.surgery.shapes import site_shapes
 from normbench.surgery.sites import Found, Site, find, is_batchnorm
 from normbench.surgery.trace import Traced, Untraceable, trace
-from normbench.surgery.tree import graft
-
-BATCHNORM_KEYS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+from normbench.surgery.tree import check_forwards, graft
 
 
 @dataclass(frozen=True)
@@ -68,6 +66,8 @@ def apply(
     except Untraceable as why:
         _check_drop_in(choice.row, model, why)
         return _exchange(model, choice)
+    if traced.fixed and choice.row.drop_in:
+        return _exchange(model, choice)  # its own forward takes any value of its parameters
     return _rewrite(model, traced, choice)
 
 
@@ -99,26 +99,42 @@ def _rewrite(model: nn.Module, traced: Traced, choice: Choice) -> nn.Module:
     sites, row = found.sites(modules), choice.row
     if not sites:
         raise InputError("the model's forward calls none of its BatchNorm2d; apply it to the part that does")
-    units = {site.name: _unit(site, modules[site.name], choice, fused=row.takes_activation) for site in sites}
+    units = _units(sites, modules, choice, fused=row.takes_activation)
     if row.takes_activation:
         _take_activations(found, sites)
     owners = {modules[sum_.owner] for sum_ in found.sums} if row.sum_activation else set()
     tree = graft(traced.root, {modules[name]: unit for name, unit in units.items()}, owners)
     sums = _place_sums(found, tree, modules, row) if row.sum_activation else ()
     result = Rewritten(tree, *(Forward.of(graph) for graph in traced.graphs))
+    if sums:
+        result.register_load_state_dict_pre_hook(_keep_sums)
     return keep(result, Record(row.name, True, _records(sites), sums, _left(model, units)))
 
 
 def _exchange(model: nn.Module, choice: Choice) -> nn.Module:
     """Without a graph: the units alone, in copies of their containers, and the model's own forward."""
     modules, sites = dict(model.named_modules()), _plain_sites(model)
-    units = {site.name: _unit(site, modules[site.name], choice, fused=False) for site in sites}
+    check_forwards(model, {modules[site.name] for site in sites})
+    units = _units(sites, modules, choice, fused=False)
     result = graft(model, {modules[name]: unit for name, unit in units.items()})
     return keep(result, Record(choice.row.name, False, _records(sites), (), _left(model, units)))
 
 
 def _plain_sites(model: nn.Module) -> list[Site]:
     return [Site(name, m.num_features) for name, m in model.named_modules() if is_batchnorm(m)]
+
+
+def _units(sites: list[Site], modules: Mapping[str, nn.Module], choice: Choice, fused: bool) -> dict[str, nn.Module]:
+    """The unit of every site, by name. Parameters that BatchNorms have in common are the units' in common too."""
+    units: dict[str, nn.Module] = {}
+    first: dict[nn.Parameter, nn.Parameter] = {}
+    for site in sites:
+        bn = modules[site.name]
+        unit = units[site.name] = _unit(site, bn, choice, fused)
+        for name, parameter in bn.named_parameters(recurse=False):
+            if isinstance(mine := getattr(unit, name, None), nn.Parameter):
+                setattr(unit, name, first.setdefault(parameter, mine))
+    return units
 
 
 def _unit(site: Site, bn: nn.Module, choice: Choice, fused: bool) -> nn.Module:
@@ -136,14 +152,20 @@ def _unit(site: Site, bn: nn.Module, choice: Choice, fused: bool) -> nn.Module:
         raise InputError(f"site {site.name} ({site.num_features} channels): {error}") from None
     _like(unit, bn)
     _carry(bn, unit, row)
+    if bn.running_mean is None and hasattr(unit, "running_mean") and "eval_stats" not in row.options:
+        running.untrack(unit)
     return unit.train(bn.training)
 
 
 def _settings(bn: Any, row: Normalizer) -> dict[str, Any]:
     """What a BatchNorm was made with, as far as the unit takes it and has no mind of its own."""
-    settings = {"momentum": bn.momentum, "affine": bn.affine}
+    settings = {"momentum": bn.momentum, "affine": bn.affine, "track_running_stats": bn.track_running_stats}
     if not row.own_eps:
         settings["eps"] = bn.eps
+    if bn.running_mean is None:
+        settings["eval_stats"] = "batch"
+    elif not bn.track_running_stats:
+        settings["momentum"] = 0.0  # statistics that stand still
     return {key: value for key, value in settings.items() if key in row.options}
 
 
@@ -162,8 +184,10 @@ def _carry(bn: nn.Module, unit: nn.Module, row: Normalizer) -> None:
     """
     own = unit.state_dict()
     state = {key: value for key, value in bn.state_dict().items() if key in own}
+    if "running_mean" not in own:
+        state.pop("num_batches_tracked", None)  # a count of nothing
     if row.name not in norms.names():
-        keys = BATCHNORM_KEYS if getattr(unit, "batchnorm_statistics", False) else ("weight", "bias")
+        keys = running.BATCHNORM_KEYS if getattr(unit, "batchnorm_statistics", False) else ("weight", "bias")
         state = {k: v for k, v in state.items() if k in keys and own[k].shape == v.shape}
     with warnings.catch_warnings():
         # Which statistics cannot be taken is a matter for whoever loads a checkpoint; here it is the point.
@@ -198,6 +222,20 @@ def _place_sums(found: Found, tree: nn.Module, modules: Mapping[str, nn.Module],
         sum_.node.replace_all_uses_with(node)
         sum_.graph.erase_node(sum_.node)
     return tuple(placed.values())
+
+
+def _keep_sums(
+    model: nn.Module, state_dict: dict[str, Any], prefix: str, _metadata: Any, _strict: bool, *_lists: Any
+) -> None:
+    """Before a load: a BatchNorm model's state has nothing for the activations after sums, so theirs stays.
+
+    That parameters were kept is said by the units (running.leave_out).
+    """
+    record: Record = vars(model)[KEY]
+    own = {f"{name}.{key}": v for name in record.sums for key, v in model.get_submodule(name).state_dict().items()}
+    plain = any(f"{prefix}{site.name}.running_mean" in state_dict for site in record.sites)
+    if plain and not any(prefix + key in state_dict for key in own):
+        state_dict.update({prefix + key: value for key, value in own.items()})
 
 
 def _sum_unit(bn: Any, row: Normalizer) -> nn.Module:

@@ -40,6 +40,8 @@ METHODS: dict[str, type[nn.Module]] = {
     for name, kind in (("relu", nn.ReLU), ("sigmoid", nn.Sigmoid), ("tanh", nn.Tanh))
     for ending in ("", "_")
 }
+GATES = (operator.mul, operator.imul, torch.mul, "mul", "mul_", F.dropout, F.dropout2d)
+DROPS = ("Dropout", "Dropout2d", "StochasticDepth", "DropPath")
 ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 
 
@@ -105,6 +107,7 @@ def find(graphs: Iterable[fx.Graph], modules: Mapping[str, nn.Module]) -> Found:
     for graph in graphs:
         for node in graph.nodes:
             if _is_call(node, modules, is_batchnorm):
+                node.args, node.kwargs = (*node.args, *node.kwargs.values()), {}  # units do not call it ``input``
                 found.uses.setdefault(str(node.target), []).append(_use(node, modules))
             elif (added := _sum(node, modules)) is not None:
                 found.sums.append(added)
@@ -148,13 +151,23 @@ def _sum(node: fx.Node, modules: Mapping[str, nn.Module]) -> Sum | None:
     addition = node.all_input_nodes[0]
     if addition.op == "call_module" or addition.target not in ADDITIONS or len(addition.users) != 1:
         return None
-    bare = [str(operand.target) for operand in addition.all_input_nodes if _is_call(operand, modules, is_batchnorm)]
+    bare = [site for operand in addition.all_input_nodes for site in _bare(operand, modules)]
     if not bare:
         return None
     stack = addition.meta.get("nn_module_stack") or {}
     owner = list(stack.values())[-1][0] if stack else ""
-    # The branch's own norm rather than one inside a projection of the shortcut.
-    return Sum(node.graph, node, owner, min(bare, key=lambda name: name.count(".")))
+    # The sum is as wide as its widest; then the branch's own norm rather than one inside a projection of the shortcut.
+    site = min(bare, key=lambda name: (-modules[name].num_features, name.count(".")))  # type: ignore[operator]
+    return Sum(node.graph, node, owner, site)
+
+
+def _bare(node: fx.Node, modules: Mapping[str, nn.Module]) -> list[str]:
+    """The sites whose output ``node`` is or adds, maybe behind a gate or a dropout of the branch."""
+    if _is_call(node, modules, is_batchnorm):
+        return [str(node.target)]
+    drops = node.op == "call_module" and type(modules[str(node.target)]).__name__ in DROPS
+    gates = node.op in ("call_function", "call_method") and node.target in (*ADDITIONS, *GATES)
+    return [site for operand in node.all_input_nodes for site in _bare(operand, modules)] if drops or gates else []
 
 
 def _is_call(node: fx.Node, modules: Mapping[str, nn.Module], wanted: Callable[[nn.Module], bool]) -> bool:

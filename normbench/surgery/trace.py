@@ -6,6 +6,7 @@ holds the mode it was traced in.
 
 from __future__ import annotations
 
+import inspect
 import random
 import traceback
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from normbench.errors import InputError
 from normbench.surgery.tree import shallow
 
 TORCH = Path(torch.__file__).parent
@@ -28,11 +30,15 @@ class Untraceable(Exception):
 
 @dataclass(frozen=True)
 class Traced:
-    """``root``: a shallow copy of the model, with the constants the graphs read; ``train``, ``eval``: the graphs."""
+    """``root``: a shallow copy of the model, with the constants the graphs read; ``train``, ``eval``: the graphs.
+
+    ``fixed``: parameters of the forward that the graphs hold at their defaults, since their value decides the way.
+    """
 
     root: nn.Module
     train: fx.Graph
     eval: fx.Graph
+    fixed: tuple[str, ...] = ()
 
     @property
     def graphs(self) -> tuple[fx.Graph, fx.Graph]:
@@ -44,9 +50,9 @@ def trace(model: nn.Module) -> Traced:
     """Trace ``model`` in both modes. Raises Untraceable."""
     if "forward" in vars(model):
         raise Untraceable("its forward was replaced on the instance, which torch.fx does not see")
-    root = shallow(model)
     with _flags_kept(model):
-        traced = Traced(root, _trace(root, True), _trace(root, False))
+        traced = _traced(model)
+    root = traced.root
     root.training = model.training
     for graph in traced.graphs:
         _skip_identities(graph, root)
@@ -54,16 +60,54 @@ def trace(model: nn.Module) -> Traced:
     return traced
 
 
-def _trace(root: nn.Module, training: bool) -> fx.Graph:
+def _traced(model: nn.Module) -> Traced:
+    """With parameters that have a default left open if they can be: a graph does not see ``if mask is not None``."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    absent = {name: value for name, value in defaults.items() if value is None}
+    try:
+        traced = _both(model, {})
+    except Untraceable:
+        if not defaults:
+            raise
+        return _both(model, defaults)
+    if not absent:
+        return traced
+    fixed = _both(model, absent)
+    return traced if _steps(traced) == _steps(fixed) else fixed
+
+
+def _both(model: nn.Module, fixed: dict[str, Any]) -> Traced:
+    root = shallow(model)
+    return Traced(root, _trace(root, True, fixed), _trace(root, False, fixed), tuple(fixed))
+
+
+def _steps(traced: Traced) -> list[list[tuple[str, Any]]]:
+    """What the graphs do, but for how they take their inputs."""
+    ways = ([(n.op, n.target) for n in graph.nodes if n.op != "placeholder"] for graph in traced.graphs)
+    return [[step for step in way if step[1] is not hold] for way in ways]
+
+
+def _trace(root: nn.Module, training: bool, fixed: dict[str, Any]) -> fx.Graph:
     for module in root.modules():
         module.training = training
     try:
-        with _without_draws():
-            return Tracer(root).trace(root)
+        with _without_draws(), _without_writes(root):
+            return Tracer(root, fixed).trace(root)
     except Untraceable:
         raise
     except Exception as error:
         raise Untraceable(_reason(error)) from error
+
+
+def hold(value: Any, default: Any, name: str) -> None:
+    """In a graph: raise InputError if a parameter that decides the way through it has another value."""
+    if value is not default and (isinstance(value, torch.Tensor) or value != default):
+        raise InputError(
+            f"got {name}={value!r:.40}, expected its default {default!r}: the way through this model depends on it, "
+            f"and one way is traced; wrap the model in one that gives {name} itself, or take a normalizer that needs "
+            "no graph"
+        )
 
 
 class Tracer(fx.Tracer):
@@ -72,8 +116,10 @@ class Tracer(fx.Tracer):
     # A buffer is read at every forward, not once while tracing; and code that updates one is refused, not run.
     proxy_buffer_attributes = True
 
-    def __init__(self, root: nn.Module) -> None:
+    def __init__(self, root: nn.Module, fixed: dict[str, Any]) -> None:
         super().__init__()
+        self.fixed = fixed
+        self.modes = _modes()
         self.holders = {m for m in root.modules() if any(isinstance(n, nn.BatchNorm2d) for n in m.modules())}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -84,10 +130,11 @@ class Tracer(fx.Tracer):
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Trace through ``m``; if that fails and there is no BatchNorm in it, take it as one step."""
         if m in self.holders or self.is_leaf_module(m, self.path_of_module(m)):
-            return super().call_module(m, forward, args, kwargs)
+            with _without_writes(m):
+                return super().call_module(m, forward, args, kwargs)
         last, stack = next(reversed(self.graph.nodes), None), self.module_stack.copy()
         try:
-            with _without_draws():
+            with _without_draws(), _without_writes(m):
                 return super().call_module(m, forward, args, kwargs)
         except Exception:
             for node in reversed(self.graph.nodes):
@@ -96,6 +143,22 @@ class Tracer(fx.Tracer):
                 self.graph.erase_node(node)
             self.module_stack = stack
             return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
+
+    def create_args_for_root(self, *args: Any, **kwargs: Any) -> tuple[Any, list[Any]]:
+        """Give the forward its defaults for the fixed parameters, and the graph a step that refuses another value."""
+        forward, given = super().create_args_for_root(*args, **kwargs)
+        for i, value in enumerate(given):
+            name = value.node.target if isinstance(value, fx.Proxy) else None
+            if name in self.fixed:
+                self.create_proxy("call_function", hold, (value, self.fixed[name], name), {})
+                given[i] = self.fixed[name]
+        return forward, given
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """Refuse what a graph does not hold: blocks without gradients or under autocast."""
+        if _modes() != self.modes:
+            raise Untraceable("it computes in torch.no_grad or torch.autocast, which a graph does not hold")
+        return super().create_node(*args, **kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Read a parameter anew each time: a cached read might be among the erased."""
@@ -123,6 +186,30 @@ def _without_draws() -> Iterator[None]:
     finally:
         torch.set_rng_state(state)
         random.setstate(python_state)
+
+
+@contextmanager
+def _without_writes(module: nn.Module) -> Iterator[None]:
+    """What a forward sets on its module would be set once, and be no value: refuse it, and put the attributes back."""
+    before = dict(vars(module))
+    try:
+        yield
+        now = {key: value for key, value in vars(module).items() if not key.startswith("_tensor_constant")}
+        if now.keys() - before.keys() or any(value is not before[key] for key, value in now.items()):
+            raise Untraceable(f"the forward of {type(module).__name__} sets attributes, which a graph does not hold")
+    finally:
+        added = {key: value for key, value in vars(module).items() if key.startswith("_tensor_constant")}
+        vars(module).clear()
+        vars(module).update(before | added)
+
+
+def _modes() -> tuple[Any, ...]:
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.is_autocast_enabled("cpu"),
+        (torch.is_autocast_enabled("cuda")),
+    )
 
 
 def _skip_identities(graph: fx.Graph, root: nn.Module) -> None:

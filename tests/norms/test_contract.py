@@ -205,6 +205,57 @@ def test_affine_false_is_the_formula_alone(case: Case) -> None:
 
 
 @every_case
+@pytest.mark.parametrize("affine", [True, False])
+def test_what_works_in_place_leaves_the_input_alone(case: Case, affine: bool) -> None:
+    """In the unit, or behind it."""
+    for activation in (nn.SiLU(inplace=True), None):
+        unit = norms.build(case.name, C, affine=affine, activation=activation, dtype=torch.float64, **case.options)
+        x = pictures(4, C, 5, 3)
+        before = x.clone()
+        unit(x).relu_()
+        assert torch.equal(x, before)
+
+
+@every_case
+@both_modes
+def test_torch_func_can_differentiate(case: Case, training: bool) -> None:
+    unit, x = make(case).eval(), pictures(4, C, 5, 3)
+    unit(x)
+    unit.train(training and not norms.get(case.name).train_eval_differ)
+    values = dict(unit.named_parameters())
+    loss = lambda p, x: torch.func.functional_call(unit, p, (x,)).square().sum()  # noqa: E731
+    got = torch.func.grad(loss, argnums=1)(values, x)
+    x.requires_grad_()
+    (expected,) = torch.autograd.grad(loss(values, x), x)
+    torch.testing.assert_close(got, expected)
+
+
+@every_case
+def test_a_batchnorm_checkpoint_without_statistics_or_their_count_loads(case: Case) -> None:
+    """With track_running_stats=False there are none, and torch before 0.4.1 did not count."""
+    old = nn.BatchNorm2d(C).state_dict()
+    del old["num_batches_tracked"], old._metadata  # type: ignore[attr-defined]
+    for state in (nn.BatchNorm2d(C, track_running_stats=False).state_dict(), old):
+        state["weight"] = torch.arange(float(C))
+        unit = norms.build(case.name, C, activation=nn.ReLU(), **case.options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            unit.load_state_dict(state)
+            assert unit(pictures(4, C, 5, 3).float()).isfinite().all()
+        assert torch.equal(unit.weight, state["weight"])
+
+
+@every_case
+def test_its_own_state_with_a_hole_is_an_error(case: Case) -> None:
+    state = make(case, activation=nn.ReLU()).state_dict()
+    for hole in state.keys() - {"num_batches_tracked"}:  # that one torch forgives too
+        holed = copy.copy(state)
+        del holed[hole]
+        with pytest.raises(RuntimeError, match="Missing key"):
+            make(case, activation=nn.ReLU()).load_state_dict(holed)
+
+
+@every_case
 def test_every_parameter_is_affine_or_extra(case: Case) -> None:
     unit = make(case, activation=nn.ReLU())
     affine, extra = norms.affine_parameters(unit), norms.extra_parameters(unit)

@@ -97,6 +97,13 @@ def test_batch_and_num_features_are_counts(value: Any) -> None:
 
 
 @pytest.mark.parametrize("name", norms.names())
+@pytest.mark.parametrize("activation", [nn.ReLU, torch.relu, "relu"], ids=["class", "function", "word"])
+def test_an_activation_is_a_module(name: str, activation: Any) -> None:
+    with pytest.raises(ConfigError, match=r"activation: got .*expected a module such as torch.nn.ReLU\(\)"):
+        norms.build(name, 8, activation=activation)
+
+
+@pytest.mark.parametrize("name", norms.names())
 def test_good_options_pass_and_defaults_are_the_signatures(name: str) -> None:
     row = norms.get(name)
     norms.check_options(name, row.options)

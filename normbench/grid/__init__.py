@@ -1,0 +1,216 @@
+"""From a command line to the cells of a grid: Hydra reads the overrides and composes the config groups, once per
+combination of groups (a compose costs tens of milliseconds); scalar axes are expanded here, on plain dicts.
+
+The compose API is used rather than hydra.main: sweeps need no -m, errors are ours, and no folder is left behind.
+
+    command.py   the overrides as axes
+    configs.py   the config files and what is composed of them
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.core.override_parser.types import Glob
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from normbench.cell import Cell, make
+from normbench.errors import ConfigError, UnknownName, nearest, one_line
+from normbench.grid.command import Axis, parse
+from normbench.grid.configs import GROUPS, Configs, conf_folder, existing
+
+__all__ = ["GROUPS", "Configs", "Grid", "GridCell", "conf_folder", "read"]
+
+WHAT = {"arch": "architecture", "data": "data set", "norm": "normalizer", "recipe": "recipe"}
+# Keys of the sweep, the same for every cell of it: they cannot be swept.
+SWEEP_KEYS = {
+    "name": str, "runs": str, "track": str, "launch": str, "slots": int, "ranks": int,
+    "plan": bool, "rerun": str, "strict": bool,
+}  # fmt: skip
+# Those that may be null.
+MAY_BE_NULL = ("name", "track")
+# Values of these groups that are no config file are looked up further: registered names, torchvision, a user's file.
+OPEN_GROUPS = ("arch", "data", "norm")
+
+
+@dataclass(frozen=True)
+class GridCell:
+    """A cell of the grid and the keys of it that somebody chose: on the command line, or in a config of theirs."""
+
+    cell: Cell
+    changed: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The cells in the order of the overrides, and the settings of the sweep as a whole."""
+
+    cells: list[GridCell]
+    settings: Mapping[str, Any]
+
+
+def read(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Grid:
+    """The grid that the overrides ask for, every cell of it typed and checked.
+
+    config_dirs: folders with more configs of the same groups (``norm/mine.yaml``).
+    Raises ConfigError before anything is run: bad syntax, unknown names and options (with the near one), wrong types.
+    """
+    axes, search = parse(overrides)
+    configs = Configs([*(existing(folder) for folder in config_dirs), *search])
+    axes = [_expand(axis, configs) for axis in axes]
+    defaults = configs.config({})
+    _check_keys(axes, defaults, configs)
+    settings = _settings(axes, defaults)
+    cells = list(_cells(axes, configs))
+    return Grid(cells, {**settings, "name": settings["name"] or _default_name(cells)})
+
+
+def _expand(axis: Axis, configs: Configs) -> Axis:
+    """``glob(*)`` over a group's config files, and group values as words."""
+    known = configs.options(axis.key)
+    if len(axis.values) == 1 and isinstance(axis.values[0], Glob):
+        if not known:
+            raise ConfigError(f"{axis.key}: got a glob, which is for groups ({', '.join(GROUPS)}); expected values")
+        names = axis.values[0].filter(known)
+        if not names:
+            raise ConfigError(f"{axis.key}: the glob matches none of {', '.join(known)}")
+        return Axis(axis.key, names, True)
+    if axis.key not in GROUPS:
+        return axis
+    for value in axis.values:
+        if not isinstance(value, str | int) or isinstance(value, bool) or value == "":
+            raise ConfigError(f"{axis.key}: got {value!r}, expected a name; to sweep, write {axis.key}=a,b")
+        _check_choice(axis.key, str(value), known)
+    return Axis(axis.key, [str(value) for value in axis.values], axis.swept)
+
+
+def _check_choice(group: str, value: str, known: Sequence[str]) -> None:
+    if value in known or (group in OPEN_GROUPS and ":" in value):
+        return
+    if group == "arch":
+        # Only here is torchvision worth its import time.
+        from normbench.models import names as architectures
+
+        if value in architectures():
+            return
+        raise UnknownName(
+            WHAT[group], value, [*known, *filter(None, [nearest(value, architectures())])],
+            "Also any torchvision classifier by name, or file.py:callable.",
+        )  # fmt: skip
+    mend = "" if group not in OPEN_GROUPS else "Or your own: file.py:Name."
+    raise UnknownName(WHAT[group], value, known, mend)
+
+
+def _check_keys(axes: Sequence[Axis], defaults: Mapping[str, Any], configs: Configs) -> None:
+    """Unknown top-level keys and groups, with the near name, before anything is composed."""
+    for axis in axes:
+        first, *rest = axis.key.split(".", 2)
+        if first not in defaults and not configs.options(axis.key):
+            raise UnknownName("key", axis.key, defaults)
+        if first == "options" and (len(rest) < 2 or not all(rest)):
+            raise ConfigError(f"{axis.key}: expected options.<norm>.<option>=value, such as options.gn.num_groups=16")
+        if first in SWEEP_KEYS and rest:
+            raise ConfigError(f"{axis.key}: {first} is one value; expected {first}=…")
+
+
+def _settings(axes: Sequence[Axis], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    settings = {key: defaults[key] for key in SWEEP_KEYS}
+    for axis in axes:
+        if axis.key in SWEEP_KEYS:
+            settings[axis.key] = _setting(axis, SWEEP_KEYS[axis.key])
+    return settings
+
+
+def _setting(axis: Axis, kind: type) -> Any:
+    if axis.swept:
+        raise ConfigError(f"{axis.key} holds for the whole sweep and cannot be swept; got {len(axis.values)} values")
+    value = axis.values[0]
+    if value is None and axis.key in MAY_BE_NULL:
+        return None
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is str and number:  # name=2026 is a name
+        return str(value)
+    if not isinstance(value, kind) or value == "" or (kind is int and not number):
+        wanted = {str: "a word", int: "a whole number", bool: "true or false"}[kind]
+        raise ConfigError(f"{axis.key}: got {value!r}, expected {wanted}")
+    return value
+
+
+def _cells(axes: Sequence[Axis], configs: Configs) -> Iterator[GridCell]:
+    """The product of the axes, the last one varying fastest; options of one norm multiply only that norm's cells."""
+    own = [axis for axis in axes if axis.key.startswith("options.")]
+    shared = [axis for axis in axes if axis not in own and axis.key not in SWEEP_KEYS]
+    groups = [axis.key for axis in shared if configs.options(axis.key)]
+    met: set[str] = set()
+    norms: set[str] = set()
+    for values in itertools.product(*(axis.values for axis in shared)):
+        given = dict(zip((axis.key for axis in shared), values, strict=True))
+        config = configs.config({key: given[key] for key in groups})
+        scalars = {key: value for key, value in given.items() if key not in groups}
+        names = _norm_names(config, given)
+        norms |= names
+        here = [axis for axis in own if axis.key.split(".")[1] in names]
+        met |= {axis.key for axis in here}
+        for extra in itertools.product(*(axis.values for axis in here)):
+            chosen = {f"norm.{axis.key.split('.', 2)[2]}": value for axis, value in zip(here, extra, strict=True)}
+            yield _cell(config, {**scalars, **chosen}, "recipe" in given, configs)
+    for axis in own:
+        if axis.key not in met:
+            norm = axis.key.split(".")[1]
+            near = nearest(norm, norms)
+            hint = f"did you mean options.{near}.…?" if near else f"add it to norm={','.join(sorted(norms))}"
+            raise ConfigError(f"{axis.key} is given, but norm={norm} is not in this grid; {hint}")
+
+
+def _norm_names(config: Mapping[str, Any], given: Mapping[str, Any]) -> set[str]:
+    """What ``options.<norm>`` may call the norm: its config file, its name, a user's class."""
+    named = str(config["norm"].get("name"))
+    return {named, named.rsplit(":", 1)[-1], str(given.get("norm", named))}
+
+
+def _cell(composed: dict[str, Any], scalars: Mapping[str, Any], recipe_given: bool, configs: Configs) -> GridCell:
+    """One cell of it. composed: what the groups come to; scalars: what the command line puts over it."""
+    config = _plain(composed)
+    packaged = configs.packaged(config)
+    for key, value in scalars.items():
+        _put(config, key, value)
+    if any("${" in str(value) for value in scalars.values()):
+        try:
+            config = OmegaConf.to_container(OmegaConf.create(config), resolve=True)  # type: ignore[assignment]
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"cannot resolve {', '.join(map(str, scalars.values()))}: {one_line(error)}") from None
+    cell = make(config)
+    changed = [*scalars, *(["recipe"] if recipe_given else [])]
+    if packaged is not None:
+        ours, theirs = make(_plain(packaged)).flat(), cell.flat()
+        changed += [key for key in theirs if theirs[key] != ours.get(key) and key not in (*GROUPS, *changed)]
+    return GridCell(cell, tuple(changed))
+
+
+def _plain(composed: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a cell alone, with the options that configs give to its norm."""
+    config = {key: dict(value) if isinstance(value, dict) else value for key, value in composed.items()}
+    own = config.pop("options", None) or {}
+    config["norm"] |= own.get(config["norm"]["name"], {})
+    return {key: value for key, value in config.items() if key not in SWEEP_KEYS}
+
+
+def _put(config: dict[str, Any], key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    place = config
+    for part in path:
+        place = place.setdefault(part, {})
+        if not isinstance(place, dict):
+            raise ConfigError(f"{key}: {part} holds a single value, expected a group of options")
+    place[last] = value
+
+
+def _default_name(cells: Sequence[GridCell]) -> str:
+    """<arch>-<data>: what is compared within one table."""
+    words = [dict.fromkeys(getattr(item.cell, key).name for item in cells) for key in ("arch", "data")]
+    name = "-".join("+".join(word.rsplit("/", 1)[-1].replace(":", ".") for word in group) for group in words)
+    return name if len(name) <= 80 else name[:77] + "..."
