@@ -159,7 +159,7 @@ def _trace(cell: Cell, net: nn.Module, size: tuple[int, int]) -> Shapes:
         shapes = surgery.site_shapes(net, (3, height, width))
     except NormbenchError:
         raise
-    except (RuntimeError, ValueError) as error:
+    except Exception as error:  # each network refuses in its own way
         raise ConfigError(
             f"arch={arch.name} does not take pictures of {height}×{width} ({one_line(error)[:160]}); "
             "take a larger arch.size, such as arch.size=64"

@@ -17,7 +17,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from normbench.records import cell_status
+from normbench import grid
+from normbench.files import read_json
+from normbench.preflight import Preflight
+from normbench.records import Store, cell_status
 
 Sweep = Callable[..., int]
 Results = Callable[..., list[dict[str, str]]]
@@ -155,6 +158,99 @@ def test_a_users_norm_is_known_by_its_files_content(sweep: Sweep, results: Resul
     assert len(results()) == 4
 
 
+def test_seeds_are_never_averaged_over_a_file_that_changed(
+    sweep: Sweep, results: Results, mine: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep(f"norm={mine}:Half", "batch=8", "seed=0", *SHORT) == 0
+    (tmp_path / mine).write_text(MY_NORM.replace("factor=0.5", "factor=0.1"))
+    capsys.readouterr()
+    assert sweep(f"norm={mine}:Half", "batch=8", "seed=1", *SHORT) == 0
+    assert len({row["norm.source"] for row in results()}) == 2
+    assert "(2)" not in capsys.readouterr().out
+
+
+def test_what_a_config_of_ones_own_says_has_its_columns(sweep: Sweep, results: Results, tmp_path: Path) -> None:
+    (tmp_path / "my" / "norm").mkdir(parents=True)
+    (tmp_path / "my" / "norm" / "gn4.yaml").write_text("name: gn\nnum_groups: 4\n")
+    assert sweep("--config-dir", "my", "norm=gn4,gn", "batch=8", *SHORT) == 0
+    assert {(row["norm"], row["norm.num_groups"]) for row in results()} == {("gn", "4"), ("gn", "")}
+
+
+def test_a_network_and_pictures_of_ones_own_take_their_options(sweep: Sweep, results: Results, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("""
+import numpy as np
+from torch import nn
+
+def net(num_classes, width=2):
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(width, num_classes),
+    )
+
+def pictures(count=20):
+    x = np.random.default_rng(0).integers(0, 255, (count, 8, 8, 3), dtype=np.uint8)
+    return x, np.arange(count) % 2, x, np.arange(count) % 2
+""")
+    grid = ("norm=bn,frn", "batch=4", "epochs=1", "arch=own.py:net", "data=own.py:pictures", "name=own")
+    assert sweep(*grid, "arch.width=4,8", "data.options.count=12") == 0
+    found = results("own")
+    assert {row["arch.width"] for row in found} == {"4", "8"}
+    assert {(row["status"], row["eval_count"], row["sites"]) for row in found} == {("ok", "12", "1")}
+    assert sweep(*grid, "arch.widht=4") == 2
+
+
+def test_code_that_exits_ends_its_cell_and_not_the_grid(sweep: Sweep, results: Results, tmp_path: Path) -> None:
+    (tmp_path / "leave.py").write_text("""
+import sys
+from torch import nn
+
+class Leave(nn.Module):
+    def __init__(self, num_features):
+        super().__init__()
+
+    def forward(self, x):
+        sys.exit(3)
+""")
+    assert sweep("norm=leave.py:Leave,gn", "batch=8", *SHORT) == 1
+    assert {row["norm"]: row["status"] for row in results()} == {"leave.py:Leave": "error", "gn": "ok"}
+
+
+def test_two_sweeps_at_once_run_each_cell_once(tmp_path: Path, results: Results) -> None:
+    grid = ("norm=bn,gn", "batch=4,8", "epochs=2", "data.limit=100", "name=t")
+    both = [command(tmp_path, *grid) for _ in range(2)]
+    for process in both:
+        process.communicate(timeout=120)
+    found = results("t")
+    assert [row["status"] for row in found] == ["ok"] * 4
+    for row in found:
+        cell = tmp_path / "runs" / "t" / row["cell_id"]
+        assert read_json(cell / "provenance.json")["attempt"] == 1
+        assert len((cell / "rows.jsonl").read_text().splitlines()) == 2
+
+
+def test_ctrl_c_before_the_first_cell_is_130_too(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("normbench.launch.local.Local.run", stop)
+    assert sweep("norm=bn", "batch=8", *SHORT) == 130
+    assert "stopped" in capsys.readouterr().err
+
+
+def test_a_plot_that_fails_costs_no_cell(
+    sweep: Sweep, results: Results, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("no plot today")
+
+    monkeypatch.setattr("normbench.report.plot.draw", fail)
+    assert sweep("norm=bn", "batch=8", *SHORT) == 0
+    assert "no plot today" in capsys.readouterr().err
+    assert [row["status"] for row in results()] == ["ok"]
+
+
 def test_virtual_workers_make_one_step_together(sweep: Sweep, results: Results) -> None:
     assert sweep("norm=bn", "batch=4", "workers=1,4", "data.limit=64", "epochs=1") == 0
     found = {row["workers"]: row for row in results()}
@@ -234,6 +330,12 @@ BAD = [
     (["rerun=some"], "rerun: got 'some'"),
     (["slots=2"], "slots: got 2"),
     (["name=a/b"], "name: got 'a/b'"),
+    (["lr=nan"], "lr: got nan"),
+    (["lr=inf"], "lr: got inf"),
+    (["recipe.momentum=1.5"], "recipe.momentum: got 1.5"),
+    (["seed=99999999999999999999"], "seed: got"),
+    (["arch=vit_b_16"], "vit_b_16"),
+    (["norm=BGN"], "Did you mean 'bgn'?"),
     (["--plann"], "unknown flag '--plann'"),
     (["--config-dir", "/nowhere/at/all", "norm=bn"], "no folder"),
 ]  # fmt: skip
@@ -304,6 +406,11 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
+def cell_id_of(*overrides: str) -> str:
+    (item,) = Preflight().plan(grid.read(overrides), Store("runs", "nothing"))
+    return item.cell_id
+
+
 STOPS = [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "interrupted"), (signal.SIGKILL, "killed")]
 
 
@@ -316,9 +423,9 @@ def test_a_stopped_sweep_says_so_and_the_same_command_goes_on(
     sign: signal.Signals,
     status: str,
 ) -> None:
-    grid = ("norm=bn", "batch=2,32", "data.limit=200", "steps=100000", "name=t")
+    endless = ("norm=bn", "batch=2,32", "data.limit=200", "steps=100000", "name=t")
     folder = tmp_path / "runs" / "t"
-    process = command(tmp_path, *grid)
+    process = command(tmp_path, *endless)
     wait_for(lambda: any(path.stat().st_size for path in folder.glob("*/rows.jsonl")))
     process.send_signal(sign)
     _, err = process.communicate(timeout=60)
@@ -330,5 +437,10 @@ def test_a_stopped_sweep_says_so_and_the_same_command_goes_on(
         assert [row["status"] for row in results("t")] == [status]
     (cell,) = folder.glob("bn-b2-*")
     assert cell_status(cell) == status
-    assert sweep(*grid, "plan=true") == 0
+    assert sweep(*endless, "plan=true") == 0
     assert f"{status}, to be run again" in capsys.readouterr().out
+    # The same command goes on: a cell of few steps in place of the endless one, taken over from the dead process.
+    short = cell.rename(cell.with_name(cell_id_of("norm=bn", "batch=2", "data.limit=200", "steps=3")))
+    assert sweep("norm=bn", "batch=2", "data.limit=200", "steps=3", "name=t") == 0
+    assert cell_status(short) == "ok"
+    assert read_json(short / "provenance.json")["attempt"] == 2
