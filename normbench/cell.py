@@ -72,7 +72,8 @@ class Cell:
         if self.seed >= 2**63:
             raise ConfigError(f"seed: got {self.seed}, expected less than 2**63")
         at_least("lr", self.lr, 0)
-        one_of("amp", self.amp, AMP)
+        if self.amp not in AMP:
+            raise ConfigError(f"amp: got {self.amp!r}, expected true or false, or {' or '.join(AMP)}")
         one_of("memory_format", self.memory_format, MEMORY_FORMATS)
         if self.epochs and self.steps:
             raise ConfigError(
@@ -107,6 +108,7 @@ class Cell:
         """The configuration as a person reads it, with what was resolved: lr, epochs or steps."""
         own = {key.name: getattr(self, key.name) for key in dataclasses.fields(self)}
         resolved = {"epochs": self.length("epochs"), "steps": self.length("steps"), "lr": self.peak_lr}
+        resolved["chunk"] = None if self.chunk == self.workers else self.chunk
         groups = {key: _options(own[key]) for key in ("arch", "data", "norm", "recipe")}
         return {**own, **groups, **resolved}
 

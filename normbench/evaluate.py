@@ -40,8 +40,8 @@ def evaluate(
             f"evaluation saw {seen} pictures, expected each of {count} once; "
             "the data set changed meanwhile, or its reader is wrong"
         )
-    top1, top5, loss = (sums / count).tolist()
-    return {"top1": 100 * top1, "top5": 100 * top5, "loss": loss, "eval_count": count}
+    top1, top5, loss = sums.tolist()
+    return {"top1": 100 * top1 / count, "top5": 100 * top5 / count, "loss": loss / count, "eval_count": count}
 
 
 def _sums(logits: Tensor, y: Tensor) -> Tensor:

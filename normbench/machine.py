@@ -19,8 +19,8 @@ import torch
 from normbench import __version__
 from normbench.errors import ConfigError
 
-# Values in a forward's maps below which a second thread brings nothing.
-SMALL = 2**18
+# Values in a forward's maps below which a second thread brings little, and on a busy machine costs much.
+SMALL = 2**20
 
 
 def device(name: str) -> torch.device:
@@ -57,7 +57,7 @@ def provenance(where: torch.device, threads: int) -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": threads,
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": ["python", "-m", "normbench.sweep", *sys.argv[1:]],
     }
 
 
@@ -65,8 +65,8 @@ def threads_for(values: int) -> int:
     """Threads for a cell with so many values in the maps of one forward: one if sharing them out brings nothing.
 
     On two quiet cores a ResNet-8 step of 147,000 values took 7.3 ms with one thread and 7.2 ms with two, one of 590,000
-    took 14.2 and 10.8 ms; but threads that wait for each other on a busy machine made the small steps 20 times slower.
-    OMP_NUM_THREADS, where it is set, is the user's word.
+    took 14.2 and 10.8 ms; but on a busy machine, where threads wait for each other, two made steps of this size up to
+    40 times slower. OMP_NUM_THREADS, where it is set, is the user's word.
     """
     small = values < SMALL and "OMP_NUM_THREADS" not in os.environ
     return 1 if small else torch.get_num_threads()

@@ -17,7 +17,7 @@ from torch import nn
 from normbench import machine, models, norms, surgery
 from normbench.cell import Cell
 from normbench.data import Description, describe
-from normbench.errors import ConfigError, InputError, NormbenchError, one_line
+from normbench.errors import ConfigError, InputError, NormbenchError, UnknownName, one_line
 from normbench.grid import Grid
 from normbench.options import DataOptions
 from normbench.records import Store
@@ -50,7 +50,7 @@ class Planned:
     @property
     def known(self) -> dict[str, Any]:
         """What every record of the cell repeats."""
-        sources = {f"{key}.source": value for key, value in self.evidence.items() if value is not None}
+        sources = {f"{key}.source": value[:8] for key, value in self.evidence.items() if value is not None}
         return {"config": self.cell.flat() | sources, "changed": list(self.changed)}
 
 
@@ -108,7 +108,13 @@ class Preflight:
         Raises ConfigError when an option does not fit a site, naming the site.
         """
         row = norms.get(cell.norm.name)
-        norms.check_options(cell.norm.name, dict(cell.norm.options))
+        try:
+            norms.check_options(cell.norm.name, dict(cell.norm.options))
+        except UnknownName as error:
+            name = cell.norm.name.rsplit(":", 1)[-1]
+            raise ConfigError(
+                f"{error} norm.{error.got}=… goes to every norm of the grid; options.{name}.… to {name} alone."
+            ) from None
         if cell.batch < row.least_batch:
             return f"{cell.norm.name} needs batch={row.least_batch} or more"
         size = fed_size(cell, description)
@@ -161,8 +167,8 @@ def _trace(cell: Cell, net: nn.Module, size: tuple[int, int]) -> Shapes:
         raise
     except Exception as error:  # each network refuses in its own way
         raise ConfigError(
-            f"arch={arch.name} does not take pictures of {height}×{width} ({one_line(error)[:160]}); "
-            "take a larger arch.size, such as arch.size=64"
+            f"arch={arch.name} cannot be run on pictures of 3×{height}×{width}: {type(error).__name__}: "
+            f"{one_line(error)[:200]}; if they are too small for it, arch.size=64 brings them to 64×64"
         ) from None
     if not shapes:
         raise ConfigError(

@@ -6,6 +6,8 @@ python -m normbench.sweep norm=bgn batch=2,8,32
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import signal
 import sys
 import textwrap
@@ -60,6 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except NormbenchError as error:
         print(f"normbench: {one_line(error)}", file=sys.stderr)
         return BAD_COMMAND
+    except BrokenPipeError:  # whoever read the output went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     except OSError as error:  # a disk that fills, a store that goes away: finished cells are whole
         print(f"normbench: {one_line(error)}; mend it, and the same command goes on from here", file=sys.stderr)
         return FAILED
@@ -128,6 +133,8 @@ def _run(planned: Sequence[Any], store: Store, settings: Mapping[str, Any]) -> i
         tracker.close()
         _report(store)
     statuses = Counter(cell_status(store.cell(item.cell_id)) for item in planned)
+    if statuses["running"]:
+        print(f"{statuses['running']} of the cells are at work in another process, and not done", file=sys.stderr)
     fine = FINE[:1] if settings["strict"] else FINE
     return DONE if all(status in fine for status in statuses) else FAILED
 
@@ -184,9 +191,14 @@ def _print_plan(planned: Sequence[Any], settings: Mapping[str, Any]) -> None:
     for item, flat in zip(planned, flats, strict=True):
         states.append(_state(item, item.cell_id in todo))
         table.add_row(item.cell_id, *(str(flat.get(key, "")) for key in axes), states[-1])
-    # A log or a pipe has no width: nothing there may be cut.
-    console = Console(highlight=False) if sys.stdout.isatty() else Console(width=400, highlight=False)
-    console.print(table)
+    console = Console(highlight=False)
+    if console.is_terminal:
+        console.print(table)
+    else:  # a log or a pipe has no width: nothing there may be cut
+        wide = Console(width=400, highlight=False)
+        with wide.capture() as captured:
+            wide.print(table)
+        print("\n".join(line.rstrip() for line in captured.get().splitlines()))
     counts = Counter(state.split(":")[0] for state in states)
     console.print(f"{_count(planned)}: " + "; ".join(f"{count} {state}" for state, count in counts.items()))
 
@@ -220,7 +232,9 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         flags = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
         if message.startswith("unrecognized arguments"):
-            raise UnknownName("flag", message.split(": ", 1)[1].split()[0], flags)
+            got = message.split(": ", 1)[1].split()[0]
+            key = got.lstrip("-").split("=")[0]
+            raise UnknownName("flag", got, flags, f"Keys have no dashes: {key}=…")
         raise ConfigError(f"{message}; see --help")
 
 
@@ -252,5 +266,11 @@ def _stop(signum: int, frame: Any) -> NoReturn:
 
 
 if __name__ == "__main__":
+    # OpenMP's threads spin while they wait, by default for milliseconds: on a machine shared with others that costs two
+    # to twenty times the step, on a quiet one waiting less costs about a tenth of a small one. torch's import reads it.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without ± must not cost a sweep
     signal.signal(signal.SIGTERM, _stop)
     sys.exit(main())

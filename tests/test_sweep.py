@@ -199,6 +199,24 @@ def pictures(count=20):
     assert sweep(*grid, "arch.widht=4") == 2
 
 
+def test_a_network_that_looks_at_values_takes_drop_in_norms(sweep: Sweep, results: Results, tmp_path: Path) -> None:
+    (tmp_path / "look.py").write_text("""
+from torch import nn
+
+class Looks(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.conv, self.bn, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, num_classes)
+
+    def forward(self, x):
+        x = self.bn(self.conv(x))
+        return self.head(x.mean((2, 3)) if x.mean() > -1e9 else x.amax((2, 3)))
+""")
+    assert sweep("norm=bn,gn", "batch=4", "arch=look.py:Looks", "name=look", *SHORT) == 0
+    assert [row["status"] for row in results("look")] == ["ok", "ok"]
+    assert sweep("norm=frn", "batch=4", "arch=look.py:Looks", "name=look", *SHORT) == 2
+
+
 def test_code_that_exits_ends_its_cell_and_not_the_grid(sweep: Sweep, results: Results, tmp_path: Path) -> None:
     (tmp_path / "leave.py").write_text("""
 import sys
@@ -336,6 +354,13 @@ BAD = [
     (["seed=99999999999999999999"], "seed: got"),
     (["arch=vit_b_16"], "vit_b_16"),
     (["norm=BGN"], "Did you mean 'bgn'?"),
+    (["seed=range(0)"], "got a range without a number"),
+    (["norm=bn,"], "expected a value after the last comma"),
+    (["norm bn"], "expected key=value"),
+    (["--plan"], "Keys have no dashes: plan=…"),
+    (["amp=yes"], "expected true or false"),
+    (["data=imagenet", "data.root=/nowhere/at/all", "plan=true"], "/nowhere/at/all"),
+    (["norm=bn,gn", "norm.num_groups=4", "batch=2"], "options.bn.… to bn alone"),
     (["--plann"], "unknown flag '--plann'"),
     (["--config-dir", "/nowhere/at/all", "norm=bn"], "no folder"),
 ]  # fmt: skip

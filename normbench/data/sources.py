@@ -108,8 +108,8 @@ def check(options: DataOptions) -> None:
 def imagenet(options: DataOptions, *, fetch: bool, verify: bool, progress: Tick | None) -> Arrays | Listing | None:
     """ImageNet in torchvision's layout: streamed unless that is refused. It cannot be fetched."""
     root = folder.root_of(options)
-    if not fetch and not root.exists():
-        return None
+    if not fetch and options.root is None and not root.exists():
+        return None  # a plan can be made before the pictures are there; a place that was named must be
     if options.stream is None and not root.is_file():
         options = replace(options, stream=True)
     return folder.find(options, splits=("val",), expected=IMAGENET, verify=verify, progress=progress)

@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override, QuotedString
 from hydra.errors import HydraException
 
-from normbench.errors import ConfigError, one_line
+from normbench.errors import ConfigError
 from normbench.grid.configs import existing
 
 
@@ -31,12 +31,7 @@ def parse(overrides: Sequence[str]) -> tuple[list[Axis], list[Path]]:
         try:
             override = parser.parse_override(text)
         except HydraException as error:
-            mend = (
-                "put what is not plain ASCII in quotes within: \"name='é'\""
-                if not text.isascii()
-                else "key=value,value,…"
-            )
-            raise ConfigError(f"cannot read {text!r}: {one_line(error)}; expected key=value, or {mend}") from None
+            raise ConfigError(f"cannot read {text!r}; expected {_mend(text)}") from error
         key = override.key_or_group
         if override.is_delete():
             raise ConfigError(f"cannot remove {key!r}; give it another value, or null for its default")
@@ -57,6 +52,18 @@ def parse(overrides: Sequence[str]) -> tuple[list[Axis], list[Path]]:
     return list(axes.values()), search
 
 
+def _mend(text: str) -> str:
+    """What to write in place of an override that Hydra's grammar does not read; its own words name its tokens."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        return f"key=value, such as {key.strip() or 'batch'}=…"
+    if value.endswith(","):
+        return f"a value after the last comma, or {key}={value.rstrip(',')}"
+    if value.count("(") != value.count(")"):
+        return "as many closing as opening brackets"
+    return f"key=value or key=value,value,…; other characters in quotes within quotes: \"{key}='{value}'\""
+
+
 def _values(override: Override) -> list[Any]:
     key, value = override.key_or_group, override.value()
     if isinstance(value, Glob):
@@ -64,6 +71,8 @@ def _values(override: Override) -> list[Any]:
     if isinstance(value, IntervalSweep):
         raise ConfigError(f"{key}: an interval has no end of values; expected a list, range() or glob()")
     values = list(override.sweep_iterator()) if override.is_sweep_override() else [value]
+    if not values:
+        raise ConfigError(f"{key}: got a range without a number in it, expected one or more values")
     if any(isinstance(item, Glob) for item in values):
         raise ConfigError(f"{key}: got a glob within a list, expected it alone: {key}='glob(a*)'")
     return [item.text if isinstance(item, QuotedString) else item for item in values]

@@ -115,10 +115,10 @@ def skip(item: Planned, store: Store) -> None:
 
 
 def site_summary(net: torch.nn.Module) -> Result:
-    """Sites, effective groups (one number, or least–most) and parameters: what the report says of every cell."""
+    """Sites, effective groups (one number, or least-most) and parameters: what the report says of every cell."""
     rows = surgery.report(net).rows
     groups = sorted({row.num_groups for row in rows if row.num_groups})
-    text = "–".join(str(number) for number in dict.fromkeys((groups[0], groups[-1]))) if groups else ""
+    text = "-".join(str(number) for number in dict.fromkeys((groups[0], groups[-1]))) if groups else ""
     return {"sites": len(rows), "groups": text, "parameters": sum(parameter.numel() for parameter in net.parameters())}
 
 
@@ -128,7 +128,7 @@ def _failure(error: BaseException, last: dict[str, Any]) -> Result:
         return {"status": "diverged", "reason": str(error), **error.reached}
     reached = {"epoch": last.get("epoch"), "step": last.get("step"), "last_loss": last.get("train_loss")}
     if isinstance(error, KeyboardInterrupt):
-        return {"status": "interrupted", "reason": "stopped from outside", **reached}
+        return {"status": "interrupted", "reason": "stopped by Ctrl-C or a signal", **reached}
     status = "oom" if _out_of_memory(error) else "error"
     text = "".join(traceback.format_exception(error))
     return {

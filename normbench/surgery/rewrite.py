@@ -52,6 +52,9 @@ def apply(
     The model is traced by torch.fx: hooks on its containers and a ``train`` of its own are written into the graph or
     lost. One that cannot be traced keeps its own forward, and takes methods that can stand in a BatchNorm's place.
 
+    The weights that are not replaced are the given model's own: training the result trains them. To compare normalizers
+    from the same start, give each a ``copy.deepcopy(model)``.
+
     Raises UnknownName or ConfigError for the normalizer and its options; InputError for a model without BatchNorm2d, or
     one that cannot be traced where the method needs that.
     """
@@ -272,6 +275,8 @@ def _why_left(module: nn.Module) -> str:
 
 
 def _check_any(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise InputError(f"got {model!r}, expected a torch.nn.Module, such as torchvision.models.resnet50()")
     if isinstance(model, nn.BatchNorm2d):
         raise InputError("got a BatchNorm2d, expected a model with some in it; normbench.build(…) makes a single unit")
     if any(is_batchnorm(module) for module in model.modules()):

@@ -15,9 +15,20 @@ def site_shapes(model: nn.Module, input_shape: Shape) -> dict[str, Shape]:
     """(C, H, W) entering every BatchNorm2d that the training forward calls, for pictures of ``input_shape`` (C, H, W).
 
     A BatchNorm that is called several times is given the smallest of its maps, where a statistic has the fewest values.
-    Runs two pictures through a copy on the meta device; raises what the model raises for a shape it cannot take.
+    Runs two pictures through a copy on the meta device, or, where the forward looks at values, through one on the CPU;
+    raises what the model raises for a shape it cannot take.
     """
-    outline = _outline(model).train()
+    try:
+        return _run(_outline(model), input_shape, "meta")
+    except (RuntimeError, NotImplementedError) as error:
+        if "meta" not in str(error):
+            raise
+        return _run(copy.deepcopy(model).cpu(), input_shape, "cpu")
+
+
+def _run(outline: nn.Module, input_shape: Shape, device: str) -> dict[str, Shape]:
+    """The shapes that a training forward of two black pictures meets. The module given is spent."""
+    outline.train()
     shapes: dict[str, Shape] = {}
 
     def note(name: str, x: Tensor) -> None:
@@ -30,7 +41,7 @@ def site_shapes(model: nn.Module, input_shape: Shape) -> dict[str, Shape]:
             module.register_forward_pre_hook(lambda _, args, name=name: note(name, args[0]))
     dtype = next((p.dtype for p in outline.parameters() if p.is_floating_point()), None)
     with torch.no_grad():
-        outline(torch.empty(2, *input_shape, device="meta", dtype=dtype))
+        outline(torch.zeros(2, *input_shape, device=device, dtype=dtype))
     return shapes
 
 
