@@ -43,8 +43,9 @@ Groups (a config file, or what else the group takes):
 {groups}
   An option of one: norm.num_groups=16  arch.stem=cifar  data.root=FOLDER  recipe.weight_decay=0
 
-Keys and their defaults (the first block can be swept):
+Keys and their defaults
 {keys}
+
 """
 FLAGS = """\
 Flags:
@@ -76,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def sweep(argv: Sequence[str]) -> int:
     arguments = _arguments(argv)
     if arguments.help:
-        print(_help())
+        print(_help(), end="")
         return DONE
     request = grid.read(arguments.overrides, arguments.config_dir)
     settings = request.settings
@@ -255,8 +256,8 @@ def _help() -> str:
         )
         for group in grid.GROUPS
     )
-    lines = (grid.conf_folder() / "sweep.yaml").read_text().split("\n# One cell\n", 1)[1].splitlines()
-    keys = "\n".join(f"  {line}" if line and not line.startswith("#") else "" for line in lines)
+    lines = (grid.conf_folder() / "sweep.yaml").read_text().partition("\n\n")[2].splitlines()
+    keys = "\n".join(line.removeprefix("# ") if line.startswith("#") else f"  {line}" for line in lines if line)
     return HELP.format(groups=groups, keys=keys) + FLAGS
 
 
