@@ -191,6 +191,7 @@ def _single_value(cell: Cell, shapes: Shapes) -> str | None:
             raise ConfigError(f"arch={cell.arch.name}, site {site} ({C}×{H}×{W}): {error}") from None
         count = getattr(unit, "values_per_statistic", None)
         if row.mixes_samples and count is not None and count(H, W, cell.batch) == 1:
-            sites = sum(shape == (C, H, W) for shape in shapes.values())
-            return f"a single value per channel with batch={cell.batch} at {sites} sites of {C}×{H}×{W}, as {site}"
+            others = sum(shape == (C, H, W) for shape in shapes.values()) - 1
+            more = f" and {others} more" if others else ""
+            return f"a single value per channel with batch={cell.batch} at site {site} ({C}×{H}×{W}){more}"
     return None

@@ -116,7 +116,7 @@ def test_a_cell_that_cannot_be_is_skipped_with_its_reason(
     """ResNet-18 with the ImageNet stem ends at 1×1 on 8×8 digits: BatchNorm at batch 1 sees one value per channel."""
     grid = ("norm=bn,gn", "batch=1", "arch=resnet18", "arch.stem=imagenet", "steps=1", "data.limit=20")
     assert sweep(*grid, "plan=true") == 0
-    assert "would be skipped: a single value per channel with batch=1 at" in capsys.readouterr().out
+    assert "would be skipped: a single value per channel with batch=1 at site" in capsys.readouterr().out
     assert sweep(*grid) == 0
     found = {row["norm"]: row for row in results("resnet18-digits")}
     assert (found["bn"]["status"], found["gn"]["status"]) == ("skipped", "ok")
