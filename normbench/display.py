@@ -2,18 +2,21 @@
 
 On a terminal a bar for the grid and a line for the current cell stay at the foot, and finished cells scroll above
 them. Elsewhere (a log, a pipe) one line per finished cell, and at most one every five seconds for finished epochs.
+Where nothing can be shown any more (a pipe that was closed, a full disk) the display goes quiet and the sweep goes on.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, Group, OverflowMethod, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -22,6 +25,7 @@ from rich.text import Text
 REDRAW = 0.2  # seconds at least between two drawings
 EPOCH_LINES = 5.0  # seconds at least between two lines about epochs, where lines stay
 UNFINISHED = ("new", "running", "killed", "interrupted")  # states of a plan that leave a cell to be run
+SHOW_CURSOR = "\x1b[?25h"
 COLOURS = {"ok": "green", "skipped": "yellow"}  # every other end is red
 
 
@@ -47,7 +51,8 @@ class Display:
         self._start = time.monotonic()
         if self.console.is_terminal and not self.console.is_dumb_terminal:
             self._live = Live(get_renderable=self._view, console=self.console, auto_refresh=False, transient=True)
-            self._live.start()
+            with self._or_quiet():
+                self._live.start()
             self._redraw()
         return self
 
@@ -56,8 +61,9 @@ class Display:
     ) -> None:
         self._due = math.inf
         if self._live is not None:
-            self._live.stop()
-            self._live = None
+            live, self._live = self._live, None
+            with self._or_quiet():
+                live.stop()
         self.note(self._sum())
 
     def plan(self, cells: Iterable[tuple[str, str, str]]) -> None:
@@ -93,39 +99,66 @@ class Display:
         status = str(result.get("status", "error"))
         self._ended[status] += 1
         self.cell = Progress("", 1, 1)
-        line = Text(f"{self._place(label, len(self._done))}  ")
+        line = Text(self._encodable(f"{self._place(label, len(self._done))}  "))
         line.append(status, style=COLOURS.get(status, "red"))
-        self._print(line.append(_end(status, result)))
+        self._print(line.append(self._encodable(_end(status, result))))
         self._redraw()
 
     def note(self, text: str) -> None:
         """A line of text that stays."""
-        self._print(Text(text))
+        self._print(Text(self._encodable(text)))
 
     def _print(self, line: Text) -> None:
-        # A log keeps its lines whole; a terminal breaks them at words.
-        self.console.print(line, soft_wrap=self._live is None)
+        with self._or_quiet():
+            # A log keeps its lines whole; a terminal breaks them at words.
+            self.console.print(line, soft_wrap=self._live is None)
+
+    @contextlib.contextmanager
+    def _or_quiet(self) -> Iterator[None]:
+        """What cannot be shown must not cost a cell: nothing more is shown, and the terminal given back if it can be.
+
+        SystemExit is rich's answer to a closed pipe, ValueError Python's to a closed file or a letter without a code.
+        """
+        try:
+            yield
+        except (OSError, ValueError, SystemExit):
+            self.console.quiet = True
+            live, self._live = self._live, None
+            if live is not None:
+                with contextlib.suppress(Exception, SystemExit):  # half started, rich fails in ways of its own
+                    live.stop()
+                with contextlib.suppress(OSError, ValueError):
+                    self.console.file.write(SHOW_CURSOR)
+
+    def _encodable(self, text: str) -> str:
+        """``?`` for what the terminal or log has no code for."""
+        return text.encode(self.console.encoding, "replace").decode(self.console.encoding)
 
     def _place(self, label: str, number: int) -> str:
         return f"[{number:>{len(str(self.total))}}/{self.total}] {label:<{self._width}}"
 
     def _redraw(self) -> None:
         if self._live is not None:
-            self._live.refresh()
+            with self._or_quiet():
+                self._live.refresh()
             self._due = time.monotonic() + REDRAW
 
     def _view(self) -> RenderableType:
+        """A line for the grid and one for the cell; on a narrow terminal with fewer facts, never with half a word."""
+        room, bar = self.console.width - 1, min(30, self.console.width // 4)
         failed = sum(count for status, count in self._ended.items() if status not in COLOURS)
+        facts = [
+            Text(f"{len(self._done)}/{self.total} cell{'s'[: self.total != 1]}"),
+            Text(f"{failed} failed" if failed else "", style="red"),
+            Text(clock(time.monotonic() - self._start)),
+            Text(self._time_left()),
+        ]
         grid = Table.grid(padding=(0, 2, 0, 0))
-        grid.add_row(
-            ProgressBar(self.total, len(self._done) + self.cell.share, width=min(30, self.console.width // 4)),
-            f"{len(self._done)}/{self.total} cells",
-            *([Text(f"{failed} failed", style="red")] if failed else []),
-            clock(time.monotonic() - self._start),
-            self._time_left(),
-        )
-        said = f"{self.cell.label}  {self.cell.told()}" if self.cell.label else ""
-        return Group(grid, Text(said, no_wrap=True, overflow="ellipsis"))
+        done = ProgressBar(self.total, len(self._done) + self.cell.share, width=bar)
+        grid.add_row(done, *_fitting([fact for fact in facts if fact], room - bar - 2))
+        said = [Text(self._encodable(part)) for part in (self.cell.label, *self.cell.facts()) if self.cell.label]
+        cut: OverflowMethod = "ellipsis" if self._encodable("…") == "…" else "crop"
+        return Group(grid, Text("  ").join(_fitting(said, room, cut)))
 
     def _time_left(self) -> str:
         """For the whole grid, as if the cells to come took as long as those of this session did on average."""
@@ -171,18 +204,21 @@ class Progress:
 
     def told(self) -> str:
         """``epoch 4/10  loss 0.213  top-1 97.2  1520 images/s  ~0:12 left``."""
+        return "  ".join(self.facts())
+
+    def facts(self) -> list[str]:
+        """The parts of ``told``, the first the most important."""
         epoch, _, loss, speed = self.at
         if not epoch:
-            return "starting"
-        left = (time.monotonic() - self._start) * (1 / self.share - 1) if self.share else math.nan
+            return ["starting"]
         said = (
             f"epoch {epoch}/{self.epochs}",
             _said("loss {:.3f}", loss),
             _said("top-1 {:.1f}", self.top1),
-            _said("{:.0f} images/s", speed),
-            f"~{clock(left)} left" if self.share else "",
+            _speed(speed),
+            f"~{clock((time.monotonic() - self._start) * (1 / self.share - 1))} left" if 0 < self.share < 1 else "",
         )
-        return "  ".join(part for part in said if part)
+        return [part for part in said if part]
 
 
 def clock(seconds: float) -> str:
@@ -200,7 +236,7 @@ def _end(status: str, result: Mapping[str, Any]) -> str:
     said = (
         _said("top-1 {:.1f}", _number(result, "top1")),
         _said("{:.1f} s", _number(result, "train_seconds")),
-        _said("{:.0f} images/s", _number(result, "images_per_s")),
+        _speed(_number(result, "images_per_s")),
     )
     return "".join(f"  {part}" for part in said if part)
 
@@ -212,3 +248,20 @@ def _number(row: Mapping[str, Any], key: str) -> float:
 
 def _said(form: str, value: float) -> str:
     return "" if math.isnan(value) else form.format(value)
+
+
+def _speed(value: float) -> str:
+    """Below ten with a decimal: a slow net is not at a standstill."""
+    return _said("{:.1f} images/s" if value < 9.95 else "{:.0f} images/s", value)
+
+
+def _fitting(parts: Iterable[Text], room: int, cut: OverflowMethod = "ellipsis") -> list[Text]:
+    """As many parts as fit beside each other, two spaces between; the first in any case, cut if it must be."""
+    fitting: list[Text] = []
+    for part in parts:
+        if fitting and room < cell_len(part.plain):
+            break
+        part.truncate(max(room, 1), overflow=cut)
+        fitting.append(part)
+        room -= cell_len(part.plain) + 2
+    return fitting

@@ -39,6 +39,7 @@ def run(view):
 def test_lines_where_there_is_no_terminal():
     lines = run(Display(3, console=console())).splitlines()
     assert lines[0].startswith("[2/3] bgn-b8-s0  epoch 1/2  loss 0.213  top-1 97.2  1520 images/s  ~0:00 left")
+    assert len(lines[0].split("  ")) == 6
     assert lines[1] == "[2/3] bgn-b8-s0  ok  top-1 98.2  12.1 s  1534 images/s"
     assert lines[2] == "[3/3] bn-b16-s0  diverged  loss [nan] at step 3"
     assert lines[3] == "2 cells in 0:00: 1 ok, 1 diverged"
@@ -170,3 +171,118 @@ def test_clock(seconds, text):
 def test_import_is_light():
     code = "import sys, normbench.display as d; assert not {'torch', 'pandas'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_cell_that_is_done_has_no_time_left():
+    view = Display(1, console=console())
+    view.begin("a", "x", 2, 10)
+    view.row(ROW)
+    assert "left" in view.cell.told()
+    view.row({**ROW, "epoch": 2})
+    assert view.cell.told() == "epoch 2/2  loss 0.213  top-1 97.2  1520 images/s"
+
+
+@pytest.mark.parametrize(("speed", "text"), [(0.31, "0.3"), (9.94, "9.9"), (9.96, "10"), (1534.2, "1534")])
+def test_slow_nets_are_not_at_a_standstill(speed, text):
+    view = Display(1, console=console())
+    view.begin("a", "x", 1, 10)
+    view.step(1, 1, 0.5, speed)
+    assert f"  {text} images/s" in view.cell.told()
+    view.finish("a", "x", {**OK, "images_per_s": speed})
+    assert shown(view).endswith(f"  {text} images/s\n")
+
+
+@pytest.mark.parametrize(("total", "text"), [(1, "0/1 cell "), (2, "0/2 cells ")])
+def test_one_cell_is_no_cells(total, text):
+    with Display(total, console=console(terminal=True)) as view:
+        assert text in shown(view)
+
+
+@pytest.mark.parametrize("width", range(20, 90, 3))
+def test_a_narrow_terminal_shows_whole_words(width):
+    view = Display(3, console=console(width=width))
+    view._ended["error"] = 1
+    view.begin("a", "bn-b2-s0", 2, 10)
+    view.step(1, 1, 0.5, 1500.0)
+    view.row(ROW)
+    view.console.print(view._view())
+    grid, cell = shown(view).splitlines()[-2:]
+    assert max(len(grid), len(cell)) <= width
+    whole = ["bn-b2-s0", *view.cell.facts()]
+    said = cell.strip().split("  ")
+    assert said == whole[: len(said)]
+    assert "…" not in grid
+    assert "0/3 cells" in grid
+
+
+class Broken(io.StringIO):
+    """A file that works for a while."""
+
+    def __init__(self, error, after):
+        super().__init__()
+        self.error, self.left = error, after
+
+    def write(self, text):
+        self.left -= 1
+        if self.left < 0:
+            raise self.error
+        return super().write(text)
+
+
+ERRORS = [OSError(28, "No space left on device"), UnicodeEncodeError("ascii", "é", 0, 1, "no"), ValueError("closed")]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("after", range(8))
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_what_cannot_be_shown_costs_nothing(monkeypatch, terminal, after, error):
+    monkeypatch.setattr(display, "REDRAW", 0.0)
+    out = sys.stdout
+    file = Broken(error, after)
+    view = Display(3, console=Console(file=file, force_terminal=terminal, width=100, color_system=None))
+    run(view)
+    view.note("afterwards")
+    assert view._ended == {"ok": 1, "diverged": 1}
+    assert sys.stdout is out
+    assert file.left >= 0 or view.console.quiet
+
+
+CLOSED = """
+import sys
+from normbench.display import Display
+sys.stdin.readline()
+with Display(2) as view:
+    view.begin("a", "x", 1, 1)
+    view.finish("a", "x", {"status": "ok"})
+    view.finish("b", "y", {"status": "ok"})
+print("went on", file=sys.stderr)
+"""
+
+
+def test_a_closed_pipe_costs_nothing():
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen([sys.executable, "-c", CLOSED], text=True, **pipes) as process:
+        process.stdout.close()
+        process.stdin.write("go\n")
+        process.stdin.close()
+        assert process.stderr.read() == "went on\n"
+        assert process.wait(timeout=60) == 0
+
+
+def test_letters_that_a_log_has_no_code_for_become_question_marks():
+    raw = io.BytesIO()
+    view = Display(1, console=Console(file=io.TextIOWrapper(raw, "ascii"), width=80, highlight=False))
+    view.finish("a", "bn-b2-s0", {"status": "error", "reason": "größer"})
+    assert raw.getvalue() == b"[1/1] bn-b2-s0  error  gr??er\n"
+
+
+def test_a_terminal_that_knows_ascii_alone_is_drawn_on(monkeypatch):
+    monkeypatch.setattr(display, "REDRAW", 0.0)
+    raw = io.BytesIO()
+    file = io.TextIOWrapper(raw, "ascii", write_through=True)
+    view = Display(3, console=Console(file=file, force_terminal=True, width=30, color_system=None))
+    with view:
+        view.begin("a", "größe-of-a-very-long-name-of-a-cell", 2, 10)
+        view.step(1, 1, 0.5, 1500.0)
+        assert not view.console.quiet
+    assert b"gr??e-of-a-very" in raw.getvalue()

@@ -44,10 +44,12 @@ class Report:
 def write(folder: Path | str) -> Report:
     """Write results.csv, table.csv, table.md, plot.png and plot.svg into a sweep's folder, each whole or not at all.
 
+    results.csv has a row per cell, table.csv one per entry of the table (a mean over seeds): both are data, numbers in
+    columns of their own (``report.tidy.rows``). table.md and the plots are for reading.
     Raises StoreError if the folder is no sweep, was written by another schema version, holds no cell, or cannot be
     written.
     """
-    from normbench.report import frame, plot, table
+    from normbench.report import frame, notes, plot, table, tidy
 
     folder = Path(folder)
     if not records.is_sweep(folder):
@@ -55,10 +57,10 @@ def write(folder: Path | str) -> Report:
     cells = frame.read(folder)
     spots = frame.spots(cells)
     made = table.make(folder.resolve().name, cells, spots)
-    pictures = plot.draw(made.title, spots)
+    pictures = plot.draw(made.title, spots, notes.settings(cells))
     contents = {
         "results.csv": records.to_csv(records.rows(folder)),
-        "table.csv": made.csv(),
+        "table.csv": records.to_csv(tidy.rows(cells, spots)),
         "table.md": made.markdown(),
     } | {f"plot.{k}": v for k, v in pictures.items()}
     return Report(folder, made, tuple(_save(folder / name, content) for name, content in contents.items()))

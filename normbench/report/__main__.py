@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +13,13 @@ from normbench.errors import NormbenchError
 from normbench.report import write
 
 EPILOG = """\
-Into each sweep's folder go results.csv, table.csv, table.md, plot.png and plot.svg. They are made from the cells' own
-folders, so this can be done again at any time, while a sweep runs too, and on a machine without torch.
+Into each sweep's folder go
+  results.csv          one row per cell (a training run): configuration, status, measurements
+  table.csv            one row per entry of the table: line, configuration, batch, mean, s.d. and number of its seeds
+  table.md             the table as it is printed, and its notes
+  plot.png, plot.svg   top-1 against batch
+They are made from the cells' own folders, so this can be done again at any time, while a sweep runs too, and on a
+machine without torch.
 
 examples:
   python -m normbench.report runs              every sweep in runs/ but reference/
@@ -37,13 +43,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         named = [Path(path) for path in options.dir]
         for folder in folders:
             if folder not in named and not any(folder.glob("*/config.yaml")):
-                print(f"{folder}: no cell yet")
+                _say(f"{folder}: no cell yet")
             else:
-                print(write(folder))
+                _say(str(write(folder)))
     except NormbenchError as error:
         print(f"normbench.report: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _say(text: str) -> None:
+    """Print; whoever has read enough (``| head``) or cannot show a letter keeps no report from being written."""
+    try:
+        print(text, flush=True)
+    except UnicodeEncodeError:
+        _say(text.encode("ascii", "replace").decode())
+    except BrokenPipeError:
+        # What is still buffered would be tried again, and fail again, when Python exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:

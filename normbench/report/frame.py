@@ -24,6 +24,8 @@ from normbench.errors import StoreError
 
 # Comparisons hold inside one of these blocks: another network or other pictures are another experiment.
 BLOCK = ("data", "arch")
+# The hash of a user's file or of the pictures: told behind a name that stands for several.
+SOURCE = ".source"
 # What may follow the batch by a rule, besides a normalizer's own options (``norm.…``).
 FOLLOWS = ("lr", "steps")
 # The baselines come first, the rest by name.
@@ -50,8 +52,9 @@ def read(folder: Path | str) -> pd.DataFrame:
 class Spot:
     """What stands at one line and batch: the top-1 (%) of the seeds that ended ok, and how the others ended.
 
-    best: the highest mean of its block and batch among the complete ones, all of them where they print alike,
-    none where there is nothing to compare. Complete: every seed ended ok, and no other line has more seeds there.
+    contest: all settings but the norm's, batch and seed; only spots of one contest are compared.
+    best: the highest mean of its block, batch and contest among the complete ones, all of them where they print alike,
+    none where there is nothing to compare. Complete: every seed ended ok, and no rival has more seeds there.
     """
 
     block: str
@@ -59,6 +62,7 @@ class Spot:
     batch: int
     values: tuple[float, ...]
     failed: Mapping[str, int]
+    contest: str = ""
     best: bool = False
 
     @property
@@ -71,6 +75,11 @@ class Spot:
         return statistics.fmean(self.values) if self.values else math.nan
 
     @property
+    def sd(self) -> float:
+        """Of the sample (n − 1); NaN for fewer than two results."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else math.nan
+
+    @property
     def text(self) -> str:
         """``98.1 ± 0.2 (3)``, ``97.9 (2/3, 1 diverged)``, ``diverged``; ± the sample's standard deviation (n − 1)."""
         kinds = ", ".join(f"{count} {status}" for status, count in sorted(self.failed.items()))
@@ -79,14 +88,22 @@ class Spot:
             return alike if len(self.failed) == 1 else f"0/{self.n}, {kinds}"
         if self.failed:
             return f"{self.mean:.1f} ({len(self.values)}/{self.n}, {kinds})"
-        return f"{self.mean:.1f}" + (f" ± {statistics.stdev(self.values):.1f} ({self.n})" if self.n > 1 else "")
+        return f"{self.mean:.1f}" + (f" ± {self.sd:.1f} ({self.n})" if self.n > 1 else "")
 
 
 def spots(frame: pd.DataFrame) -> list[Spot]:
     """The table's entries, line by line as they are to be shown."""
     known = frame[frame["line"] != ""]
-    groups: Iterable[Any] = known.groupby(["block", "line", "batch"], sort=False)
-    return _marked([_spot(str(block), str(line), int(batch), cells) for (block, line, batch), cells in groups])
+    contests = _contests(known)
+    return _marked(
+        [_spot(block, line, batch, cells, contests[cells.index[0]]) for (block, line, batch), cells in places(known)]
+    )
+
+
+def places(frame: pd.DataFrame) -> list[tuple[tuple[str, str, int], pd.DataFrame]]:
+    """The cells at every (block, line, batch), as they are to be shown."""
+    groups: Iterable[Any] = frame[frame["line"] != ""].groupby(["block", "line", "batch"], sort=False)
+    return [((str(block), str(line), int(batch)), cells) for (block, line, batch), cells in groups]
 
 
 def grouped(spots: Iterable[Spot], key: str) -> dict[Any, list[Spot]]:
@@ -105,7 +122,8 @@ def configuration(frame: pd.DataFrame) -> list[str]:
 
 def shown(frame: pd.DataFrame) -> dict[str, set[str]]:
     """For every configuration column that varies beside norm, batch and seed: the norms in whose labels it stands."""
-    columns = [c for c in configuration(frame) if c not in ("norm", "batch", "seed") and _words(frame, c).nunique() > 1]
+    told = [c for c in configuration(frame) if c not in ("norm", "batch", "seed") and not c.endswith(SOURCE)]
+    columns = [c for c in told if _words(frame, c).nunique() > 1]
     norms = set(frame["norm"].dropna())
     general = [c for c in columns if not _may_follow(c)]
     found = dict.fromkeys(general, norms)
@@ -113,6 +131,23 @@ def shown(frame: pd.DataFrame) -> dict[str, set[str]]:
         found[column] = _norms_split_by(frame, column, general)
     # The rate is asked last: an option that is shown may be the reason why it differs.
     return found | {c: _norms_split_by(frame, c, [k for k in found if k not in FOLLOWS]) for c in FOLLOWS if c in found}
+
+
+def named(frame: pd.DataFrame, group: str) -> pd.Series:
+    """The name of every cell's norm, data or arch, as labels show it: ``gn``, ``mine.py:MyNorm @1a2b3c4d``.
+
+    Folders and hashes are told only where a name would stand for several without them.
+    """
+    names = frame[group].map(word).map(_short_values(frame[group]))
+    column = group + SOURCE
+    if column not in frame:
+        return names
+    # A limit on the pictures may change their hash, and stands in the label already.
+    options = [c for c in configuration(frame) if c.startswith("data.") and c != column] if group == "data" else []
+    keys = [_words(frame, key).rename(key) for key in (group, *options)]
+    marks = frame[column].map(word)
+    several = marks.groupby(keys, sort=False).transform("nunique") > 1
+    return names + (" @" + marks).where(several & (marks != ""), "")
 
 
 def word(value: Any) -> str:
@@ -147,18 +182,18 @@ def _norms_split_by(frame: pd.DataFrame, column: str, others: Iterable[str]) -> 
 def _labelled(frame: pd.DataFrame, whole: pd.Series) -> pd.DataFrame:
     stands = shown(frame[whole])
     names = _short_names([column for column in stands if column not in BLOCK and stands[column]])
-    short = {column: _short_values(frame[column]) for column in ("norm", *stands)}
+    short = {column: _short_values(frame[column]) for column in names}
+    groups = frame.assign(**{group: named(frame, group) for group in ("norm", *BLOCK) if group in frame})
+    blocks = [c for c in BLOCK if c in groups and groups.loc[whole, c].nunique() > 1]
 
-    def line(row: Mapping[Any, Any]) -> str:
+    def line(row: Mapping[Any, Any], norm: str) -> str:
         set_here = (c for c in names if row["norm"] in stands[c] and row[c] is not None)
-        return " ".join([short["norm"][word(row["norm"])], *(f"{names[c]}={short[c][word(row[c])]}" for c in set_here)])
+        return " ".join([norm, *(f"{names[c]}={short[c][word(row[c])]}" for c in set_here)])
 
-    def block(row: Mapping[Any, Any]) -> str:
-        return " · ".join(short[c][word(row[c])] for c in BLOCK if c in stands)
-
-    rows = list(zip(frame.to_dict("records"), whole, strict=True))
-    columns = {name.__name__: [name(row) if known else "" for row, known in rows] for name in (line, block)}
-    return _told_apart(frame.assign(**columns))
+    rows = zip(frame.to_dict("records"), groups["norm"], whole, strict=True)
+    lines = [line(row, norm) if known else "" for row, norm, known in rows]
+    block = [" · ".join(row) for row in groups[blocks].to_numpy()]
+    return _told_apart(frame.assign(line=lines, block=pd.Series(block, frame.index).where(whole, "")))
 
 
 def _told_apart(frame: pd.DataFrame) -> pd.DataFrame:
@@ -203,19 +238,28 @@ def _natural(value: Any) -> tuple[tuple[int, float, str], ...]:
     return tuple((1, float(part), "") if part.isdigit() else (2, 0.0, part) for part in parts if part)
 
 
-def _spot(block: str, line: str, batch: int, cells: pd.DataFrame) -> Spot:
+def _contests(frame: pd.DataFrame) -> pd.Series:
+    own = {"norm", "batch", "seed"}
+    settings = [c for c in configuration(frame) if c not in own and not c.startswith("norm.")]
+    rows = zip(*(_words(frame, column) for column in settings), strict=True)
+    return pd.Series(["|".join(row) for row in rows], frame.index, dtype=object)
+
+
+def _spot(block: str, line: str, batch: int, cells: pd.DataFrame, contest: str) -> Spot:
     top1 = pd.to_numeric(cells["top1"], errors="coerce")
     ok = (cells["status"] == "ok") & top1.notna()
     failed = Counter(str(status) if status != "ok" else "no top-1" for status in cells.loc[~ok, "status"])
-    return Spot(block, line, batch, tuple(map(float, top1[ok])), failed)
+    return Spot(block, line, batch, tuple(map(float, top1[ok])), failed, contest)
 
 
 def _marked(spots: list[Spot]) -> list[Spot]:
+    contests: dict[tuple[str, int, str], list[Spot]] = {}
+    for spot in spots:
+        contests.setdefault((spot.block, spot.batch, spot.contest), []).append(spot)
     best: set[int] = set()
-    for block in grouped(spots, "block").values():
-        for rivals in grouped(block, "batch").values():
-            most = max(spot.n for spot in rivals)
-            entrants = [spot for spot in rivals if spot.n == most and not spot.failed]
-            highest = max((f"{spot.mean:.1f}" for spot in entrants), key=float, default="")
-            best |= {id(spot) for spot in entrants if len(entrants) > 1 and f"{spot.mean:.1f}" == highest}
+    for rivals in contests.values():
+        most = max(spot.n for spot in rivals)
+        entrants = [spot for spot in rivals if spot.n == most and not spot.failed]
+        highest = max((f"{spot.mean:.1f}" for spot in entrants), key=float, default="")
+        best |= {id(spot) for spot in entrants if len(entrants) > 1 and f"{spot.mean:.1f}" == highest}
     return [replace(spot, best=True) if id(spot) in best else spot for spot in spots]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
+
+from normbench.report.frame import Spot
 
 FONT: dict[Any, Any] = {
     "font.family": "DejaVu Sans", "font.size": 8, "axes.labelsize": 8, "xtick.labelsize": 7.5, "ytick.labelsize": 7.5,
@@ -28,9 +31,13 @@ HOME = {
 }  # fmt: skip
 MARKERS = dict(zip(COLOURS, "osD^vPXp", strict=True))  # a second sign of the line, for print in black and white
 MORE_MARKERS = "<>h8*d"
-DASHES = ((0, (4, 1.5)), (0, (1, 1.2)))
+# Eight colours, solid and in these dashes, are forty lines of which no two look alike.
+DASHES = ((0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (8, 3)))
 FOLD = 8  # a larger ratio of errors makes the scale logarithmic in the error
-TICKS = (0, 50, 80, 90, 95, 98, 99, 99.5, 99.8, 99.9, 99.95, 99.98)
+# Places of a tick on that scale, and those that come first where not all have room.
+TICKS = (0, 10, 20, 30, 40, 50, 60, 70, 80, 85, 90, 95, 98, 99, 99.5, 99.8, 99.9, 99.95, 99.98, 99.99, 100)
+DEAR = (50, 90, 99, 99.9, 80, 95, 98, 99.5, 99.8, 30, 70, 20, 60)
+APART = {"x": 0.14, "y": 0.075}  # the least share of an axis between two ticks
 
 
 @dataclass(frozen=True)
@@ -44,11 +51,16 @@ class Style:
     def mark(self, *, hollow: bool = False, size: float = 4) -> dict[str, Any]:
         """Arguments of ``Axes.plot`` for a mean."""
         face = "white" if hollow else self.colour
-        return {"marker": self.marker, "ms": size, "color": self.colour, "mfc": face, "mew": 0.8, "ls": "", "zorder": 4}
+        mark = {"marker": self.marker, "ms": size, "color": self.colour, "mfc": face, "mew": 0.8}
+        return {**mark, "ls": "", "zorder": 4, "clip_on": False}
 
     def faint(self) -> dict[str, Any]:
         """Arguments of ``Axes.plot`` for single seeds."""
-        return {"marker": self.marker, "ms": 2.6, "color": self.colour, "alpha": 0.35, "mew": 0, "ls": "", "zorder": 2}
+        return {"marker": self.marker, "ms": 2.8, "color": self.colour, "alpha": 0.6, "mew": 0, "ls": "", "zorder": 2}
+
+    def bar(self) -> dict[str, Any]:
+        """Arguments of ``Axes.errorbar`` for a standard deviation."""
+        return {"fmt": "none", "ecolor": self.colour, "elinewidth": 0.8, "capsize": 1.6, "capthick": 0.8, "zorder": 3}
 
 
 def styled(lines: list[str]) -> dict[str, Style]:
@@ -81,8 +93,14 @@ def _again(k: int) -> Style:
     return Style(colour, MORE_MARKERS[k % len(MORE_MARKERS)], DASHES[k // len(COLOURS) % len(DASHES)])
 
 
-def scale(axes: Axes, values: list[float], axis: str) -> None:
-    """Scale, limits, ticks and name of an axis of top-1 (%); ``axis`` is ``x`` or ``y``.
+def reach(spots: Iterable[Spot]) -> list[float]:
+    """Where the bars of the standard deviations end, within 0 and 100 %."""
+    ends = [spot.mean + side * spot.sd for spot in spots if len(spot.values) > 1 for side in (-1, 1)]
+    return [min(max(end, 0.0), 100.0) for end in ends]
+
+
+def scale(axes: Axes, values: list[float], axis: str, bars: Iterable[float] = ()) -> None:
+    """Scale, limits, ticks and name of an axis of top-1 (%); ``axis`` is ``x`` or ``y``; ``bars``: see ``reach``.
 
     Linear, or logarithmic in the error where the errors differ more than ``FOLD``-fold.
     """
@@ -91,8 +109,9 @@ def scale(axes: Axes, values: list[float], axis: str) -> None:
     errors = [max(100 - value, 0.0) for value in values]
     least = max(min((error for error in errors if error > 0), default=2.0) / 2, 0.01)
     if max(errors) > FOLD * max(min(errors), least):
-        _scale_error(axes, least, errors, axis)
+        _scale_error(axes, least, min([*values, *bars]), max(values), axis)
         return
+    values = [*values, *bars]
     middle, span = (min(values) + max(values)) / 2, max(max(values) - min(values), 1.0)
     low, high = middle - span / 2, middle + span / 2
     limits = (low - 0.12 * span, min(high + 0.1 * span, 100 + 0.03 * span))
@@ -100,8 +119,13 @@ def scale(axes: Axes, values: list[float], axis: str) -> None:
     getattr(axes, f"{axis}axis").set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10], min_n_ticks=3))
 
 
-def _scale_error(axes: Axes, least: float, errors: list[float], axis: str) -> None:
-    """Equal steps for equal ratios of the error; an error below ``least`` (at 100 %) is drawn at it."""
+def _scale_error(axes: Axes, least: float, lowest: float, highest: float, axis: str) -> None:
+    """Equal steps for equal ratios of the error; an error below ``least`` (at 100 %) is drawn at it.
+
+    From the tick below the lowest value to the tick above the highest, so that every value can be read.
+    """
+    low, high = max(t for t in TICKS if t <= max(lowest, 0)), min(t for t in TICKS if t >= min(highest, 100))
+    least = least if high == 100 else 100 - high
 
     def forward(top1: np.ndarray) -> np.ndarray:
         return -np.log10(np.maximum(100 - np.asarray(top1, dtype=float), least))
@@ -110,9 +134,15 @@ def _scale_error(axes: Axes, least: float, errors: list[float], axis: str) -> No
         return 100 - 10 ** -np.asarray(place, dtype=float)
 
     getattr(axes, f"set_{axis}scale")("function", functions=(forward, inverse))
-    low, high = 100 - min(max(errors) * 1.3, 130), 100 - max(min(errors) / 1.3, least)
-    axes.set(**{f"{axis}lim": (low, high), f"{axis}label": "top-1 (%), log scale of the error"})
-    ticks(getattr(axes, f"{axis}axis"), [tick for tick in TICKS if low <= tick <= high])
+    foot = 100 - (100 - low) * ((100 - low) / least) ** 0.07  # room below the lowest tick for what has no result
+    axes.set(**{f"{axis}lim": (foot, high), f"{axis}label": "top-1 (%), log scale of the error"})
+    places = {tick: float(forward(np.array(tick))) for tick in TICKS if low <= tick <= high}
+    span = places[high] - places[low]
+    kept = [low, high]
+    for tick in (t for t in DEAR if t in places):
+        if all(abs(places[tick] - places[other]) >= APART[axis] * span for other in kept):
+            kept.append(tick)
+    ticks(getattr(axes, f"{axis}axis"), sorted(kept))
 
 
 def ticks(axis: Any, places: list[float] | list[int]) -> None:

@@ -148,6 +148,44 @@ def test_other_pictures_are_another_contest(sweep, cell):
     assert {(spot.block, spot.line) for spot in spots if spot.best} == {("digits", "bn"), ("cifar10", "gn")}
 
 
+@pytest.mark.parametrize("key", ["epochs", "data.limit", "workers", "recipe", "lr"])
+def test_only_lines_that_differ_in_the_norm_alone_compete(sweep, cell, key):
+    name, (one, other) = key.replace(".", "__"), AXES[key]
+    assert best(sweep([cell(90, norm="bn", **{name: one}), cell(95, norm="gn", **{name: other})])) == set()
+    grid = [cell(top1, norm=norm, **{name: value}) for value, tops in ((one, (90, 91)), (other, (96, 95)))
+            for norm, top1 in zip(("bn", "gn"), tops, strict=True)]  # fmt: skip
+    assert {line.split(" ")[0] + str(spots) for line, spots in best(sweep(grid, "both"))} == {"bn8", "gn8"}
+    assert len(best(sweep(grid, "again"))) == 2
+
+
+def test_a_norms_own_options_do_not_keep_it_from_the_contest(sweep, cell):
+    folder = sweep([cell(90), cell(95, norm="gn", norm__num_groups=4), cell(94, norm="gn", norm__num_groups=8)])
+    assert best(folder) == {("gn num_groups=4", 8)}
+
+
+def test_a_users_file_that_changed_is_another_line(sweep, cell):
+    mine = {"norm": "/home/me/mine.py:MyNorm"}
+    grid = [cell(90 + k, **mine, norm__source=mark) for k, mark in enumerate(("1a2b3c4d", "5e6f7a8b"))]
+    grid += [cell(80), cell(70, norm="/home/me/other.py:Norm", norm__source="99999999")]
+    assert lines(sweep(grid)) == ["bn", "mine.py:MyNorm @1a2b3c4d", "mine.py:MyNorm @5e6f7a8b", "other.py:Norm"]
+
+
+@pytest.mark.parametrize(("group", "name"), [("data", "digits"), ("arch", "/home/me/nets.py:small")])
+def test_other_pictures_or_another_network_of_the_same_name_are_another_block(sweep, cell, group, name):
+    grid = [cell(90, norm=norm, **{group: name, f"{group}__source": mark})
+            for mark in ("1a2b3c4d", "5e6f7a8b") for norm in ("bn", "gn")]  # fmt: skip
+    found = frame.read(sweep(grid))
+    short = name.rpartition("/")[2]
+    assert list(dict.fromkeys(found["block"])) == [f"{short} @1a2b3c4d", f"{short} @5e6f7a8b"]
+    assert list(dict.fromkeys(found["line"])) == ["bn", "gn"]
+
+
+def test_a_hash_that_only_follows_the_limit_is_not_told(sweep, cell):
+    grid = [cell(90, data__limit=limit, data__source=mark) for limit, mark in ((100, "1a2b3c4d"), (200, "5e6f7a8b"))]
+    assert lines(sweep(grid)) == ["bn limit=100", "bn limit=200"]
+    assert set(frame.read(sweep(grid, "again"))["block"]) == {""}
+
+
 def test_a_cell_without_configuration_is_kept_apart(sweep, cell):
     folder = sweep([cell(90)])
     (folder / "bn-damaged").mkdir()

@@ -1,5 +1,6 @@
 """``normbench.report.write`` and ``python -m normbench.report``."""
 
+import os
 import subprocess
 import sys
 
@@ -84,3 +85,21 @@ assert "matplotlib.pyplot" not in sys.modules
 def test_no_torch_and_a_quick_start(sweep, cell):
     folder = sweep([cell(98.1)])
     subprocess.run([sys.executable, "-W", "error", "-c", CHECK, str(folder)], check=True, timeout=60)
+
+
+def test_a_reader_who_has_read_enough_is_no_error(sweep, cell):
+    folders = [sweep([cell(98.1)], name) for name in ("first", "second")]
+    command = [sys.executable, "-m", "normbench.report", str(folders[0].parent)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()  # before the first line is written
+        assert process.stderr.read() == b""
+        assert process.wait(timeout=60) == 0
+    assert all((folder / "plot.png").exists() for folder in folders), "what was asked for is written all the same"
+
+
+def test_a_terminal_without_the_letters_is_no_error(sweep, cell):
+    command = [sys.executable, "-m", "normbench.report", str(sweep([cell(98.1, seed=0), cell(98.3, seed=1)]))]
+    env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "98.2 ? 0.1 (2)" in done.stdout

@@ -1,6 +1,5 @@
-"""The table on the terminal, as CSV and as Markdown, and its notes."""
+"""The table on the terminal and as Markdown, and its notes."""
 
-import csv
 import io
 
 import pytest
@@ -50,17 +49,6 @@ def test_a_narrow_terminal_breaks_the_table_by_batch(sweep, cell, width):
     assert text.count("90.5 ± 0.7 (2)") == len(batches)
 
 
-def test_csv(grid):
-    assert list(csv.reader(made(grid).csv().splitlines())) == [
-        ["norm", "2", "8"], ["bn", "90.2", "90.8"], ["gn", "90.2", "90.8"], ["ln", "skipped", "–"],
-    ]  # fmt: skip
-
-
-def test_csv_leads_with_the_block_where_there_are_several(sweep, cell):
-    folder = sweep([cell(90, arch="resnet8"), cell(91, arch="resnet20")])
-    assert made(folder).csv() == "block,norm,8\nresnet8,bn,90.0\nresnet20,bn,91.0\n"
-
-
 def test_markdown(sweep, cell):
     grid = [cell(98.1), cell(97.4, norm="my_norm"), cell(status="error", norm="x", reason="a|b*")]
     text = made(sweep(grid)).markdown()
@@ -80,6 +68,40 @@ def test_what_follows_the_batch_is_told(sweep, cell):
     assert "lr 0.01, 0.04 at batch 2, 8" in notes
     assert "bgn: num_groups 1, 16 at batch 2, 8" in notes
     assert "gn: num_groups 4" in notes
+
+
+def test_settings_that_are_the_same_for_all_are_told(sweep, cell):
+    chosen = {"workers": 8, "recipe": "adamw", "amp": "bfloat16", "lr": 0.001, "epochs": None, "steps": 5}
+    grid = [cell(90, norm=norm, batch=4, data__limit=200, **chosen) for norm in ("bn", "gn")]
+    note = "throughout: workers 8, lr 0.001, amp bfloat16, recipe adamw, steps 5, data.limit 200"
+    assert note in made(sweep(grid)).notes
+    assert f"- {note}" in made(sweep(grid, "again")).markdown()
+
+
+@pytest.mark.parametrize("others", [(), ("bn",)])
+def test_options_of_one_norm_are_told_as_its_own(sweep, cell, others):
+    grid = [cell(90, norm="gn", batch=batch, norm__num_groups=4, norm__eps=0.001) for batch in (2, 8)]
+    notes = made(sweep([*grid, *(cell(90, norm=norm) for norm in others)])).notes
+    assert "gn: eps 0.001, num_groups 4" in notes
+    assert "throughout: lr 0.1" in notes
+
+
+def test_places_hashes_and_a_single_worker_are_not_told(sweep, cell):
+    elsewhere = {"device": "cuda", "data__root": "/data", "norm__source": "1a2b3c4d"}
+    notes = made(sweep([cell(90, **elsewhere)])).notes
+    assert not any(word in note for note in notes for word in ("cuda", "/data", "1a2b3c4d", "workers"))
+
+
+@pytest.mark.parametrize(("counts", "said"), [((359, 359), " (359 pictures)"), ((359, 100), "")])
+def test_the_caption_says_how_many_pictures(sweep, cell, counts, said):
+    grid = [cell(90, norm=norm) | {"eval_count": count} for norm, count in zip(("bn", "gn"), counts, strict=True)]
+    grid.append(cell(norm="ln", status="oom"))
+    assert made(sweep(grid)).notes[0].startswith(f"top-1 (%), test split{said}, last epoch")
+
+
+def test_the_caption_says_that_best_is_among_equals(sweep, cell):
+    grid = [cell(90 + k, norm=norm, epochs=epochs) for epochs in (1, 6) for k, norm in enumerate(("bn", "gn"))]
+    assert made(sweep(grid)).notes[0].endswith("bold: best of its batch among lines that differ in the norm alone")
 
 
 def test_what_stands_in_the_labels_is_not_told_again(sweep, cell):
