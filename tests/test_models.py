@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,15 +32,6 @@ SIZES = {
     "resnet50": (25_557_032, 53, 1000),
     "inception_v3": (27_161_264, 96, 1000),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Maps this small are slower on several threads, by far where something else runs too."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make(name: str, *, classes: int = 10, side: int | None = 32, **options: object) -> nn.Module:

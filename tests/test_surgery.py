@@ -43,15 +43,6 @@ EVERY = ["resnet18", "mobilenet_v3_small"]
 RELU = 4
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Maps this small are slower on several threads, by far where something else runs too."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def family() -> Iterator[Callable[[str], nn.Module]]:
     """torchvision's nets, made once; what is done to them must leave them as they are."""
