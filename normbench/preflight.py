@@ -58,17 +58,19 @@ class Planned:
 class Preflight:
     """Checks cells, and remembers what it found out about their parts: a grid has few of each.
 
-    fetch: whether data that is missing may be downloaded (not when only planning).
+    fetch: whether data that is missing may be downloaded (not when only planning). mixed: the grid has several norms.
     """
 
     fetch: bool = True
     described: dict[str, Description] = field(default_factory=dict)
     shapes: dict[str, Shapes] = field(default_factory=dict)
     reasons: dict[str, str | None] = field(default_factory=dict)
+    mixed: bool = False
 
     def plan(self, grid: Grid, store: Store) -> list[Planned]:
         """All cells, in the grid's order, each once. Raises ConfigError or DataError for the first that cannot be."""
         planned: dict[str, Planned] = {}
+        self.mixed = len({item.cell.norm.name for item in grid.cells}) > 1
         for item in grid.cells:
             found = self.check(item.cell, item.changed, store)
             planned.setdefault(found.cell_id, found)
@@ -111,9 +113,10 @@ class Preflight:
         try:
             norms.check_options(cell.norm.name, dict(cell.norm.options))
         except UnknownName as error:
-            name = cell.norm.name.rsplit(":", 1)[-1]
+            if not self.mixed:
+                raise
             raise ConfigError(
-                f"{error} norm.{error.got}=… goes to every norm of the grid; options.{name}.… to {name} alone."
+                f"{error} norm.{error.got}=… goes to every norm of the grid; options.<norm>.{error.got}=… to one alone."
             ) from None
         if cell.batch < row.least_batch:
             return f"{cell.norm.name} needs batch={row.least_batch} or more"

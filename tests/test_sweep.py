@@ -360,7 +360,7 @@ BAD = [
     (["--plan"], "Keys have no dashes: plan=…"),
     (["amp=yes"], "expected true or false"),
     (["data=imagenet", "data.root=/nowhere/at/all", "plan=true"], "/nowhere/at/all"),
-    (["norm=bn,gn", "norm.num_groups=4", "batch=2"], "options.bn.… to bn alone"),
+    (["norm=bn,gn", "norm.num_groups=4", "batch=2"], "options.<norm>.num_groups=… to one alone"),
     (["--plann"], "unknown flag '--plann'"),
     (["--config-dir", "/nowhere/at/all", "norm=bn"], "no folder"),
 ]  # fmt: skip
