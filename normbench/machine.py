@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import gc
 import os
 import platform
@@ -123,6 +124,7 @@ def peak_memory_mib(where: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
 
 
+@functools.cache  # of the code that runs, which a commit during the sweep does not change
 def _revision() -> str | None:
     """The checkout's commit, with ``+`` if files differ from it; None when installed from a wheel."""
     root = Path(__file__).resolve().parent.parent
@@ -137,6 +139,7 @@ def _revision() -> str | None:
     return commit + ("+" if dirty else "")
 
 
+@functools.cache
 def _processor() -> str | None:
     with contextlib.suppress(OSError):
         found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())

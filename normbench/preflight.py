@@ -64,7 +64,7 @@ class Preflight:
     fetch: bool = True
     described: dict[str, Description] = field(default_factory=dict)
     shapes: dict[str, Shapes] = field(default_factory=dict)
-    reasons: dict[str, str | None] = field(default_factory=dict)
+    reasons: dict[tuple[str, int], str | None] = field(default_factory=dict)
     mixed: bool = False
 
     def plan(self, grid: Grid, store: Store) -> list[Planned]:
@@ -93,8 +93,9 @@ class Preflight:
             "norm": norms.get(cell.norm.name).source_hash,
         }
         cell_id = cell.identity(evidence)
-        skip = self.skip_reason(cell, description)
+        self.check_options(cell)
         shapes = self.site_shapes(cell, description)
+        skip = self.skip_reason(cell, shapes)
         values = cell.batch * (cell.chunk or cell.workers) * sum(C * H * W for C, H, W in shapes.values())
         return Planned(cell, cell_id, cell.label(), changed, description, store.status(cell_id), skip, values, evidence)
 
@@ -104,12 +105,8 @@ class Preflight:
             self.described[key] = describe(options, fetch=self.fetch)
         return self.described[key]
 
-    def skip_reason(self, cell: Cell, description: Description) -> str | None:
-        """Why the cell's normalizer cannot be trained at this batch on these sites; None if it can.
-
-        Raises ConfigError when an option does not fit a site, naming the site.
-        """
-        row = norms.get(cell.norm.name)
+    def check_options(self, cell: Cell) -> None:
+        """Raise ConfigError for an option that the normalizer has not or cannot take."""
         try:
             norms.check_options(cell.norm.name, dict(cell.norm.options))
         except UnknownName as error:
@@ -118,22 +115,28 @@ class Preflight:
             raise ConfigError(
                 f"{error} norm.{error.got}=… goes to every norm of the grid; options.<norm>.{error.got}=… to one alone."
             ) from None
-        if cell.batch < row.least_batch:
-            return f"{cell.norm.name} needs batch={row.least_batch} or more"
-        size = fed_size(cell, description)
-        key = repr((cell.arch, cell.norm, cell.batch, size, len(description.classes)))
+
+    def skip_reason(self, cell: Cell, shapes: Shapes) -> str | None:
+        """Why the cell's normalizer cannot be trained at this batch on these sites; None if it can.
+
+        Raises ConfigError when an option does not fit a site, naming the site.
+        """
+        least = norms.get(cell.norm.name).least_batch
+        if cell.batch < least:
+            return f"{cell.norm.name} needs batch={least} or more"
+        key = repr((cell.arch, cell.norm, cell.batch)), id(shapes)  # the shapes are remembered, so their ids last
         if key not in self.reasons:
-            self.reasons[key] = _single_value(cell, self.site_shapes(cell, description))
+            self.reasons[key] = _single_value(cell, shapes)
         return self.reasons[key]
 
     def site_shapes(self, cell: Cell, description: Description) -> Shapes:
         """(C, H, W) of every site, by running the plain network on the meta device."""
         needs_graph = not norms.get(cell.norm.name).drop_in
-        pictures = picture_size(cell, description)
-        key = repr((cell.arch, pictures, fed_size(cell, description), len(description.classes), needs_graph))
+        pictures, fed = picture_size(cell, description), fed_size(cell, description)
+        key = repr((cell.arch, pictures, fed, len(description.classes), needs_graph))
         if key not in self.shapes:
             net = models.outline(cell.arch, num_classes=len(description.classes), picture_size=pictures)
-            self.shapes[key] = _trace(cell, net, fed_size(cell, description))
+            self.shapes[key] = _trace(cell, net, fed)
         return self.shapes[key]
 
 

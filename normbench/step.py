@@ -74,37 +74,30 @@ class BufferMean:
 
     def __init__(self, net: nn.Module) -> None:
         self.units = [module for module in net.modules() if norms.is_unit(module)]
-        self.start: list[tuple[Tensor, Tensor]] = []
+        self.kept: list[tuple[Tensor, Tensor]] = []  # every buffer, and its value before the step
         self.total: list[Tensor] = []
 
     @contextlib.contextmanager
     def part(self, share: float) -> Iterator[None]:
         """One chunk, which holds ``share`` of the workers."""
-        if not self.start:
-            self.start = [
-                (buffer, buffer.clone())
-                for unit in self.units
-                for buffer in unit.buffers()
-                if buffer.is_floating_point()
-            ]
-            self.counts = [
-                (buffer, buffer.clone())
-                for unit in self.units
-                for buffer in unit.buffers()
-                if not buffer.is_floating_point()
-            ]
-            self.total = [torch.zeros_like(kept) for _, kept in self.start]
-        for buffer, kept in (*self.start, *self.counts):
+        if not self.kept:
+            self.kept = [(buffer, buffer.clone()) for unit in self.units for buffer in unit.buffers()]
+            self.total = [torch.zeros_like(kept) for _, kept in self.kept]
+        for buffer, kept in self.kept:
             buffer.copy_(kept)
         yield
-        for (buffer, _), total in zip(self.start, self.total, strict=True):
+        for buffer, total in self._averaged():
             total.add_(buffer, alpha=share)
 
     def settle(self) -> None:
         """After the last chunk: put the means in place. Counters stand as one chunk left them: one step."""
-        for (buffer, _), total in zip(self.start, self.total, strict=True):
+        for buffer, total in self._averaged():
             buffer.copy_(total)
-        self.start, self.total = [], []
+        self.kept, self.total = [], []
+
+    def _averaged(self) -> Iterator[tuple[Tensor, Tensor]]:
+        pairs = ((buffer, total) for (buffer, _), total in zip(self.kept, self.total, strict=True))
+        return (pair for pair in pairs if pair[0].is_floating_point())
 
 
 def classification_loss(out: Any, y: Tensor, smoothing: float) -> Tensor:

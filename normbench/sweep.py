@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from normbench import __version__, grid
+from normbench import __version__, grid, track
 from normbench.errors import ConfigError, NormbenchError, UnknownName, one_line
 from normbench.files import plain
 from normbench.options import one_of
@@ -113,7 +113,6 @@ def sweep(argv: Sequence[str]) -> int:
 
 
 def _run(planned: Sequence[Any], store: Store, settings: Mapping[str, Any]) -> int:
-    from normbench import track
     from normbench.display import Display
     from normbench.launch.local import Local, skip
     from normbench.preflight import will_run
@@ -151,9 +150,10 @@ def _report(store: Store) -> None:
     from normbench import report
 
     try:
-        store.write_results()
         if any(store.folder.glob("*/config.yaml")):
             print(report.write(store.folder))
+        else:
+            store.write_results()
     except Exception as error:
         print(f"normbench: the cells are done, but no table or plot could be made: {one_line(error)}", file=sys.stderr)
 
@@ -161,7 +161,7 @@ def _report(store: Store) -> None:
 def _check(settings: Mapping[str, Any]) -> None:
     """The settings of the sweep as a whole."""
     one_of("rerun", settings["rerun"], RERUNS)
-    one_of("track", settings["track"] or "none", ("none", "wandb"))
+    one_of("track", settings["track"] or "none", track.KINDS)
     one_of("launch", settings["launch"], ("local",))
     for key in ("slots", "ranks"):
         if settings[key] != 1:

@@ -25,7 +25,8 @@ FLOORS = [
     {"train"},
     {"grid"},
     {"preflight"},
-    {"launch", "report", "display", "track"},
+    {"report", "display", "track"},
+    {"launch"},
     {"sweep"},
 ]
 TORCH_FREE = {"errors", "options", "files", "claim", "cell", "records", "report", "display", "track", "grid", "sweep"}

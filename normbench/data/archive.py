@@ -104,7 +104,7 @@ def zip_content(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> 
     check_size(info.filename, info.file_size, path)
     try:
         return archive.read(info)
-    except (RuntimeError, NotImplementedError) as error:
+    except RuntimeError as error:
         raise DataError(
             f"{path}: {info.filename} cannot be unpacked ({one_line(error)}); expected a plain zip without a password; "
             "pack it again"

@@ -5,33 +5,20 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from normbench import machine, surgery
 from normbench.data import Pictures
+from normbench.display import Display
 from normbench.errors import one_line
 from normbench.preflight import Planned
 from normbench.records import Store
-from normbench.train import DivergedError, Watch, length, net_size, open_for, prepare, train
+from normbench.track import Tracker
+from normbench.train import DivergedError, length, net_size, open_for, prepare, train
 
 Result = dict[str, Any]
-
-
-class Display(Watch, Protocol):
-    """The live display: a watch that is told which cell it looks at."""
-
-    def begin(self, cell_id: str, label: str, epochs: int, steps_per_epoch: int) -> None: ...
-    def finish(self, cell_id: str, label: str, result: dict[str, Any]) -> None: ...
-
-
-class Tracker(Protocol):
-    """What mirrors the rows elsewhere."""
-
-    def begin(self, cell: dict[str, Any]) -> None: ...
-    def row(self, row: dict[str, Any]) -> None: ...
-    def finish(self, result: dict[str, Any]) -> None: ...
 
 
 class Onlookers:
@@ -109,8 +96,9 @@ class Local:
 
 
 def skip(item: Planned, store: Store) -> None:
-    """Record a cell that its normalizer cannot do."""
-    store.begin(item.cell_id, item.cell.nested(), item.known, {})
+    """Record a cell that its normalizer cannot do, unless another process is just doing so."""
+    if not store.begin(item.cell_id, item.cell.nested(), item.known, {}):
+        return
     store.finish(item.cell_id, {"status": "skipped", "reason": item.skip, **item.known})
 
 

@@ -54,16 +54,18 @@ def write(folder: Path | str) -> Report:
     folder = Path(folder)
     if not records.is_sweep(folder):
         raise StoreError(f"{str(folder)!r} is no sweep; expected runs/<name>, as normbench.sweep leaves it")
-    cells = frame.read(folder)
+    rows = records.rows(folder)
+    cells = frame.make(folder, rows)
+    _save(folder / "results.csv", records.to_csv(rows))  # first: it needs neither table nor plot
     spots = frame.spots(cells)
     made = table.make(folder.resolve().name, cells, spots)
     pictures = plot.draw(made.title, spots, notes.settings(cells))
     contents = {
-        "results.csv": records.to_csv(records.rows(folder)),
         "table.csv": records.to_csv(tidy.rows(cells, spots)),
         "table.md": made.markdown(),
     } | {f"plot.{k}": v for k, v in pictures.items()}
-    return Report(folder, made, tuple(_save(folder / name, content) for name, content in contents.items()))
+    written = [_save(folder / name, content) for name, content in contents.items()]
+    return Report(folder, made, (folder / "results.csv", *written))
 
 
 def _save(path: Path, content: str | bytes) -> Path:

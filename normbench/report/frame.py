@@ -12,7 +12,7 @@ import math
 import re
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,11 @@ def read(folder: Path | str) -> pd.DataFrame:
     Cells that left no configuration behind (damaged ones) have an empty ``line``.
     Raises StoreError if the folder has no cell, or was written by another schema version.
     """
-    rows = records.rows(folder)
+    return make(folder, records.rows(folder))
+
+
+def make(folder: Path | str, rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """``read`` of rows that are at hand (``records.rows``); ``folder`` is for the error."""
     if not rows:
         raise StoreError(f"{str(folder)!r} has no cell yet; expected a sweep that has begun at least one")
     # As objects: pandas would make floats of integers beside a missing value, and 4 groups 4.0.
