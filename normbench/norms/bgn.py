@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from normbench.errors import InputError
-from normbench.norms import core, groups, running
+from normbench.norms import core, groups, plain, running
 from normbench.norms.options import check_tabled
 from normbench.norms.registry import Normalizer, register
 
@@ -94,19 +94,18 @@ class BatchGroupNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         N, _, H, W = core.check_input(x, self.num_features, "bgn")
-        self._settle(H, W, core.at_least_float32(x.dtype))
+        self._settle(H, W, plain.at_least_float32(x.dtype))
         if self.training:
             workers = core.workers(N, self.batch, "bgn")
-            mean, var = self._statistics(x, workers)
+            y, mean, var = self._standardize(x, workers)
             running.update(self, mean, var, self._unbiased(N // workers, H, W, var))
-        elif self.eval_stats == "running":
-            mean, var = running.statistics(self)
-        else:
-            n = min(self.batch or N, N)
-            if N % n:  # evaluation sees every picture, so the last few are a smaller group of their own
-                return torch.cat([self.forward(x[: N - N % n]), self.forward(x[N - N % n :])])
-            mean, var = self._statistics(x, N // n)
-        return self._normalize(x, mean, var)
+            return y
+        if self.eval_stats == "running":
+            return self._normalize(x, *running.statistics(self))
+        n = min(self.batch or N, N)
+        if N % n:  # evaluation sees every picture, so the last few are a smaller group of their own
+            return torch.cat([self.forward(x[: N - N % n]), self.forward(x[N - N % n :])])
+        return self._standardize(x, N // n)[0]
 
     def values_per_statistic(self, H: int, W: int, batch: int) -> int:
         """How many values stand behind one training statistic, in the smallest group."""
@@ -119,25 +118,36 @@ class BatchGroupNorm(nn.Module):
             f"momentum={self.momentum}, batch={self.batch}, eval_stats={self.eval_stats}"
         )
 
-    def _statistics(self, x: Tensor, workers: int) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance, (workers, G) each."""
+    def _standardize(self, x: Tensor, workers: int) -> tuple[Tensor, Tensor, Tensor]:
+        """y, and the mean and biased variance of (workers, G)."""
         C, G, D = self.num_features, self.num_groups, x[0].numel()
         assert G is not None
+        affine = (self.weight, self.bias)
         if C % G == 0:
-            return core.pool(*core.moments(x), workers, G)
+            return core.standardize(x, workers, G, self.eps, *affine, self.activation)
+        if G % C == 0 and D % G == 0 and x.is_contiguous():  # strips of a map, as if they were maps
+            strips = x.view(len(x), G, D // G, 1)
+            weight, bias = (None if p is None else p.repeat_interleave(G // C) for p in affine)
+            y, mean, var = core.standardize(strips, workers, G, self.eps, weight, bias, self.activation)
+            return y.view(x.shape), mean, var
+        mean, var = self._statistics(x, workers, G, D)
+        return self._normalize(x, mean, var), mean, var
+
+    def _statistics(self, x: Tensor, workers: int, G: int, D: int) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance, (workers, G) each, of pieces that are not whole maps."""
         if D % G == 0:
-            return core.mean_var(x.reshape(workers, -1, G, D // G), (1, 3))
-        mean, var = core.mean_var(x.reshape(workers, -1, D), (1,))
-        return core.pool(mean, var, workers, G)
+            return plain.mean_var(x.reshape(workers, -1, G, D // G), (1, 3))
+        mean, var = plain.mean_var(x.reshape(workers, -1, D), (1,))
+        return plain.pool(mean, var, workers, G)
 
     def _normalize(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
         """x by statistics of (workers, G), or (1, G)."""
         if self.num_features % mean.shape[1] == 0:
             return core.normalize(x, mean, var, self.eps, self.weight, self.bias, self.activation)
         D, maps = x[0].numel(), (len(mean), 1, *x.shape[1:])
-        mean, var = (core.spread(value, len(value), D).expand(-1, D).reshape(maps) for value in (mean, var))
+        mean, var = (plain.spread(value, len(value), D).expand(-1, D).reshape(maps) for value in (mean, var))
         weight, bias = (None if p is None else p[:, None, None] for p in (self.weight, self.bias))
-        a, b = core.coefficients(mean, var, self.eps, weight, bias)
+        a, b = plain.coefficients(mean, var, self.eps, weight, bias)
         y = (x.unflatten(0, (len(mean), -1)) * a).add_(b)  # x first: the output takes the layout of the first operand
         y = y.flatten(0, 1).to(x.dtype)
         return y if self.activation is None else self.activation(y)
@@ -148,7 +158,7 @@ class BatchGroupNorm(nn.Module):
         assert G is not None
         if D % G == 0:
             return running.unbiased(images * D // G)
-        values = images * core.segments(D, G, 1, var.device)[0].to(var.dtype)
+        values = images * plain.segments(D, G, 1, var.device)[0].to(var.dtype)
         return values / (values - 1).clamp(min=1)
 
     def _foreseen(self) -> int | None:

@@ -63,10 +63,10 @@ class BatchNorm(nn.Module):
         N, C, H, W = core.check_input(x, self.num_features, "bn")
         if self.training or self.running_mean is None:
             workers = core.workers(N, self.batch if self.training else None, "bn")
-            mean, var = core.pool(*core.moments(x), workers, C)
+            y, mean, var = core.standardize(x, workers, C, self.eps, self.weight, self.bias, self.activation)
             running.update(self, mean, var, running.unbiased(N // workers * H * W))
-        else:
-            mean, var = running.statistics(self)
+            return y
+        mean, var = running.statistics(self)
         return core.normalize(x, mean, var, self.eps, self.weight, self.bias, self.activation)
 
     def values_per_statistic(self, H: int, W: int, batch: int) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normbench.norms import core, running
+from normbench.norms import core, plain, running
 from normbench.norms.registry import Normalizer, mark, register
 
 LEARNED_EPS = 1e-4
@@ -32,34 +32,6 @@ def reference(
     return y if threshold is None else torch.where(y < threshold[:, None, None], threshold[:, None, None], y)
 
 
-class _Threshold(torch.autograd.Function):
-    """max(y, τ), with a tie's gradient for y; autograd's own halves it.
-
-    A product with the mask, because on CPU ``where`` and ``masked_fill`` take five to ten times as long.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(y: Tensor, threshold: Tensor) -> Tensor:
-        return torch.maximum(y, threshold[:, None, None])
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        (y, threshold), (grad,) = ctx.saved_tensors, grads
-        above = grad * (y >= threshold[:, None, None])
-        return above, (grad - above).sum((0, 2, 3))
-
-
-def thresholded(y: Tensor, threshold: Tensor) -> Tensor:
-    """max(y, τ): y (N, C, H, W), τ (C,)."""
-    return _Threshold.apply(y, threshold.to(y.dtype))
-
-
 class TLU(nn.Module):
     """Thresholded Linear Unit, max(y, τ): (N, C, H, W) → the same. A ReLU at the start (threshold τ (C,) = 0)."""
 
@@ -71,7 +43,7 @@ class TLU(nn.Module):
 
     def forward(self, y: Tensor) -> Tensor:
         core.check_input(y, self.num_features, "TLU")
-        return thresholded(y, self.threshold)
+        return plain.thresholded(y, self.threshold)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}"
@@ -108,13 +80,12 @@ class FilterResponseNorm(nn.Module):
         self.register_load_state_dict_pre_hook(running.leave_statistics_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        core.check_input(x, self.num_features, "frn")
-        nu2 = core.mean_square(x)
+        N, C, *_ = core.check_input(x, self.num_features, "frn")
         eps = self.eps if self.eps_l is None else self.eps + self.eps_l.abs()
-        a = torch.rsqrt(nu2 + eps)
-        a = a if self.weight is None else a * self.weight
-        y = core.scale_shift(x, a, self.bias, self.activation)
-        return y if self.threshold is None else thresholded(y, self.threshold)
+        y, _, _ = core.standardize(
+            x, N, C, eps, self.weight, self.bias, self.activation, centered=False, threshold=self.threshold
+        )
+        return y
 
     def extra_repr(self) -> str:
         learned = "" if self.eps_l is None else " + |eps_l|"

@@ -63,8 +63,7 @@ class GroupNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         N, *_ = core.check_input(x, self.num_features, "gn")
-        mean, var = core.pool(*core.moments(x), N, self.num_groups)
-        return core.normalize(x, mean, var, self.eps, self.weight, self.bias, self.activation)
+        return core.standardize(x, N, self.num_groups, self.eps, self.weight, self.bias, self.activation)[0]
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, num_groups={self.num_groups}, eps={self.eps}"

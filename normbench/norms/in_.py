@@ -47,9 +47,8 @@ class InstanceNorm(nn.Module):
         self.register_load_state_dict_pre_hook(running.leave_statistics_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        core.check_input(x, self.num_features, "in")
-        mean, var = core.moments(x)
-        return core.normalize(x, mean, var, self.eps, self.weight, self.bias, self.activation)
+        N, C, *_ = core.check_input(x, self.num_features, "in")
+        return core.standardize(x, N, C, self.eps, self.weight, self.bias, self.activation)[0]
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}"

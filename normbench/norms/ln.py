@@ -49,8 +49,7 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         N, *_ = core.check_input(x, self.num_features, "ln")
-        mean, var = core.pool(*core.moments(x), N, 1)
-        return core.normalize(x, mean, var, self.eps, self.weight, self.bias, self.activation)
+        return core.standardize(x, N, 1, self.eps, self.weight, self.bias, self.activation)[0]
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}"

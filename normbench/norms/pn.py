@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normbench.norms import core, running
+from normbench.norms import core, plain, running
 from normbench.norms.registry import Normalizer, register
 
 
@@ -52,11 +52,11 @@ class PositionalNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         _, C, *_ = core.check_input(x, self.num_features, "pn")
-        mean, var = core.mean_var(x, (1,), keepdim=True)
+        mean, var = plain.mean_var(x, (1,), keepdim=True)
         if self.unbiased:
             var = var * (C / (C - 1) if C > 1 else float("nan"))
         y = (x - mean) * torch.rsqrt(var + self.eps)
-        y = core.scale_shift(y, self.weight, self.bias).to(x.dtype)
+        y = plain.scale_shift(y, self.weight, self.bias).to(x.dtype)
         return y if self.activation is None else self.activation(y)
 
     def extra_repr(self) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normbench.norms.core import at_least_float32
+from normbench.norms.plain import at_least_float32
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 BATCHNORM_KEYS = ("weight", "bias", *STATISTICS)

@@ -8,7 +8,8 @@ from norm_cases import C, gradients, pictures
 from torch import nn
 
 from normbench import norms
-from normbench.norms.frn import TLU, thresholded
+from normbench.norms.frn import TLU
+from normbench.norms.plain import thresholded
 
 
 def test_a_relu_becomes_a_tlu_and_anything_else_is_kept() -> None:

@@ -7,7 +7,7 @@ import torch
 from norm_cases import CASES, C, Case, gradients, make, pictures, reference
 
 from normbench import norms
-from normbench.norms import core
+from normbench.norms import plain
 
 SHAPES = [(4, C, 4, 4), (4, C, 3, 5), (4, C, 1, 1), (1, C, 4, 3), (6, C, 7, 1)]
 
@@ -72,21 +72,21 @@ def test_gradcheck(case: Case, training: bool) -> None:
 
 def test_the_core_functions_can_be_differentiated_twice() -> None:
     x = pictures(2, 3, 2, 2).requires_grad_()
-    assert torch.autograd.gradcheck(core.moments, (x,))
-    assert torch.autograd.gradgradcheck(core.moments, (x,))
-    assert torch.autograd.gradgradcheck(core.mean_square, (x,))
+    assert torch.autograd.gradcheck(plain.moments, (x,))
+    assert torch.autograd.gradgradcheck(plain.moments, (x,))
+    assert torch.autograd.gradgradcheck(plain.mean_square, (x,))
 
 
 @pytest.mark.parametrize("groups", [1, 2, 3, 6, 4, 5])
 @pytest.mark.parametrize("rows", [1, 2, 4])
 def test_pool_is_exact_and_spread_is_its_inverse_in_shape(rows: int, groups: int) -> None:
     x = pictures(4, C, 3, 2)
-    mean, var = core.pool(*core.moments(x), rows, groups)
+    mean, var = plain.pool(*plain.moments(x), rows, groups)
     group = torch.tensor([(c * groups) // C for c in range(C)])
     for r, images in enumerate(x.chunk(rows)):
         for g in range(groups):
             values = images[:, group == g]
             torch.testing.assert_close(mean[r, g], values.mean(), atol=1e-13, rtol=0)
             torch.testing.assert_close(var[r, g], values.var(correction=0), atol=1e-13, rtol=0)
-    wide = core.spread(mean, 4, C).expand(4, C)
+    wide = plain.spread(mean, 4, C).expand(4, C)
     assert all(wide[n, c] == mean[n * rows // 4, group[c]] for n in range(4) for c in range(C))
