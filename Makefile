@@ -2,10 +2,11 @@
 # make check   lint and types                            make ci       what CI runs: check, test, demo
 # make test-slow, make gpu   tests that need minutes or a Debian package, or a CUDA device
 # make report  the tables and plots of runs/ again       make clean    remove .venv and caches, never runs/
+# make bench   what each normalizer costs here, quickly; all shapes:  python -m normbench.bench
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: demo test check ci test-slow gpu report clean
+.PHONY: demo test check ci test-slow gpu report bench clean
 
 demo: .venv/ready
 	$(PY) -m normbench.sweep norm=bgn batch=2,8,32
@@ -28,6 +29,9 @@ gpu: .venv/ready
 
 report: .venv/ready
 	$(PY) -m normbench.report runs
+
+bench: .venv/ready
+	$(PY) -m normbench.bench quick=true
 
 # Made on first use and again when the requirements change.
 .venv/ready: pyproject.toml

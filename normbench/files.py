@@ -46,3 +46,11 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+def cache_folder() -> Path:
+    """Where cache files lie: $NORMBENCH_CACHE, else $XDG_CACHE_HOME/normbench, else ~/.cache/normbench."""
+    if os.environ.get("NORMBENCH_CACHE"):
+        return Path(os.environ["NORMBENCH_CACHE"]).expanduser()
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "normbench"

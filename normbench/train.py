@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from normbench import machine, models, surgery
+from normbench import machine, models, norms, surgery
 from normbench.cell import Cell
 from normbench.data import Description, Pictures, open_pictures
 from normbench.errors import NormbenchError
@@ -95,12 +95,20 @@ def prepare(cell: Cell, description: Description, device: torch.device) -> nn.Mo
     return net.to(device).to(memory_format=memory_format(cell))
 
 
+def tell_steps(net: nn.Module, total: int) -> None:
+    """Tell the units that have a schedule of their own (``run_steps``) how many optimizer steps the run has."""
+    for unit in filter(norms.is_unit, net.modules()):
+        if hasattr(unit, "run_steps"):
+            unit.run_steps = total  # type: ignore[assignment]
+
+
 def train(cell: Cell, net: nn.Module, pictures: Pictures, device: torch.device, watch: Watch) -> dict[str, Any]:
     """Train ``net`` as the cell says; the result of the last epoch, with times and peak memory.
 
     Raises DivergedError when the training or the evaluation loss is no longer finite.
     """
     run = length(cell, pictures.description)
+    tell_steps(net, run.total)
     update = optimizer(net, cell.recipe, cell.peak_lr)
     warmup = warmup_steps(cell.recipe, run.per_epoch, run.total)
     rate = partial(learning_rate, peak=cell.peak_lr, total=run.total, warmup=warmup, recipe=cell.recipe)

@@ -26,7 +26,7 @@ FLOORS = [
     {"grid"},
     {"preflight"},
     {"report", "display", "track"},
-    {"launch"},
+    {"launch", "bench"},
     {"sweep"},
 ]
 TORCH_FREE = {"errors", "options", "files", "claim", "cell", "records", "report", "display", "track", "grid", "sweep"}

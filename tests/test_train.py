@@ -143,6 +143,15 @@ def test_workers_run_a_chunk_at_a_time_are_the_same_step(norm: str, options: dic
         )
 
 
+def test_a_schedule_counts_optimizer_steps_and_knows_the_length_of_the_run() -> None:
+    """However the workers are run; and the correction it allows in the end shows in the training."""
+    for keys in ({"workers": 2}, {"workers": 2, "chunk": 1}, {"workers": 1}):
+        _, net, _, _ = run(make("brn", steps=5, **keys))
+        units = [module for module in net.modules() if norms.is_unit(module)]
+        assert {(unit.run_steps, int(unit.num_batches_tracked)) for unit in units} == {(5, 5)}
+        assert units[0].bounds().tolist() == [3, 5]
+
+
 def test_a_users_norm_that_mixes_pictures_is_run_one_worker_at_a_time(tmp_path: Any) -> None:
     """It knows nothing of workers, so its BatchNorm must still see two pictures at a time."""
     path = tmp_path / "plain.py"

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from normbench.data.arrays import Arrays
+from normbench.files import cache_folder
 
 # Raise this when decoding changes: what older versions kept does not count then.
 VERSION = 1
@@ -30,18 +31,10 @@ PARTS = ("train_x", "train_y", "test_x", "test_y")
 _complained: set[str] = set()
 
 
-def folder() -> Path:
-    """Where cache files lie: $NORMBENCH_CACHE, else $XDG_CACHE_HOME/normbench, else ~/.cache/normbench."""
-    if os.environ.get("NORMBENCH_CACHE"):
-        return Path(os.environ["NORMBENCH_CACHE"]).expanduser()
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "normbench"
-
-
 def path_of(source: Path, size: int | None) -> Path:
     """The cache file of ``source`` (a folder or an archive) decoded at ``size``."""
     mark = hashlib.sha256(f"{source.resolve()}\n{size}".encode(errors="surrogateescape")).hexdigest()[:16]
-    return folder() / f"{source.stem.split('.')[0][:40]}-{mark}.npy"
+    return cache_folder() / f"{source.stem.split('.')[0][:40]}-{mark}.npy"
 
 
 def kept(

@@ -1,4 +1,4 @@
-"""Numbers of groups that do not divide: one rule for every method that has groups.
+"""Numbers of groups that do not divide, and ghost batches: one rule for every method that has them.
 
 Not given, the method's default is fitted to each site; given, it must divide (``strict``) unless ``group_fit`` is given
 with it:
@@ -40,6 +40,21 @@ def fit(size: int, num_groups: int, group_fit: str, name: str, what: str) -> int
             f"take a divisor of {size}, such as {nearest_divisor(size, num_groups)}, or group_fit=gcd|uneven"
         )
     return num_groups
+
+
+def ghost(images: int, ghost_size: int, name: str) -> int:
+    """How many of a worker's ``images`` share statistics: ``ghost_size``, or all where they are fewer.
+
+    Raises InputError if they do not split.
+    """
+    size = min(ghost_size, images)
+    if images % size:
+        raise InputError(
+            f"{name}: got batch={images} images, which do not split into ghost batches of ghost_size={size}; "
+            f"take a divisor of {images}, such as {nearest_divisor(images, size)}, "
+            f"or a batch that is a multiple of {size}, such as {images // size * size}"
+        )
+    return size
 
 
 def nearest_divisor(size: int, wanted: int) -> int:

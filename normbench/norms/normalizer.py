@@ -21,11 +21,11 @@ class Normalizer:
     """What the harness must know of a method.
 
     mixes_samples: a training output depends on the other images of the batch. train_eval_differ: the two modes compute
-    different things. least_batch: the smallest batch it can train on. own_activation: it turns a ReLU after it into its
-    own activation. own_eps: the replaced BatchNorm's eps does not carry over. drop_in: it can stand in a BatchNorm2d's
-    place without a look at the graph. sum_activation: what it puts in place of a ReLU after a residual sum, made
-    with num_features. source_hash: SHA-256 of a user's file; None for ours. check: raises ConfigError for a bad value
-    of an option; None: values are not checked.
+    different things. least_batch: the smallest batch it can train on. own_activation: it does more with a ReLU after it
+    than apply it (its own in its place, or something behind it). own_eps: the replaced BatchNorm's eps does not carry
+    over. drop_in: it can stand in a BatchNorm2d's place without a look at the graph. sum_activation: what it puts in
+    place of a ReLU after a residual sum, made with num_features. source_hash: SHA-256 of a user's file; None for ours.
+    check: raises ConfigError for a bad value of an option; None: values are not checked.
     """
 
     name: str

@@ -30,6 +30,13 @@ def _is_flag(value: Any) -> bool:
     return isinstance(value, bool)
 
 
+def _is_bound(least: float) -> Check:
+    """None, or a number from ``least`` to infinity."""
+    return lambda value: (
+        value is None or (isinstance(value, Real) and not isinstance(value, bool) and float(value) >= least)
+    )
+
+
 def _is_group_number(value: Any) -> bool:
     return value is None or is_count(value)
 
@@ -66,6 +73,13 @@ CHECKS: dict[str, tuple[Check, str]] = {
     "affine": (_is_flag, "true or false"),
     "unbiased": (_is_flag, "true or false"),
     "learn_eps": (_is_flag, "true or false"),
+    "learn_proxy": (_is_flag, "true or false"),
+    "absolute_steps": (_is_flag, "true or false"),
+    "r_max": (_is_bound(1), "a number, 1 or more (inf: no bound), such as 3"),
+    "d_max": (_is_bound(0), "a number, 0 or more (inf: no bound), such as 5"),
+    "ghost_size": (is_count, "a whole number of images, 1 or more, such as 16"),
+    "proxy_eps": (lambda value: is_number(value) and value >= 0, "a number, 0 or more, such as 0.03"),
+    "quantiles": (is_count, "a whole number of grid points, 1 or more, such as 256"),
     "num_groups": (_is_group_number, "a whole number of groups, 1 or more, such as 16"),
     "group_fit": (_one_of(FITS, or_none=True), f"one of {', '.join(FITS)}"),
     "eval_stats": (_one_of(EVAL_STATS), f"one of {', '.join(EVAL_STATS)}"),

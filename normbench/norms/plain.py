@@ -233,7 +233,8 @@ def standardize(
         square, _ = pool(mean_square(x), plane_var, rows, groups)
         mean, var = torch.zeros_like(square), square
     if renorm is not None:
-        weight, bias = _renormalized(mean, var, eps, weight, bias, renorm)
+        renormalized = _renormalized(mean, var, eps, weight, bias, renorm)
+        weight, bias = (spread(value, *x.shape[:2]) for value in renormalized)
     y = normalize(x, mean, var, eps, weight, bias, activation, threshold=threshold, gate=gate, after=after)
     return y, mean.detach(), var.detach()
 

@@ -45,6 +45,44 @@ def update(unit: Any, mean: Tensor, var: Tensor, unbiased: float | Tensor) -> No
         buffer.lerp_(new.mean(0).to(buffer.dtype), share)
 
 
+@torch.no_grad()
+def update_total(unit: Any, mean: Tensor, var: Tensor) -> None:
+    """Move the buffers towards the moments of all the workers' values: mean and biased var, (workers, K) each.
+
+    running_var is m₂ − m², of running first and second moments of all values, so that what varies from one batch to the
+    next counts in it. Kept without that difference, which cancels: with the share a of the new value
+
+        V ← (1 − a) V + a v + a (1 − a) (m − e)²        m ← (1 − a) m + a e
+
+    Over several workers the mean of what each would have kept.
+    """
+    if unit.num_batches_tracked is None:
+        return
+    unit.num_batches_tracked.add_(1)
+    old_mean, old_var = statistics(unit)
+    share = _share(unit, old_mean.dtype)
+    apart = (old_mean - mean).square().mean(0)
+    unit.running_var.copy_(old_var[0].lerp(var.mean(0).to(old_var.dtype) + (1 - share) * apart, share))
+    unit.running_mean.copy_(old_mean[0].lerp(mean.mean(0).to(old_mean.dtype), share))
+
+
+@torch.no_grad()
+def move(unit: Any, **statistics: Tensor) -> None:
+    """Move the buffers of these names towards the mean over the workers of their new values, (workers, K) each."""
+    unit.num_batches_tracked.add_(1)
+    for name, new in statistics.items():
+        buffer = getattr(unit, name)
+        buffer.lerp_(new.mean(0).to(buffer.dtype), _share(unit, buffer.dtype))
+
+
+def _share(unit: Any, dtype: torch.dtype) -> float | Tensor:
+    """The share of the new value, the batch counted already."""
+    if unit.momentum is None:
+        share: Tensor = unit.num_batches_tracked.to(at_least_float32(dtype)).reciprocal().to(dtype)
+        return share
+    return unit.momentum
+
+
 def statistics(unit: Any) -> tuple[Tensor, Tensor]:
     """Running mean and variance as (1, K) each, at least float32."""
     dtype = at_least_float32(unit.running_var.dtype)

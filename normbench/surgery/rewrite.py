@@ -155,7 +155,8 @@ def _unit(site: Site, bn: nn.Module, choice: Choice, fused: bool) -> nn.Module:
         raise InputError(f"site {site.name} ({site.num_features} channels): {error}") from None
     _like(unit, bn)
     _carry(bn, unit, row)
-    if bn.running_mean is None and hasattr(unit, "running_mean") and "eval_stats" not in row.options:
+    # One whose statistics are others than a BatchNorm's trains by them, and keeps them.
+    if bn.running_mean is None and hasattr(unit, "running_var") and "eval_stats" not in row.options:
         running.untrack(unit)
     return unit.train(bn.training)
 

@@ -9,10 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from normbench import norms
-from normbench.norms import bgn, bn, frn, gn, in_, ln, none, pn
+from normbench.norms import batch_group, bgn, bn, brn, frn, gbn, gn, iebn, in_, ln, none, pn, proxy
 
 C = 6
-REFERENCES = {"none": none, "bn": bn, "ln": ln, "in": in_, "gn": gn, "pn": pn, "bgn": bgn, "frn": frn}
+REFERENCES = {
+    "none": none, "bn": bn, "ln": ln, "in": in_, "gn": gn, "pn": pn, "bgn": bgn, "frn": frn,
+    "brn": brn, "gbn": gbn, "batch_group": batch_group, "iebn": iebn, "proxy": proxy,
+}  # fmt: skip
+# Whose running_mean and running_var are kept as a BatchNorm2d's, and whose are moments of all values, per channel.
+AS_BATCHNORM, OF_ALL_VALUES = ("bn", "bgn", "iebn"), ("gbn", "batch_group")
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,16 @@ CASES = [
     Case("bgn", {"num_groups": 17, "group_fit": "uneven"}),
     Case("bgn", {"num_groups": 5, "group_fit": "uneven", "eval_stats": "batch"}),
     Case("frn", {"learn_eps": True}),
+    Case("brn", {"r_max": 1.2, "d_max": 0.3}),
+    Case("brn", {"r_max": 1000.0}),
+    Case("gbn", {"ghost_size": 2}),
+    Case("batch_group", {"ghost_size": 16, "num_groups": 3}),
+    Case("batch_group", {"ghost_size": 2, "num_groups": 1}),
+    Case("batch_group", {"num_groups": 6}),
+    Case("batch_group", {"num_groups": 4, "group_fit": "uneven"}),
+    Case("proxy", {"num_groups": 3}),
+    Case("proxy", {"num_groups": 4, "group_fit": "uneven", "quantiles": 11}),
+    Case("proxy", {"learn_proxy": True, "proxy_eps": 0.1}),
 ]
 
 
@@ -62,19 +77,46 @@ def pictures(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> 
     return (x * scale + 2 * scale - 1).to(dtype)
 
 
+def splits(case: Case, images: int, batch: int | None = None) -> bool:
+    """Whether the workers' images split into the case's ghost batches."""
+    ghost = case.options.get("ghost_size", norms.get(case.name).options.get("ghost_size", 1))
+    worker = batch or images
+    return worker % min(ghost, worker) == 0
+
+
 def reference(unit: Any, case: Case, x: Tensor) -> Tensor:
-    """The plain formula of the method's file with the unit's parameters, as in training."""
+    """The plain formula of the method's file with the unit's parameters and buffers, as in its next training step."""
     options: dict[str, Any] = {} if case.name == "none" else {"eps": unit.eps}
-    if case.name in ("gn", "bgn"):
-        options["num_groups"] = unit.num_groups
-    if case.name in ("bn", "bgn"):
-        options["batch"] = unit.batch
-    if case.name == "pn":
-        options["unbiased"] = unit.unbiased
+    for key in ("num_groups", "batch", "ghost_size", "unbiased", "gate_weight", "gate_bias", "threshold"):
+        if hasattr(unit, key):
+            options[key] = getattr(unit, key)
     if case.name == "frn":
-        options["threshold"] = unit.threshold
         options["eps"] = unit.eps if unit.eps_l is None else unit.eps + unit.eps_l.abs()
+    if case.name == "brn":
+        r_max, d_max = unit.bounds().tolist()
+        options |= {"mean": unit.running_mean.clone(), "std": unit.running_std.clone(), "r_max": r_max, "d_max": d_max}
+    if case.name == "proxy":
+        options |= {key: getattr(unit, key) for key in ("activation", "proxy_eps", "quantiles")}
+        options |= {key: p for key, p in unit.named_parameters() if key.startswith("proxy")}
     return REFERENCES[case.name].reference(x, unit.weight, unit.bias, **options)
+
+
+def evaluation(unit: Any, x: Tensor) -> Tensor:
+    """The plain formula in evaluation, of a unit with running statistics."""
+    if hasattr(unit, "running_std"):
+        mean, var, eps = unit.running_mean, unit.running_std**2, 0.0
+    else:
+        mean, var, eps = unit.running_mean, unit.running_var, unit.eps
+        if (groups := getattr(unit, "num_groups", len(mean))) != len(mean):  # kept per channel, used per group
+            members = [[c for c in range(C) if (c * groups) // C == (own * groups) // C] for own in range(C)]
+            var = torch.stack([var[m].mean() + mean[m].var(correction=0) for m in members])
+            mean = torch.stack([mean[m].mean() for m in members])
+    G, D = len(mean), x[0].numel()
+    group = [(d * G) // D for d in range(D)]
+    y = ((x.flatten(1) - mean[group]) / torch.sqrt(var[group] + eps)).view(x.shape)
+    if hasattr(unit, "gate_weight"):
+        y = y * torch.sigmoid(unit.gate_weight * x.mean((2, 3)) + unit.gate_bias)[..., None, None]
+    return y * unit.weight[:, None, None] + unit.bias[:, None, None]
 
 
 def gradients(y: Tensor, *inputs: Tensor) -> list[Tensor]:

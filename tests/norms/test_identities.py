@@ -88,6 +88,55 @@ def mirrored(function: Function) -> Function:
     return lambda x: function(x.flip(3)).flip(3)
 
 
+def batch_group(groups: int, ghost_size: int) -> Function:
+    return unit("batch_group", num_groups=groups, ghost_size=ghost_size)
+
+
+def whole_tensor(x: Tensor) -> Tensor:
+    return (x - x.mean()) / torch.sqrt(x.var(correction=0) + 1e-5)
+
+
+def dimmed(function: Function) -> Function:
+    return lambda x: function(x) * torch.sigmoid(torch.tensor(-1.0, **f64))
+
+
+def clamped(x: Tensor, bound: float) -> Tensor:
+    """A constant, which hangs on x with a gradient of zero."""
+    return 0 * x + x.clamp(-bound, bound).detach()
+
+
+def _gates(weight: float, bias: float) -> nn.Module:
+    module = norms.build("iebn", C, **f64)
+    with torch.no_grad():
+        module.gate_weight.fill_(weight)
+        module.gate_bias.fill_(bias)
+    return module
+
+
+def opened(x: Tensor) -> Tensor:
+    return _gates(0.0, 40.0)(x)
+
+
+def gated(x: Tensor) -> Tensor:
+    return _gates(0.7, -0.2)(x)
+
+
+def proxied(activation: nn.Module, **options: object) -> Function:
+    return norms.build("proxy", C, activation=activation, **f64, **options)
+
+
+def standardized(function: Function) -> Function:
+    """Behind it, the mean and variance of relu over 256 quantiles of the normal distribution, with 0.03."""
+    quantiles = torch.special.ndtri((torch.arange(256, **f64) + 0.5) / 256).relu()
+    return lambda x: (function(x) - quantiles.mean()) / torch.sqrt(quantiles.var(correction=0) + 0.03)
+
+
+def _by_moments(x: Tensor, name: str) -> Tensor:
+    module = evaluated(name)
+    mean, var = (getattr(module, key)[:, None, None] for key in ("running_mean", "running_var"))
+    return (x - mean) / torch.sqrt(var + 1e-5)
+
+
 def where(x: Tensor, **shape: int) -> Tensor:
     """The first of ``x``: where(x, N=1, H=1, W=1)."""
     return x[: shape.get("N", N), :, : shape.get("H", H), : shape.get("W", W)]
@@ -96,7 +145,9 @@ def where(x: Tensor, **shape: int) -> Tensor:
 ANY: dict[str, int] = {}
 ONE_IMAGE = {"N": 1}
 ONE_PIXEL = {"H": 1, "W": 1}
+DOT = {"N": 1, "H": 1, "W": 1}
 EPS0 = {"eps": 0.0}
+AS_BN = {"r_max": 1.0, "d_max": 0.0}
 BGN_UNEVEN = {"group_fit": "uneven"}
 # (sentence, left, right, on which pictures)
 TABLE: list[tuple[str, Function, Function, dict[str, int]]] = [
@@ -177,15 +228,102 @@ TABLE: list[tuple[str, Function, Function, dict[str, int]]] = [
         ONE_PIXEL,
     ),
     ("frn ignores scale, eps aside", scaled(unit("frn", **EPS0)), unit("frn", **EPS0), ANY),
+    ("brn starts as bn", unit("brn"), unit("bn"), ANY),
+    ("brn with r_max=1, d_max=0 is BatchNorm2d in training", unit("brn", **AS_BN), nn.BatchNorm2d(C, **f64), ANY),
+    ("brn with r_max=1, d_max=0 and batch=2 is bn's", unit("brn", 2, **AS_BN), unit("bn", 2), ANY),
+    (
+        "brn on one pixel of one image is d",
+        unit("brn", r_max=3, d_max=5),
+        lambda x: clamped(x, 5),
+        DOT,
+    ),
+    ("gbn of one ghost batch is BatchNorm2d in training", unit("gbn", ghost_size=N), nn.BatchNorm2d(C, **f64), ANY),
+    ("gbn by default is bn for as few images, in training", unit("gbn"), unit("bn"), ANY),
+    ("gbn of 1 image is in, in training", unit("gbn", ghost_size=1), unit("in"), ANY),
+    ("gbn of 2 images is bn on every 2 images", unit("gbn", ghost_size=2), worker_by_worker("bn", 2), ANY),
+    ("gbn of 2 images in workers of 4 is that of 2", unit("gbn", N, ghost_size=2), unit("gbn", ghost_size=2), ANY),
+    (
+        "gbn of 2 images on one pixel is a sign",
+        unit("gbn", ghost_size=2, eps=1e-20),
+        lambda x: (x - x.view(-1, 2, C, 1, 1).mean(1).repeat_interleave(2, 0)).sign() + 0 * x,
+        ONE_PIXEL,
+    ),
+    ("gbn evaluates alike whatever its ghost_size", evaluated("gbn", ghost_size=2), evaluated("gbn"), ANY),
+    ("gbn in evaluation is bn of its moments", evaluated("gbn"), lambda x: _by_moments(x, "gbn"), ANY),
+    ("batch_group of C groups and all images is bn", batch_group(C, N), unit("bn"), ANY),
+    ("batch_group of C groups is gbn", batch_group(C, 2), unit("gbn", ghost_size=2), ANY),
+    ("batch_group of C groups of 1 image is in", batch_group(C, 1), unit("in"), ANY),
+    ("batch_group of one group of 1 image is ln", batch_group(1, 1), unit("ln"), ANY),
+    *(
+        (f"batch_group of {G} groups of 1 image is gn", batch_group(G, 1), unit("gn", num_groups=G), ANY)
+        for G in (2, 3)
+    ),
+    *(
+        (f"batch_group of {G} groups and all images is bgn", batch_group(G, N), unit("bgn", num_groups=G), ANY)
+        for G in (1, 2, 3, 6)
+    ),
+    ("batch_group by default is of gcd(32, C) groups of 2 images", unit("batch_group"), batch_group(2, 2), ANY),
+    ("batch_group of one group and all images is of the whole tensor", batch_group(1, N), whole_tensor, ANY),
+    (
+        "batch_group permutes with the channels of a group",
+        permuted(batch_group(2, 2), 1, [2, 0, 1, 4, 3, 5]),
+        batch_group(2, 2),
+        ANY,
+    ),
+    *(
+        (f"{name} permutes with the images of a ghost batch", permuted(left, 0, [1, 0, 3, 2]), left, ANY)
+        for name, left in (("gbn", unit("gbn", ghost_size=2)), ("batch_group", batch_group(3, 2)))
+    ),
+    (
+        "batch_group of C groups evaluates as gbn",
+        evaluated("batch_group", num_groups=C),
+        evaluated("gbn"),
+        ANY,
+    ),
+    ("iebn starts as BatchNorm2d times sigmoid(−1), in training", unit("iebn"), dimmed(nn.BatchNorm2d(C, **f64)), ANY),
+    (
+        "iebn starts as BatchNorm2d times sigmoid(−1), in evaluation",
+        evaluated("iebn"),
+        dimmed(_evaluated(nn.BatchNorm2d(C, **f64))),
+        ANY,
+    ),
+    ("iebn with its gate open is bn", opened, unit("bn"), ANY),
+    ("iebn permutes with the pixels", permuted(gated, 3, [5, 3, 1, 0, 2, 4]), gated, ANY),
+    ("proxy without an activation is ln", unit("proxy"), unit("ln"), ANY),
+    (
+        "proxy of 3 groups and no activation is GroupNorm",
+        unit("proxy", num_groups=3),
+        nn.GroupNorm(3, C, **f64),
+        ANY,
+    ),
+    (
+        "proxy with a ReLU is ln, ReLU, proxy",
+        proxied(nn.ReLU()),
+        standardized(lambda x: unit("ln")(x).relu()),
+        ANY,
+    ),
+    (
+        "proxy of 2 groups with a ReLU is gn, ReLU, proxy",
+        proxied(nn.ReLU(), num_groups=2),
+        standardized(lambda x: unit("gn", num_groups=2)(x).relu()),
+        ANY,
+    ),
+    (
+        "proxy takes images one by one with its ReLU",
+        lambda x: torch.cat([*map(proxied(nn.ReLU()), x.split(1))]),
+        proxied(nn.ReLU()),
+        ANY,
+    ),
     *(
         (f"{name} ignores scale and shift, eps aside", scaled(unit(name, **EPS0), plus=7), unit(name, **EPS0), ANY)
-        for name in ("bn", "ln", "in", "gn", "pn", "bgn")
+        for name in ("bn", "ln", "in", "gn", "pn", "bgn", "brn", "gbn", "batch_group", "proxy")
     ),
     ("pn ignores scale and shift of every pixel", per_pixel(unit("pn", **EPS0)), unit("pn", **EPS0), ANY),
     ("pn permutes with the pixels", permuted(unit("pn"), 3, [5, 3, 1, 0, 2, 4]), unit("pn"), ANY),
     *(
-        (f"{name} permutes with the images", permuted(unit(name), 0, [2, 0, 3, 1]), unit(name), ANY)
+        (f"{name} permutes with the images", permuted(whole, 0, [2, 0, 3, 1]), whole, ANY)
         for name in norms.names()
+        for whole in (unit(name, **({"ghost_size": N} if "ghost_size" in norms.get(name).options else {})),)
     ),
     *(
         (f"{name} takes images one by one", alone(name), unit(name), ANY)

@@ -20,11 +20,11 @@ from normbench import norms
 from normbench.errors import ConfigError, UnknownName
 
 CONF = Path(__file__).parents[2] / "conf" / "norm"
-CONTRACT = ["none", "bn", "ln", "in", "gn", "pn", "bgn", "frn"]
+CONTRACT = ["none", "bn", "ln", "in", "gn", "pn", "bgn", "frn", "brn", "gbn", "batch_group", "iebn", "proxy"]
 
 
 def test_names() -> None:
-    assert set(CONTRACT) <= set(norms.names())
+    assert norms.names() == CONTRACT
     assert len(set(norms.names())) == len(norms.names())
 
 
@@ -71,7 +71,20 @@ BAD = [
     ("frn", "eps", None),
     *((name, "eps", value) for name in CONTRACT for value in (-1e-5, "small", float("nan"), float("inf"), True)),
     *((name, "affine", value) for name in CONTRACT for value in (1, "true", None)),
-    *((name, "momentum", value) for name in ("bn", "bgn") for value in (-0.1, 1.1, "fast", False)),
+    *(
+        (name, "momentum", value)
+        for name in ("bn", "bgn", "brn", "gbn", "batch_group", "iebn")
+        for value in (-0.1, 1.1, "fast", False)
+    ),
+    *(("brn", "r_max", value) for value in (0.9, 0, "3", float("nan"), True)),
+    *(("brn", "d_max", value) for value in (-0.1, "5", float("nan"), False)),
+    ("brn", "absolute_steps", 1),
+    *((name, "ghost_size", value) for name in ("gbn", "batch_group") for value in (0, -2, 1.5, "2", None, True)),
+    ("batch_group", "num_groups", {2: 1}),
+    ("proxy", "group_fit", "unevn"),
+    *(("proxy", "proxy_eps", value) for value in (-0.1, "small", float("inf"), None)),
+    *(("proxy", "quantiles", value) for value in (0, 2.5, None)),
+    ("proxy", "learn_proxy", "yes"),
 ]
 
 

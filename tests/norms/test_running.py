@@ -6,17 +6,17 @@ import copy
 
 import pytest
 import torch
-from norm_cases import CASES, C, Case, gradients, make, pictures
+from norm_cases import AS_BATCHNORM, CASES, OF_ALL_VALUES, C, Case, gradients, make, pictures, splits
 
 from normbench import norms
 from normbench.errors import InputError
 
 MIXING = [case for case in CASES if norms.get(case.name).mixes_samples]
 mixing = pytest.mark.parametrize("case", MIXING, ids=str)
+AS_WORKERS = [(case, batch) for case in MIXING for batch in (1, 2, 3, 6) if splits(case, 6, batch)]
 
 
-@mixing
-@pytest.mark.parametrize("batch", [1, 2, 3, 6])
+@pytest.mark.parametrize(("case", "batch"), AS_WORKERS, ids=str)
 @pytest.mark.parametrize("momentum", [0.1, None])
 def test_virtual_workers_are_separate_forwards(case: Case, batch: int, momentum: float | None) -> None:
     unit = make(case, batch=batch)
@@ -31,13 +31,15 @@ def test_virtual_workers_are_separate_forwards(case: Case, batch: int, momentum:
     theirs = [*gradients(apart, x), *(torch.stack(shares).sum(0) for shares in zip(*of_each_worker, strict=True))]
     for g, h in zip(gradients(together, x, *unit.parameters()), theirs, strict=True):
         assert torch.allclose(g, h, rtol=1e-10, atol=1e-9)
-    for key in ("running_mean", "running_var"):
+    statistics = [key for key, value in unit.named_buffers() if value.is_floating_point()]
+    assert len(statistics) == 2
+    for key in statistics:
         kept = torch.stack([getattr(worker, key) for worker in workers]).mean(0)
         assert torch.allclose(getattr(unit, key), kept, rtol=0, atol=1e-12)
     assert unit.num_batches_tracked == workers[0].num_batches_tracked == 2
 
 
-@mixing
+@pytest.mark.parametrize("case", [case for case in MIXING if case.name in AS_BATCHNORM], ids=str)
 def test_the_buffers_take_the_mean_over_workers_of_mean_and_unbiased_variance(case: Case) -> None:
     unit = make(case, batch=2)
     unit.momentum = 1.0
@@ -51,6 +53,44 @@ def test_the_buffers_take_the_mean_over_workers_of_mean_and_unbiased_variance(ca
         var = torch.stack([values.var(correction=1) for values in workers]).mean()
         assert torch.allclose(unit.running_mean[g], mean, rtol=0, atol=1e-12)
         assert torch.allclose(unit.running_var[g], var, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", [case for case in MIXING if case.name in OF_ALL_VALUES], ids=str)
+@pytest.mark.parametrize("momentum", [0.1, 0.01, 0.0, 1.0, None])
+def test_running_moments_of_all_values(case: Case, momentum: float | None) -> None:
+    """Of one worker: exactly those of running E[x] and E[x²], from 0 and 1, whatever shares statistics."""
+    unit = make(case)
+    unit.momentum = momentum
+    first, second = torch.zeros(C, dtype=torch.float64), torch.ones(C, dtype=torch.float64)
+    for step in range(3):
+        x = pictures(4, C, 4, 3, seed=step) + step
+        unit(x)
+        share = 1 / (step + 1) if momentum is None else momentum
+        first = (1 - share) * first + share * x.mean((0, 2, 3))
+        second = (1 - share) * second + share * x.square().mean((0, 2, 3))
+        assert torch.allclose(unit.running_mean, first, rtol=0, atol=1e-12)
+        assert torch.allclose(unit.running_var, second - first.square(), rtol=0, atol=1e-12)
+    assert unit.num_batches_tracked == 3
+
+
+def test_running_moments_of_all_values_do_not_cancel() -> None:
+    """A mean of 50 and a spread of 0.01 in float32: the difference of the moments gives 0 or worse."""
+    unit = norms.build("gbn", 1, momentum=0.5)
+    x = 50 + 0.01 * torch.randn(8, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    for _ in range(60):
+        unit(x)
+    torch.testing.assert_close(unit.running_var[0], x.double().var(correction=0).float(), rtol=0.02, atol=0)
+
+
+def test_running_moments_of_all_values_find_what_varies_between_batches() -> None:
+    """Within images 1, between them 1: 2 in all, where BatchNorm2d's from batches of 2 images ends at 1.5."""
+    generator = torch.Generator().manual_seed(0)
+    total, batchnorm = (norms.build(name, 1, momentum=None, batch=2) for name in ("gbn", "bn"))
+    for _ in range(400):
+        x = torch.randn(2, 1, 16, 16, generator=generator) + torch.randn(2, 1, 1, 1, generator=generator)
+        total(x), batchnorm(x)
+    assert total.running_var.item() == pytest.approx(2.0, abs=0.15)
+    assert batchnorm.running_var.item() == pytest.approx(1.5, abs=0.15)
 
 
 @mixing
@@ -88,5 +128,5 @@ def test_half_precision_buffers_move_and_stay_finite(case: Case) -> None:
     unit = make(case, dtype=torch.bfloat16)
     for _ in range(3):
         unit(pictures(4, C, 4, 3, dtype=torch.bfloat16))
-    assert unit.running_var.isfinite().all()
+    assert all(buffer.isfinite().all() for buffer in unit.buffers())
     assert not torch.equal(unit.running_mean, torch.zeros_like(unit.running_mean))

@@ -48,13 +48,20 @@ def test_buffers_only_where_train_and_eval_differ(case: Case) -> None:
 
 
 @every_case
-def test_own_activation_means_that_a_relu_is_not_kept(case: Case) -> None:
+def test_own_activation_means_more_than_a_relu_behind_it(case: Case) -> None:
+    row, x = norms.get(case.name), pictures(4, C, 5, 3)
+    fused, apart = make(case, activation=nn.ReLU())(x), make(case)(x).relu()
+    assert row.takes_activation
+    assert torch.equal(fused, apart) is not row.own_activation
+    assert row.drop_in is not row.own_activation
+
+
+@every_case
+def test_sum_activation_means_that_a_relu_is_not_kept(case: Case) -> None:
     row = norms.get(case.name)
     kept = [module for module in make(case, activation=nn.ReLU()).modules() if isinstance(module, nn.ReLU)]
-    assert row.takes_activation
-    assert bool(kept) is not row.own_activation
-    assert row.drop_in is not row.own_activation
-    assert (row.sum_activation is not None) is row.own_activation
+    assert (row.sum_activation is None) is bool(kept)
+    assert row.own_activation or row.sum_activation is None
 
 
 @every_case
@@ -76,3 +83,11 @@ def test_values_per_statistic_counts_the_smallest_group() -> None:
     counts = {3: 60, 6: 30, 10: 18, 90: 2, 17: 10, 900: 2}  # of 2 images of 6·5·3 = 90 features
     for G, count in counts.items():
         assert norms.build("bgn", 6, num_groups=G, group_fit="uneven").values_per_statistic(5, 3, 2) == count
+    for name in ("brn", "iebn"):
+        assert norms.build(name, 6).values_per_statistic(5, 3, 2) == 2 * 15
+    for ghost_size, images in ((1, 1), (2, 2), (16, 8)):
+        ghosts = {"ghost_size": ghost_size, "batch": 8}
+        assert norms.build("gbn", 6, **ghosts).values_per_statistic(5, 3, 8) == images * 15
+        for G, channels in ((1, 6), (4, 1), (3, 2)):
+            unit = norms.build("batch_group", 6, num_groups=G, group_fit="uneven", **ghosts)
+            assert unit.values_per_statistic(5, 3, 8) == images * channels * 15

@@ -1,0 +1,57 @@
+"""The command ``python -m normbench.bench``: exit 0 done, 1 nothing measured, 2 a bad command, 130 stopped."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from normbench.bench import command
+from normbench.errors import NormbenchError, one_line
+
+DONE, FAILED, BAD_COMMAND, STOPPED = 0, 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure what ``argv`` asks for; the exit code says how it ended."""
+    try:
+        words = sys.argv[1:] if argv is None else list(argv)
+        settings = command.read(words)
+        if settings is None:
+            print(command.help_text(), end="")
+            return DONE
+        # torch is imported from here on: whatever can be told without it has been told.
+        from normbench.bench import job
+
+        return DONE if job.run(settings, words) else FAILED
+    except NormbenchError as error:
+        print(f"normbench: {one_line(error)}", file=sys.stderr)
+        return BAD_COMMAND
+    except BrokenPipeError:  # whoever read the output went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except OSError as error:  # a folder that cannot be written, a disk that fills
+        print(f"normbench: {one_line(error)}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("normbench: stopped; what was measured is written", file=sys.stderr)
+        return STOPPED
+
+
+def _stop(signum: int, frame: Any) -> NoReturn:
+    """A polite kill ends the run as Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    # As the sweep does it, since the costs told here are to be those of a sweep: OpenMP's threads spin for less time
+    # while they wait. torch's import reads it.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without × must not cost a run
+    signal.signal(signal.SIGTERM, _stop)
+    sys.exit(main())

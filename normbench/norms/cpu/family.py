@@ -1,0 +1,188 @@
+"""The algebra of the moment family, on coefficients (K, C): from moments to y = (x − m) a + b, and back.
+
+Written once for both memory formats, in float64 whatever the maps are. m is μ rounded to the maps' type; what rounding
+took from it goes into b, so that a mean far above the spread costs no digits. ``w`` is the Job.
+"""
+
+from __future__ import annotations
+
+import math
+
+from normbench.norms.cpu.pointers import NUMBER, WHOLE, algebra, at, number, root, scratch
+
+# Channels whose gradients are finished at once.
+BLOCK = 64
+
+
+@algebra
+def channels(w, g):
+    """First channel of group g, and the first one after it: group(c) = (c·G)//C."""
+    if w.width != 0:
+        return g * w.width, (g + 1) * w.width
+    return (g * w.C + w.G - 1) // w.G, ((g + 1) * w.C + w.G - 1) // w.G
+
+
+@algebra
+def gate(w, j, c):
+    """The factor on γ of coefficient j, of channel c: the sigmoid of its map's mean, or 1."""
+    if not w.has_gate:
+        return 1.0
+    return 1.0 / (1.0 + math.exp(-(w.gate_weight[c] * w.columns[j] + w.gate_bias[c])))
+
+
+@algebra
+def pooled(w, r, g):
+    """Mean and biased variance of group (r, g) from the moments of its columns, which hold equally many values."""
+    first, last = channels(w, g)
+    count = w.split * (last - first)
+    mean, squares = 0.0, 0.0
+    for k in range(r * w.split, (r + 1) * w.split):
+        for c in range(first, last):
+            mean += w.columns[k * w.C + c]
+            squares += w.columns[(w.K + k) * w.C + c]
+    mean /= count
+    between = 0.0
+    for k in range(r * w.split, (r + 1) * w.split):
+        for c in range(first, last):
+            apart = w.columns[k * w.C + c] - mean
+            between += apart * apart
+    return mean, between / count + squares * w.per_column / count
+
+
+@algebra
+def settle(w, r, g, mean, var):
+    """Note the statistics of group (r, g), and write the coefficients of its channels."""
+    i, KC = r * w.G + g, w.K * w.C
+    if not w.fixed:
+        if not w.centered:
+            mean, var = 0.0, var + mean * mean
+        w.mean[i], w.var[i] = mean, var
+    std = root(var + w.eps)
+    rstd, ratio, offset = 1.0 / std, 1.0, 0.0
+    w.rstd[i] = rstd
+    if w.has_renorm:
+        ratio = min(max(std / w.to_std[g], 1.0 / w.bounds[0]), w.bounds[0])
+        offset = min(max((mean - w.to_mean[g]) / w.to_std[g], -w.bounds[1]), w.bounds[1])
+        w.correction[i], w.correction[w.R * w.G + i] = ratio, offset
+    m = number(w.x, mean)
+    first, last = channels(w, g)
+    for c in range(first, last):
+        gamma, shift = 1.0, 0.0
+        if w.has_weight:
+            gamma = NUMBER(w.weight[c])
+        if w.has_bias:
+            shift = NUMBER(w.bias[c])
+        for k in range(r * w.split, (r + 1) * w.split):
+            j = k * w.C + c
+            factor = gamma * ratio * rstd * gate(w, j, c)
+            w.forth[j] = m
+            w.forth[KC + j] = number(w.x, factor)
+            w.forth[2 * KC + j] = number(w.x, shift + gamma * offset + factor * (m - mean))
+
+
+@algebra
+def scale_after(w, c):
+    if not w.has_after:
+        return 1.0
+    return NUMBER(w.scale[c])
+
+
+@algebra
+def gate_slope(w, rstd, centred, j, c):
+    """The gradient of the gate's argument at coefficient j, of channel c, from the sum over dz (x − μ)."""
+    gamma, factor = 1.0, gate(w, j, c)
+    if w.has_weight:
+        gamma = NUMBER(w.weight[c])
+    return gamma * centred * rstd * factor * (1.0 - factor)
+
+
+@algebra
+def pull(w, r, g):
+    """From the sums over dz and dz (x − m) of group (r, g), the coefficients of dx = dz a + (x − m) p + q."""
+    i, KC = r * w.G + g, w.K * w.C
+    mean, rstd = w.mean[i], w.rstd[i]
+    first, last = channels(w, g)
+    p, q = 0.0, 0.0
+    if not w.fixed:
+        for k in range(r * w.split, (r + 1) * w.split):
+            for c in range(first, last):
+                j = k * w.C + c
+                factor = w.forth[KC + j] * scale_after(w, c)
+                q += factor * w.sums[j]
+                p += factor * (w.sums[KC + j] - (mean - w.forth[j]) * w.sums[j])
+        per_value = w.per_group
+        if per_value == 0.0:
+            per_value = w.per_column / (w.split * (last - first))
+        p *= -rstd * rstd * per_value
+        q *= -per_value
+        if w.wants_var:
+            w.dvar[i] = p / (2.0 * per_value)
+        if not w.centered:
+            q = 0.0
+    for k in range(r * w.split, (r + 1) * w.split):
+        for c in range(first, last):
+            j = k * w.C + c
+            own = q
+            if w.has_gate:
+                centred = w.sums[KC + j] - (mean - w.forth[j]) * w.sums[j]
+                own += gate_slope(w, rstd, centred, j, c) * w.gate_weight[c] * w.per_column
+            w.back[j] = number(w.x, w.forth[KC + j] * scale_after(w, c))
+            w.back[KC + j] = number(w.x, p)
+            w.back[2 * KC + j] = number(w.x, own - p * (mean - w.forth[j]))
+
+
+@algebra
+def finish(w, block):
+    """The gradients of the parameters of a block of channels, from the sums of their columns, row by row of those."""
+    first = block * BLOCK
+    length, KC = min(BLOCK, w.C - first), w.K * w.C
+    gamma, beta, other = scratch(w.sums, BLOCK), scratch(w.sums, BLOCK), scratch(w.sums, BLOCK)
+    slope, bias, dy = scratch(w.sums, BLOCK), scratch(w.sums, BLOCK), scratch(w.sums, BLOCK)
+    group = scratch(at(w.block, WHOLE), BLOCK)
+    for c in range(length):
+        gamma[c], beta[c], other[c], slope[c], bias[c], dy[c] = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+        group[c] = (first + c) * w.G // w.C
+    for k in range(w.K):
+        row, j = k // w.split * w.G, k * w.C + first
+        if w.has_renorm or w.has_gate:
+            for c in range(length):
+                gather(w, row + group[c], j + c, first + c, c, gamma, beta, slope, bias)
+        else:
+            for c in range(length):
+                i, one = row + group[c], w.sums[j + c]
+                gamma[c] += (w.sums[KC + j + c] - (w.mean[i] - w.forth[j + c]) * one) * w.rstd[i]
+                beta[c] += one
+        if w.has_threshold or w.has_after:
+            for c in range(length):
+                dy[c] += w.sums[2 * KC + j + c]
+                other[c] += w.forth[KC + j + c] * w.sums[KC + j + c] + w.forth[2 * KC + j + c] * w.sums[j + c]
+    for c in range(length):
+        after = scale_after(w, first + c)
+        if w.wants_weight:
+            w.dweight[first + c] = number(w.x, gamma[c] * after)
+        if w.wants_bias:
+            w.dbias[first + c] = number(w.x, beta[c] * after)
+        if w.wants_threshold:
+            w.dthreshold[first + c] = number(w.x, dy[c] - beta[c])
+        if w.wants_after:
+            w.dscale[first + c] = number(w.x, other[c])
+            w.dshift[first + c] = number(w.x, dy[c])
+        if w.wants_gate:
+            w.dgate_weight[first + c] = number(w.x, slope[c] * after)
+            w.dgate_bias[first + c] = number(w.x, bias[c] * after)
+
+
+@algebra
+def gather(w, i, j, channel, c, gamma, beta, slope, bias):
+    """Add what coefficient j, of statistic i, gives to the gradients of a channel, the c-th of its block."""
+    KC = w.K * w.C
+    ratio, offset, one = 1.0, 0.0, w.sums[j]
+    if w.has_renorm:
+        ratio, offset = w.correction[i], w.correction[w.R * w.G + i]
+    centred = w.sums[KC + j] - (w.mean[i] - w.forth[j]) * one
+    gamma[c] += centred * ratio * w.rstd[i] * gate(w, j, channel) + offset * one
+    beta[c] += one
+    if w.has_gate:
+        here = gate_slope(w, w.rstd[i], centred, j, channel)
+        bias[c] += here
+        slope[c] += here * w.columns[j]

@@ -1,0 +1,280 @@
+"""Kernels for maps that lie one after another, (N, C, H, W) in this order.
+
+Column (k, c) is channel c of the images of coefficient row k. Where there are groups enough for the threads, a piece of
+work is a group from first to last (phase GROUP), whose maps are still in the cache when they are needed again; else the
+same is done in phases over columns, groups and maps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from normbench.norms.cpu import maps
+from normbench.norms.cpu.arguments import unpack
+from normbench.norms.cpu.family import channels, finish, pooled, pull, settle
+from normbench.norms.cpu.pointers import NUMBER, algebra, claim, number, root, scratch
+
+# Columns whose algebra is done in one go, in vector registers, where every column is a group.
+RUN = 32
+# Values of a column up to which that is worth while: a run of them stays in the second cache.
+SMALL = 4096
+GROUP, COLUMNS, SETTLE, MAPS, FINISH = range(5)
+
+
+@algebra
+def column_moments(w, k, c):
+    """Mean, and sum of squares about it, of column (k, c). Its maps' means are pooled about the first of them."""
+    start = (k * w.images * w.C + c) * w.S
+    mean, squares = maps.moments(w.x, start, w.S, w.per_map)
+    if w.images == 1:
+        return mean, squares
+    away, away_squares = 0.0, 0.0
+    for _ in range(1, w.images):
+        start += w.C * w.S
+        here, around = maps.moments(w.x, start, w.S, w.per_map)
+        away += here - mean
+        away_squares += (here - mean) * (here - mean)
+        squares += around
+    shift = away * w.S * w.per_column
+    return mean + shift, squares + w.S * max(away_squares - away * shift, 0.0)
+
+
+@algebra
+def note_moments(w, k, c):
+    mean, squares = column_moments(w, k, c)
+    w.columns[k * w.C + c], w.columns[(w.K + k) * w.C + c] = mean, squares
+
+
+@algebra
+def apply_column(w, k, c, first, last):
+    j, KC = k * w.C + c, w.K * w.C
+    apply_with(w, k, c, first, last, w.forth[j], w.forth[KC + j], w.forth[2 * KC + j])
+
+
+@algebra
+def apply_with(w, k, c, first, last, m, a, b):
+    """The maps ``first`` to ``last`` of column (k, c)."""
+    low, high = number(w.x, w.low), number(w.x, w.high)
+    if w.has_threshold:
+        low = w.threshold[c]
+    start = ((k * w.images + first) * w.C + c) * w.S
+    for _ in range(first, last):
+        maps.apply(w.x, w.y, start, w.S, m, a, b, low, high)
+        if w.has_after:
+            maps.scale_shift(w.y, start, w.S, w.scale[c], w.shift[c])
+        start += w.C * w.S
+
+
+@algebra
+def forward_group(w, r, g):
+    first, last = channels(w, g)
+    if w.has_columns:
+        for k in range(r * w.split, (r + 1) * w.split):
+            for c in range(first, last):
+                note_moments(w, k, c)
+    settle_group(w, r, g)
+    for k in range(r * w.split, (r + 1) * w.split):
+        for c in range(first, last):
+            apply_column(w, k, c, 0, w.images)
+
+
+@algebra
+def settle_group(w, r, g):
+    if w.fixed:
+        mean, var = w.mean[r * w.G + g], w.var[r * w.G + g]
+    elif w.has_columns:
+        mean, var = pooled(w, r, g)
+    else:  # the group is one column
+        mean, squares = column_moments(w, r, g)
+        var = squares * w.per_column
+    settle(w, r, g, mean, var)
+
+
+@algebra
+def sum_column(w, k, c):
+    j, KC = k * w.C + c, w.K * w.C
+    m, a, b = w.forth[j], w.forth[KC + j], w.forth[2 * KC + j]
+    cut, high = number(w.x, w.low), number(w.x, w.high)
+    if w.has_threshold:
+        cut = w.threshold[c]
+    one, two, three = 0.0, 0.0, 0.0
+    start = (k * w.images * w.C + c) * w.S
+    for _ in range(w.images):
+        here, there = maps.sums(w.x, w.dy, start, w.S, m, a, b, cut, high)
+        one += here
+        two += there
+        if w.has_threshold or w.has_after:
+            three += maps.total(w.dy, start, w.S)
+        start += w.C * w.S
+    w.sums[j], w.sums[KC + j], w.sums[2 * KC + j] = one, two, three
+
+
+@algebra
+def back_column(w, k, c, first, last):
+    j, KC = k * w.C + c, w.K * w.C
+    back_with(w, k, c, first, last, w.back[j], w.back[KC + j], w.back[2 * KC + j])
+
+
+@algebra
+def back_with(w, k, c, first, last, through, p, q):
+    """The maps ``first`` to ``last`` of column (k, c)."""
+    j, KC = k * w.C + c, w.K * w.C
+    m, a, b = w.forth[j], w.forth[KC + j], w.forth[2 * KC + j]
+    cut, high = number(w.x, w.low), number(w.x, w.high)
+    if w.has_threshold:
+        cut = w.threshold[c]
+    start = ((k * w.images + first) * w.C + c) * w.S
+    for _ in range(first, last):
+        maps.back(w.x, w.dy, w.dx, start, w.S, m, a, b, cut, high, through, p, q)
+        start += w.C * w.S
+
+
+@algebra
+def backward_group(w, r, g):
+    first, last = channels(w, g)
+    for k in range(r * w.split, (r + 1) * w.split):
+        for c in range(first, last):
+            sum_column(w, k, c)
+    pull(w, r, g)
+    if w.has_dx:
+        for k in range(r * w.split, (r + 1) * w.split):
+            for c in range(first, last):
+                back_column(w, k, c, 0, w.images)
+
+
+@algebra
+def simple(w):
+    """Whether the maps are small and each group is one column, with nothing about it but γ and β."""
+    small = w.S * w.images <= SMALL
+    return small and w.width == 1 and w.split == 1 and not (w.fixed or w.has_renorm or w.has_gate)
+
+
+@algebra
+def forward_run(w, first, last):
+    """Groups ``first`` to ``last`` of a row, a column each: as forward_group, but with their algebra in one go."""
+    length, KC, row = last - first, w.K * w.C, first // w.C
+    c = first - row * w.C
+    mean, var, rstd = scratch(w.mean, RUN), scratch(w.mean, RUN), scratch(w.mean, RUN)
+    gamma, beta = scratch(w.mean, RUN), scratch(w.mean, RUN)
+    m, a, b = scratch(w.x, RUN), scratch(w.x, RUN), scratch(w.x, RUN)
+    for t in range(length):
+        mean[t], squares = column_moments(w, row, c + t)
+        var[t] = squares * w.per_column
+        gamma[t], beta[t] = 1.0, 0.0
+    if not w.centered:
+        for t in range(length):
+            mean[t], var[t] = 0.0, var[t] + mean[t] * mean[t]
+    if w.has_weight:
+        for t in range(length):
+            gamma[t] = NUMBER(w.weight[c + t])
+    if w.has_bias:
+        for t in range(length):
+            beta[t] = NUMBER(w.bias[c + t])
+    for t in range(length):
+        rstd[t] = 1.0 / root(var[t] + w.eps)
+        m[t] = number(w.x, mean[t])
+        a[t] = number(w.x, gamma[t] * rstd[t])
+        b[t] = number(w.x, beta[t] + gamma[t] * rstd[t] * (m[t] - mean[t]))
+    for t in range(length):
+        w.mean[first + t] = mean[t]
+        w.var[first + t] = var[t]
+        w.rstd[first + t] = rstd[t]
+    for t in range(length):
+        w.forth[first + t] = m[t]
+        w.forth[KC + first + t] = a[t]
+        w.forth[2 * KC + first + t] = b[t]
+    for t in range(length):
+        apply_with(w, row, c + t, 0, w.images, m[t], a[t], b[t])
+
+
+@algebra
+def backward_run(w, first, last):
+    """Groups ``first`` to ``last`` of a row, a column each: as backward_group, but with their algebra in one go."""
+    length, KC, row = last - first, w.K * w.C, first // w.C
+    c = first - row * w.C
+    one, two, after = scratch(w.mean, RUN), scratch(w.mean, RUN), scratch(w.mean, RUN)
+    through, p, q = scratch(w.x, RUN), scratch(w.x, RUN), scratch(w.x, RUN)
+    for t in range(length):
+        sum_column(w, row, c + t)
+        after[t] = 1.0
+    if w.has_after:
+        for t in range(length):
+            after[t] = NUMBER(w.scale[c + t])
+    for t in range(length):
+        one[t], two[t] = w.sums[first + t], w.sums[KC + first + t]
+    for t in range(length):
+        mean, m, factor = w.mean[first + t], w.forth[first + t], w.forth[KC + first + t] * after[t]
+        slope = (two[t] - (mean - m) * one[t]) * factor * -(w.rstd[first + t] * w.rstd[first + t]) * w.per_group
+        shift = -one[t] * factor * w.per_group * w.centered
+        through[t] = number(w.x, factor)
+        p[t] = number(w.x, slope)
+        q[t] = number(w.x, shift - slope * (mean - m))
+    if w.wants_var:
+        for t in range(length):
+            w.dvar[first + t] = NUMBER(p[t]) / (2.0 * w.per_group)
+    if w.has_dx:
+        for t in range(length):
+            back_with(w, row, c + t, 0, w.images, through[t], p[t], q[t])
+
+
+def planes_forward(T: Any) -> Callable[[int], None]:
+    """The forward of maps of type T."""
+
+    def run(block: int) -> None:
+        w = unpack(block, T)
+        while True:
+            start = claim(block, w.chunk)
+            if start >= w.total:
+                return
+            stop = min(start + w.chunk, w.total)
+            if w.phase == GROUP and simple(w):
+                while start < stop:
+                    last = min(start + RUN, stop, (start // w.C + 1) * w.C)
+                    forward_run(w, start, last)
+                    start = last
+                continue
+            for i in range(start, stop):
+                if w.phase == GROUP:
+                    forward_group(w, i // w.G, i % w.G)
+                elif w.phase == COLUMNS:
+                    note_moments(w, i // w.C, i % w.C)
+                elif w.phase == SETTLE:
+                    settle_group(w, i // w.G, i % w.G)
+                else:
+                    n, c = i // w.C, i % w.C
+                    apply_column(w, n // w.images, c, n % w.images, n % w.images + 1)
+
+    return run
+
+
+def planes_backward(T: Any) -> Callable[[int], None]:
+    """The backward of maps of type T."""
+
+    def run(block: int) -> None:
+        w = unpack(block, T)
+        while True:
+            start = claim(block, w.chunk)
+            if start >= w.total:
+                return
+            stop = min(start + w.chunk, w.total)
+            if w.phase == GROUP and simple(w):
+                while start < stop:
+                    last = min(start + RUN, stop, (start // w.C + 1) * w.C)
+                    backward_run(w, start, last)
+                    start = last
+                continue
+            for i in range(start, stop):
+                if w.phase == GROUP:
+                    backward_group(w, i // w.G, i % w.G)
+                elif w.phase == COLUMNS:
+                    sum_column(w, i // w.C, i % w.C)
+                elif w.phase == SETTLE:
+                    pull(w, i // w.G, i % w.G)
+                elif w.phase == MAPS:
+                    n, c = i // w.C, i % w.C
+                    back_column(w, n // w.images, c, n % w.images, n % w.images + 1)
+                else:
+                    finish(w, i)
+
+    return run

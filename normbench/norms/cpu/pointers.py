@@ -1,0 +1,97 @@
+"""Words that the kernels are written in: typed pointers, numbers of a pointer's type, a shared counter, scratch space.
+
+Numba's arrays carry reference counts, bounds and error paths; a kernel of raw pointers compiles to code that calls
+nothing at all, and so can be kept as an object file and loaded without Numba (compiler.py).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+# Sums may be reordered, which is what lets them run in vector registers; NaN and infinity keep their meaning.
+REDUCE = {"reassoc", "contract", "nsz", "arcp"}
+# Elementwise code rounds the same in forward and backward, so that both see the same sign before an activation.
+EXACT = {"contract", "nsz"}
+# The kernels' own numbers: float64 for all that is small, and whole numbers for places.
+NUMBER, WHOLE = types.float64, types.int64
+SETTINGS = {"error_model": "numpy", "_nrt": False}
+
+reduction = numba.njit(fastmath=REDUCE, **SETTINGS)
+elementwise = numba.njit(fastmath=EXACT, **SETTINGS)
+algebra = numba.njit(fastmath=EXACT, **SETTINGS)
+
+
+@intrinsic
+def at(typing: Any, address: Any, dtype: Any) -> Any:
+    """The memory at ``address`` as a pointer to ``dtype``."""
+    signature = types.CPointer(dtype.dtype)(types.int64, dtype)
+
+    def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(sig.return_type))
+
+    return signature, generate
+
+
+@intrinsic
+def same(typing: Any, address: Any, pointer: Any) -> Any:
+    """The memory at ``address`` as a pointer of the type of ``pointer``."""
+    signature = pointer(types.int64, pointer)
+
+    def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(sig.return_type))
+
+    return signature, generate
+
+
+@intrinsic
+def number(typing: Any, pointer: Any, value: Any) -> Any:
+    """``value`` rounded to the type that ``pointer`` points to."""
+    signature = pointer.dtype(pointer, value)
+
+    def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        return context.cast(builder, arguments[1], sig.args[1], sig.return_type)
+
+    return signature, generate
+
+
+@intrinsic
+def root(typing: Any, value: Any) -> Any:
+    """√value, as the processor's instruction (math.sqrt is a call that also sets errno, and so never a vector's)."""
+
+    def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        function = builder.module.declare_intrinsic("llvm.sqrt", [arguments[0].type])
+        return builder.call(function, arguments)
+
+    return value(value), generate
+
+
+@intrinsic(prefer_literal=True)
+def scratch(typing: Any, pointer: Any, length: Any) -> Any:
+    """``length`` (a literal) numbers of the pointer's type on the stack, not cleared."""
+    count = length.literal_value
+    signature = pointer(pointer, length)
+
+    def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        element = context.get_value_type(sig.return_type.dtype)
+        space = cgutils.alloca_once(builder, ir.ArrayType(element, count))
+        return builder.bitcast(space, context.get_value_type(sig.return_type))
+
+    return signature, generate
+
+
+@intrinsic
+def claim(typing: Any, address: Any, count: Any) -> Any:
+    """Take the next ``count`` pieces of work: adds to the counter at ``address`` and returns what stood there."""
+    signature = types.int64(types.int64, types.int64)
+
+    def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        pointer = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
+        return builder.atomic_rmw("add", pointer, arguments[1], "monotonic")
+
+    return signature, generate
