@@ -9,14 +9,20 @@ from pathlib import Path
 
 import pytest
 
+from normbench.files import cache_folder
+
 # On two cores shared with others, threads that wait for each other cost more than they bring; children inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No test reads or leaves decoded pictures in the user's cache."""
+    """No test reads or leaves decoded pictures in the user's cache. Compiled kernels are taken and kept there."""
+    kernels = cache_folder() / "kernels"
+    kernels.mkdir(parents=True, exist_ok=True)
     monkeypatch.setenv("NORMBENCH_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "kernels").symlink_to(kernels)
     return
 
 

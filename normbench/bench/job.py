@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from normbench import machine
+from normbench import machine, norms
 from normbench.bench import cases, contestants, networks, plot, table, units
 from normbench.bench.command import NETWORK, Settings
 from normbench.bench.contestants import Contestant
@@ -26,7 +26,7 @@ Counts = dict[str, dict[cases.Shape, int]]
 
 def run(settings: Settings, words: Sequence[str]) -> bool:
     """Measure and write; whether anything was measured. What was measured is written when the run is stopped, too."""
-    kept = getattr(machine, "keep_memory", lambda: None)()
+    machine.keep_memory()
     device = machine.device(settings.device)
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -37,7 +37,7 @@ def run(settings: Settings, words: Sequence[str]) -> bool:
     counts = _counts(settings)
     console, folder = Console(highlight=False), Path(settings.out)
     folder.mkdir(parents=True, exist_ok=True)
-    about = _provenance(device, words, kept)
+    about = _provenance(device, words)
     console.print(_told(about), style="dim", soft_wrap=True)
     rows: list[Row] = []
     facts = {"threads": about["threads"], "device": about["device"], "torch": about["torch"]}
@@ -125,12 +125,12 @@ def _too_large(large: Iterable[cases.Case], limit: float) -> str:
     )
 
 
-def _provenance(device: torch.device, words: Sequence[str], kept: str | None) -> dict[str, Any]:
+def _provenance(device: torch.device, words: Sequence[str]) -> dict[str, Any]:
     """What a reader must know of the machine to judge a time."""
     return {
         **machine.provenance(device, torch.get_num_threads()),
+        "kernels": norms.kernels(device),
         "command": ["python", "-m", "normbench.bench", *words],
-        "memory": kept or "the C library's own settings",
         "spin": os.environ.get("GOMP_SPINCOUNT"),
     }
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from normbench import machine, surgery
+from normbench import machine, norms, surgery
 from normbench.data import Pictures
 from normbench.display import Display
 from normbench.errors import one_line
@@ -51,6 +51,7 @@ class Local:
         Cells whose process was killed come last: what killed it may kill this one too, and the others are done then.
         A cell that another process took or finished meanwhile is left to it.
         """
+        machine.keep_memory()
         for item in sorted(planned, key=lambda item: item.status == "killed"):
             if self.store.status(item.cell_id) == item.status:
                 self.run_cell(item)
@@ -59,7 +60,7 @@ class Local:
         cell, device = item.cell, machine.device(item.cell.device)
         whole = length(cell, item.description)
         with machine.numerics(cell.deterministic, item.values) as threads:
-            provenance = machine.provenance(device, threads)
+            provenance = {**machine.provenance(device, threads), "kernels": norms.kernels(device)}
             if not self.store.begin(item.cell_id, cell.nested(), item.known, provenance):
                 return
             self.display.begin(item.cell_id, item.label, whole.epochs, whole.per_epoch)

@@ -6,6 +6,7 @@
 A new method is a file here, a file in conf/norm/, and an import below.
 """
 
+from normbench.norms.fused import kernels
 from normbench.norms.normalizer import Normalizer
 from normbench.norms.registry import (
     affine_parameters,
@@ -30,6 +31,7 @@ __all__ = [
     "extra_parameters",
     "get",
     "is_unit",
+    "kernels",
     "names",
     "register",
 ]

@@ -89,13 +89,13 @@ class GhostGroupNorm(nn.Module):
         self.register_load_state_dict_pre_hook(_load)
 
     def forward(self, x: Tensor) -> Tensor:
-        N, C, *_ = core.check_input(x, self.num_features, "batch_group")
+        N, *_ = core.check_input(x, self.num_features, "batch_group")
         G, affine = self.num_groups, (self.weight, self.bias)
         if self.training:
             workers = core.workers(N, self.batch, "batch_group")
             ghosts = N // groups.ghost(N // workers, self.ghost_size, "batch_group")
-            y, _, _ = core.standardize(x, ghosts, G, self.eps, *affine, self.activation)
-            running.update_total(self, *plain.pool(*plain.moments(x.detach()), workers, C))
+            y, mean, var = core.standardize(x, ghosts, G, self.eps, *affine, self.activation, by_channel=True)
+            running.update_total(self, mean, var, workers)
             return y
         if self.running_mean is None:
             return core.standardize(x, 1, G, self.eps, *affine, self.activation)[0]

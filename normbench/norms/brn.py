@@ -106,7 +106,7 @@ class BatchRenorm(nn.Module):
         workers = core.workers(N, self.batch, "brn")
         renorm = Renorm(mean, std, self.bounds())
         y, mean, var = core.standardize(x, workers, C, self.eps, *affine, self.activation, renorm=renorm)
-        running.move(self, running_mean=mean, running_std=torch.sqrt(var + self.eps))
+        running.update_std(self, mean, var)
         return y
 
     def bounds(self) -> Tensor:

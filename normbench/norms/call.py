@@ -1,4 +1,4 @@
-"""What the fused kernels are asked for and what they give back, the same on every device."""
+"""What is asked of the fused kernels and what they give back, the same on every device."""
 
 from __future__ import annotations
 
@@ -7,8 +7,33 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 
+class Renorm(NamedTuple):
+    """What batch renormalization corrects towards: mean, std (C,) and bounds (r_max, d_max), all constants."""
+
+    mean: Tensor
+    std: Tensor
+    bounds: Tensor
+
+
+class Gate(NamedTuple):
+    """A factor on γ for each channel of each image, sigmoid(weight · plane mean + bias); both (C,)."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+class After(NamedTuple):
+    """Scale and shift that follow the activation, both (C,)."""
+
+    scale: Tensor
+    shift: Tensor
+
+
 class Parts(NamedTuple):
-    """The tensors of one call beside x, each None where the method has none: (C,), of x's type; ``bounds`` (2,)."""
+    """The tensors of one call beside x, each None where the method has none: (C,), but ``bounds`` (2,).
+
+    On CPU they are of x's type (bounds: float64), on CUDA at least float32.
+    """
 
     weight: Tensor | None = None
     bias: Tensor | None = None
@@ -48,7 +73,7 @@ class Gradients(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """What a backward needs beside x. ``mean`` and ``var``: (rows, groups), at least float32; the rest is the device's."""
+    """What a backward needs beside x. ``mean``, ``var``: (rows, groups), at least float32; the rest is the device's."""
 
     mean: Tensor
     var: Tensor

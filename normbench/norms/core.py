@@ -12,10 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from normbench.errors import InputError
-from normbench.norms import plain
-from normbench.norms.plain import After, Gate, Renorm
+from normbench.norms import fused, plain
+from normbench.norms.call import After, Gate, Parts, Renorm
 
 __all__ = ["After", "Gate", "Renorm", "add_affine", "check_input", "normalize", "standardize", "workers"]
+
+NEITHER = (None, None)
+NONE_OF_THREE = (None, None, None)
 
 
 def check_input(x: Tensor, num_features: int, name: str) -> tuple[int, int, int, int]:
@@ -65,6 +68,7 @@ def standardize(
     renorm: Renorm | None = None,
     gate: Gate | None = None,
     after: After | None = None,
+    by_channel: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """activation(γ (x − μ) / √(σ² + ε) + β) by the moments of x itself: y, μ and σ².
 
@@ -75,10 +79,17 @@ def standardize(
     - ``threshold``: τ (C,), max(·, τ) in place of an activation (TLU);
     - ``renorm``: γ (x̂ r + d) + β with batch renormalization's r and d, for groups = C;
     - ``gate``: γ times a factor of each channel of each image (iebn);
-    - ``after``: scale and shift behind the activation (proxy).
+    - ``after``: scale and shift behind the activation (proxy);
+    - ``by_channel``: the moments given back are those of each channel, (rows, C), whatever was normalized by.
     """
-    parts: dict[str, Any] = {"threshold": threshold, "renorm": renorm, "gate": gate, "after": after}
-    return plain.standardize(x, rows, groups, eps, weight, bias, activation, centered=centered, **parts)
+    parts = Parts(weight, bias, threshold, *(after or NEITHER), *(gate or NEITHER), *(renorm or NONE_OF_THREE))
+    kernels = fused.kernels_for(x, eps, parts, activation)
+    if kernels is not None:
+        shape = fused.shape_of(rows, groups, eps, centered, activation)
+        return fused.standardize(kernels, x, eps, shape, parts, by_channel)
+    options: dict[str, Any] = {"centered": centered, "threshold": threshold, "renorm": renorm}
+    options |= {"gate": gate, "after": after, "by_channel": by_channel}
+    return plain.standardize(x, rows, groups, eps, weight, bias, activation, **options)
 
 
 def normalize(
@@ -90,10 +101,16 @@ def normalize(
     bias: Tensor | None,
     activation: nn.Module | None = None,
     *,
+    threshold: Tensor | None = None,
     gate: Gate | None = None,
 ) -> Tensor:
     """activation(γ (x − μ) / √(σ² + ε) + β) by given moments: x (N, C, H, W); mean, var (rows, groups); γ, β (C,)."""
-    return plain.normalize(x, mean, var, eps, weight, bias, activation, gate=gate)
+    parts = Parts(weight, bias, threshold, *NEITHER, *(gate or NEITHER))
+    kernels = fused.kernels_for(x, eps, parts, activation)
+    if kernels is None or mean.requires_grad or var.requires_grad:
+        return plain.normalize(x, mean, var, eps, weight, bias, activation, threshold=threshold, gate=gate)
+    shape = fused.shape_of(len(mean), mean.shape[1], eps, True, activation)
+    return fused.normalize(kernels, x, eps, shape, parts, (mean, var))
 
 
 def add_affine(module: nn.Module, num_features: int, affine: bool, **factory: Any) -> None:

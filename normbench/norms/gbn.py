@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normbench.norms import core, groups, plain, running
+from normbench.norms import core, groups, running
 from normbench.norms.registry import Normalizer, register
 
 
@@ -76,7 +76,7 @@ class GhostBatchNorm(nn.Module):
             workers = core.workers(N, self.batch, "gbn")
             ghosts = N // groups.ghost(N // workers, self.ghost_size, "gbn")
             y, mean, var = core.standardize(x, ghosts, C, self.eps, *affine, self.activation)
-            running.update_total(self, *plain.pool(mean, var, workers, C))
+            running.update_total(self, mean, var, workers)
             return y
         if self.running_mean is None:
             return core.standardize(x, 1, C, self.eps, *affine, self.activation)[0]

@@ -10,32 +10,12 @@ What the kernels compute is tested against this, and this against the formulas i
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-
-class Renorm(NamedTuple):
-    """What batch renormalization corrects towards: mean, std (C,) and bounds (r_max, d_max), all constants."""
-
-    mean: Tensor
-    std: Tensor
-    bounds: Tensor
-
-
-class Gate(NamedTuple):
-    """A factor on γ for each channel of each image, sigmoid(weight · plane mean + bias); both (C,)."""
-
-    weight: Tensor
-    bias: Tensor
-
-
-class After(NamedTuple):
-    """Scale and shift that follow the activation, both (C,)."""
-
-    scale: Tensor
-    shift: Tensor
+from normbench.norms.call import After, Gate, Renorm
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
@@ -224,6 +204,7 @@ def standardize(
     renorm: Renorm | None = None,
     gate: Gate | None = None,
     after: After | None = None,
+    by_channel: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ``core.standardize``, of which this is the plain form."""
     plane_mean, plane_var = moments(x)
@@ -236,6 +217,8 @@ def standardize(
         renormalized = _renormalized(mean, var, eps, weight, bias, renorm)
         weight, bias = (spread(value, *x.shape[:2]) for value in renormalized)
     y = normalize(x, mean, var, eps, weight, bias, activation, threshold=threshold, gate=gate, after=after)
+    if by_channel:
+        mean, var = pool(plane_mean, plane_var, rows, x.shape[1])
     return y, mean.detach(), var.detach()
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normbench.norms.plain import at_least_float32
+from normbench.norms import fused
+from normbench.norms.plain import at_least_float32, pool
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 BATCHNORM_KEYS = ("weight", "bias", *STATISTICS)
@@ -37,20 +38,26 @@ def update(unit: Any, mean: Tensor, var: Tensor, unbiased: float | Tensor) -> No
     if unit.num_batches_tracked is None:
         return
     unit.num_batches_tracked.add_(1)
-    for buffer, new in ((unit.running_mean, mean), (unit.running_var, var * unbiased)):
-        share = unit.momentum
-        if share is None:
-            count = unit.num_batches_tracked.to(at_least_float32(buffer.dtype))
-            share = count.reciprocal().to(buffer.dtype)
-        buffer.lerp_(new.mean(0).to(buffer.dtype), share)
+    if not isinstance(unbiased, Tensor) and fused.move(unit, "running_var", mean, var, len(mean), unbiased=unbiased):
+        return
+    _move(unit, running_mean=mean, running_var=var * unbiased)
 
 
 @torch.no_grad()
-def update_total(unit: Any, mean: Tensor, var: Tensor) -> None:
-    """Move the buffers towards the moments of all the workers' values: mean and biased var, (workers, K) each.
+def update_std(unit: Any, mean: Tensor, var: Tensor) -> None:
+    """Move running_mean and running_std towards the mean over the workers of μ and √(σ² + ε), (workers, K) each."""
+    unit.num_batches_tracked.add_(1)
+    if not fused.move(unit, "running_std", mean, var, len(mean), eps=unit.eps):
+        _move(unit, running_mean=mean, running_std=torch.sqrt(var + unit.eps))
 
-    running_var is m₂ − m², of running first and second moments of all values, so that what varies from one batch to the
-    next counts in it. Kept without that difference, which cancels: with the share a of the new value
+
+@torch.no_grad()
+def update_total(unit: Any, mean: Tensor, var: Tensor, workers: int) -> None:
+    """Move the buffers towards the moments of all the workers' values: mean and biased var, (rows, K) each.
+
+    The rows are ghosts, an equal number of them for each worker. running_var is m₂ − m², of running first and second
+    moments of all values, so that what varies from one batch to the next counts in it. Kept without that difference,
+    which cancels: with the share a of the new value
 
         V ← (1 − a) V + a v + a (1 − a) (m − e)²        m ← (1 − a) m + a e
 
@@ -59,23 +66,24 @@ def update_total(unit: Any, mean: Tensor, var: Tensor) -> None:
     if unit.num_batches_tracked is None:
         return
     unit.num_batches_tracked.add_(1)
+    if fused.move(unit, "running_var", mean, var, workers, total=True):
+        return
     old_mean, old_var = statistics(unit)
-    share = _share(unit, old_mean.dtype)
+    mean, var = (value.to(old_mean.dtype) for value in pool(mean, var, workers, mean.shape[1]))
+    share = share_of_new(unit, old_mean.dtype)
     apart = (old_mean - mean).square().mean(0)
-    unit.running_var.copy_(old_var[0].lerp(var.mean(0).to(old_var.dtype) + (1 - share) * apart, share))
-    unit.running_mean.copy_(old_mean[0].lerp(mean.mean(0).to(old_mean.dtype), share))
+    unit.running_var.copy_(old_var[0].lerp(var.mean(0) + (1 - share) * apart, share))
+    unit.running_mean.copy_(old_mean[0].lerp(mean.mean(0), share))
 
 
-@torch.no_grad()
-def move(unit: Any, **statistics: Tensor) -> None:
+def _move(unit: Any, **statistics: Tensor) -> None:
     """Move the buffers of these names towards the mean over the workers of their new values, (workers, K) each."""
-    unit.num_batches_tracked.add_(1)
     for name, new in statistics.items():
         buffer = getattr(unit, name)
-        buffer.lerp_(new.mean(0).to(buffer.dtype), _share(unit, buffer.dtype))
+        buffer.lerp_(new.mean(0).to(buffer.dtype), share_of_new(unit, buffer.dtype))
 
 
-def _share(unit: Any, dtype: torch.dtype) -> float | Tensor:
+def share_of_new(unit: Any, dtype: torch.dtype) -> float | Tensor:
     """The share of the new value, the batch counted already."""
     if unit.momentum is None:
         share: Tensor = unit.num_batches_tracked.to(at_least_float32(dtype)).reciprocal().to(dtype)

@@ -8,154 +8,210 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from normbench.norms.cpu import compiler, family, team
+from normbench.norms.call import Gradients, Parts, Saved, Shape
+from normbench.norms.cpu import compiler, moving, team
 from normbench.norms.cpu.arguments import BLOCK, HEAD
+from normbench.norms.cpu.family import BLOCK as FINISHED
+from normbench.norms.cpu.pixels import COLUMNS, FINISH, GROUP, MAPS, MERGE, SETTLE, TILE
 
-GROUP, COLUMNS, SETTLE, MAPS, FINISH = range(5)
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 # Values that a piece of work should have at least, so that taking it from the shared counter costs nothing.
 PIECE = 2**14
+# Values below which threads do not pay if they must wait for each other in every phase.
+WHOLE = 2**17
+# Values of a span of pixels.
+SPAN = 2**16
 
 
-class Parts(NamedTuple):
-    """The tensors of one call beside x, each None where the method has none: (C,), of x's type; ``bounds`` (2,)."""
+class Rest(NamedTuple):
+    """Saved for the backward beside μ and σ²: the float64 that they lie in, and coefficients of x's type."""
 
-    weight: Tensor | None = None
-    bias: Tensor | None = None
-    threshold: Tensor | None = None
-    scale: Tensor | None = None
-    shift: Tensor | None = None
-    gate_weight: Tensor | None = None
-    gate_bias: Tensor | None = None
-    to_mean: Tensor | None = None
-    to_std: Tensor | None = None
-    bounds: Tensor | None = None
-
-
-class Shape(NamedTuple):
-    """How statistics are shared, and the activation: nothing below ``low`` or above ``high``."""
-
-    rows: int
-    groups: int
-    eps: float
-    centered: bool
-    low: float
-    high: float
-
-
-class Saved(NamedTuple):
-    """What the backward needs beside x: statistics in float64, coefficients in x's type."""
-
-    statistics: Tensor
+    small: Tensor
     forth: Tensor
+    columns: int  # numbers of ``small``, at its end, that are moments of columns
 
 
-def forward(x: Tensor, shape: Shape, parts: Parts, given: Tensor | None = None) -> tuple[Tensor, Saved]:
-    """y, and what the backward needs. given: mean and var, (2, rows, groups) float64, where they are not x's own."""
+class _Plan(NamedTuple):
+    """How a call is cut into pieces of work."""
+
+    pixels: bool
+    K: int
+    RG: int
+    KC: int
+    threads: int
+    whole: bool
+    span: int
+    spans: int
+
+
+def _plan(x: Tensor, shape: Shape, gated: bool) -> _Plan:
+    N, C, H, W = x.shape
+    R, G, values = shape.rows, shape.groups, x.numel()
+    pixels = lies_by_pixel(x)
+    K = N if gated else R
+    threads = team.threads_for(values)
+    pieces = R if pixels else R * G
+    whole = threads == 1 or pieces >= 4 * threads or pieces % threads == 0
+    if not whole and values < WHOLE:
+        threads, whole = 1, True
+    run = N // K * H * W
+    span = min(run, max(1, SPAN // C))
+    return _Plan(pixels, K, R * G, K * C, threads, whole, span, -(-run // span))
+
+
+def lies_by_pixel(x: Tensor) -> bool:
+    """Whether the channels of a pixel are neighbours in memory; maps of one pixel are taken so too."""
+    return x.is_contiguous(memory_format=torch.channels_last) and (not x.is_contiguous() or x.shape[2:].numel() == 1)
+
+
+def takes(x: Tensor) -> bool:
+    """Whether the kernels take a tensor of this type and layout."""
+    return x.dtype in DTYPES and (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last))
+
+
+def forward(
+    x: Tensor, shape: Shape, parts: Parts, given: tuple[Tensor, Tensor] | None = None, every_column: bool = False
+) -> tuple[Tensor, Saved]:
+    """y, and what the backward needs. given: mean and var, (rows, groups), where they are not x's own.
+
+    ``every_column``: keep the moments of columns, whether they are needed or not.
+    """
     N, C, H, W = x.shape
     R, G, S, values = shape.rows, shape.groups, H * W, x.numel()
-    K = N if parts.gate_weight is not None else R
-    RG, KC, size = R * G, K * C, x.element_size()
-    threads = team.threads_for(values)
-    whole = threads == 1 or RG >= 4 * threads or RG % threads == 0
-    columns = KC if parts.gate_weight is not None or G < C or not whole else 0
-    y = torch.empty_like(x)
+    gated, fixed = parts.gate_weight is not None, given is not None
+    pixels, K, RG, KC, _, whole, span, spans = plan = _plan(x, shape, gated)
     corrected = 2 * RG if parts.to_std is not None else 0
-    statistics = torch.empty(3 * RG + corrected + 2 * columns, dtype=torch.float64)
-    if given is not None:
-        statistics[: 2 * RG] = given.flatten()
+    columns = 2 * KC if every_column or gated or pixels or G < C or not whole else 0
+    y = torch.empty_like(x)
+    small = torch.empty(3 * RG + corrected + columns, dtype=torch.float64)
     forth = x.new_empty(3 * KC)
-    at = statistics.data_ptr()
+    mean, var = small[: 2 * RG].view(2, R, G)
+    if given is not None:
+        mean.copy_(given[0])
+        var.copy_(given[1])
+    split = torch.empty(3 * K * spans * C, dtype=torch.float64) if pixels and not whole else None
+    at = small.data_ptr()
     block = BLOCK.pack(
         0, 0, 0, 0,
-        N, C, S, R, G, K, N // K, K // R, 0 if C % G else C // G, shape.centered, given is not None, 0, 0,
+        N, C, S, R, G, K, N // K, K // R, 0 if C % G else C // G, shape.centered, fixed, span, spans,
         x.data_ptr(), y.data_ptr(), 0, 0,
-        *(0 if part is None else part.data_ptr() for part in parts),
+        *_addresses(parts),
         at, at + 8 * RG, at + 16 * RG, at + 24 * RG, at + 8 * (3 * RG + corrected) if columns else 0,
-        forth.data_ptr(), 0, 0, 0,
+        forth.data_ptr(), 0, 0, 0 if split is None else split.data_ptr(),
         0, 0, 0, 0, 0, 0, 0, 0,
         shape.eps, shape.low, shape.high, 1 / S, K / (N * S), 0.0 if C % G else RG / values,
     )  # fmt: skip
-    work = _Work("planes_forward", x, block, threads)
+    work = _Work("forward", x, plan, block)
     if whole:
-        work.run(GROUP, RG)
+        work.run(GROUP, R if pixels else RG)
     else:
-        if given is None or parts.gate_weight is not None:
-            work.run(COLUMNS, KC)
-        work.run(SETTLE, RG, alone=True)
-        work.run(MAPS, N * C)
-    return y, Saved(statistics, forth)
+        if gated or not fixed:
+            work.columns(C)
+        work.run(SETTLE, R if pixels else RG, alone=True)
+        work.run(MAPS, K * spans if pixels else N * C)
+    return y, Saved(mean, var, Rest(small, forth, columns))
 
 
-class Gradients(NamedTuple):
-    """Of x and of the parts that have one; ``var``: of σ², (rows, groups)."""
+def columns(saved: Saved, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each channel, (rows, C), after a ``forward`` of x by groups and without gate."""
+    N, C, H, W = x.shape
+    mean, squares = saved.rest.small[-saved.rest.columns :].view(2, -1, C)
+    return mean, squares * (len(mean) / (N * H * W))
 
-    x: Tensor | None
-    weight: Tensor | None
-    bias: Tensor | None
-    threshold: Tensor | None
-    scale: Tensor | None
-    shift: Tensor | None
-    gate_weight: Tensor | None
-    gate_bias: Tensor | None
-    var: Tensor | None
+
+def move(
+    buffers: tuple[Tensor, Tensor],
+    mean: Tensor,
+    var: Tensor,
+    workers: int,
+    share: float,
+    unbiased: float,
+    eps: float,
+    kind: str,
+) -> None:
+    """Move two running statistics (K,) towards those of rows, (rows, K) each, float64: moving.py."""
+    first, second = buffers
+    mean, var = mean.contiguous(), var.contiguous()
+    rows, length = mean.shape
+    block = moving.BLOCK.pack(
+        rows, workers, length, moving.KINDS.index(kind),
+        mean.data_ptr(), var.data_ptr(), first.data_ptr(), second.data_ptr(),
+        share, unbiased, eps,
+    )  # fmt: skip
+    space = bytearray(block)
+    kernel = compiler.kernel("moving", "moving", DTYPES[first.dtype])
+    kernel.call(ctypes.addressof(ctypes.c_char.from_buffer(space)))
+
+
+def prepare() -> None:
+    """Raises what stands in the way of compiling and loading kernels here."""
+    compiler.prepare()
 
 
 def backward(
     dy: Tensor, x: Tensor, shape: Shape, parts: Parts, saved: Saved, fixed: bool, wants_x: bool, wants_var: bool
 ) -> Gradients:
-    """The gradients; dy must lie in memory as x does. ``parts.threshold`` is the value just below τ."""
+    """The gradients; dy must lie in memory as x does."""
     N, C, H, W = x.shape
     R, G, S, values = shape.rows, shape.groups, H * W, x.numel()
-    K = N if parts.gate_weight is not None else R
-    RG, KC = R * G, K * C
-    threads = team.threads_for(values)
-    whole = threads == 1 or RG >= 4 * threads or RG % threads == 0
+    pixels, K, RG, KC, _, whole, span, spans = plan = _plan(x, shape, parts.gate_weight is not None)
+    if parts.threshold is not None:  # τ itself lets a gradient through, and the kernel cuts at what it is given
+        parts = parts._replace(threshold=torch.nextafter(parts.threshold, parts.threshold.new_tensor(-torch.inf)))
     corrected = 2 * RG if parts.to_std is not None else 0
     dx = torch.empty_like(x) if wants_x else None
-    wanted = [part is not None for part in parts[:7]]
-    small = x.new_empty(sum(wanted) * C + 3 * KC)
-    rest = iter(small.split(C))
-    grads = [next(rest) if want else None for want in wanted]
-    back = small.data_ptr() + sum(wanted) * C * x.element_size()
-    sums = torch.empty(3 * KC + RG, dtype=torch.float64)
-    at = saved.statistics.data_ptr()
+    grads = [None if part is None else torch.empty_like(part) for part in parts[:7]]
+    back = x.new_empty(3 * KC)
+    split = 3 * K * spans * C if pixels and not whole else 0
+    sums = torch.empty(3 * KC + split, dtype=torch.float64)
+    dvar = sums.new_empty(R, G) if wants_var else None
+    at = saved.rest.small.data_ptr()
     block = BLOCK.pack(
         0, 0, 0, 0,
-        N, C, S, R, G, K, N // K, K // R, 0 if C % G else C // G, shape.centered, fixed, 0, 0,
+        N, C, S, R, G, K, N // K, K // R, 0 if C % G else C // G, shape.centered, fixed, span, spans,
         x.data_ptr(), 0, dy.data_ptr(), 0 if dx is None else dx.data_ptr(),
-        *(0 if part is None else part.data_ptr() for part in parts),
+        *_addresses(parts),
         at, at + 8 * RG, at + 16 * RG, at + 24 * RG, at + 8 * (3 * RG + corrected),
-        saved.forth.data_ptr(), back, sums.data_ptr(), 0,
-        *(0 if grad is None else grad.data_ptr() for grad in grads),
-        sums.data_ptr() + 24 * KC if wants_var else 0,
+        saved.rest.forth.data_ptr(), back.data_ptr(), sums.data_ptr(), sums.data_ptr() + 24 * KC,
+        *(0 if grad is None else grad.data_ptr() for grad in grads), 0 if dvar is None else dvar.data_ptr(),
         shape.eps, shape.low, shape.high, 1 / S, K / (N * S), 0.0 if C % G else RG / values,
     )  # fmt: skip
-    work = _Work("planes_backward", x, block, threads)
+    work = _Work("backward", x, plan, block)
     if whole:
-        work.run(GROUP, RG)
+        work.run(GROUP, R if pixels else RG)
     else:
-        work.run(COLUMNS, KC)
-        work.run(SETTLE, RG, alone=True)
+        work.columns(C)
+        work.run(SETTLE, R if pixels else RG, alone=True)
         if wants_x:
-            work.run(MAPS, N * C)
-    if any(wanted):
-        work.run(FINISH, -(-C // family.BLOCK), alone=KC < PIECE)
-    return Gradients(dx, *grads, sums[3 * KC :].view(R, G) if wants_var else None)
+            work.run(MAPS, K * spans if pixels else N * C)
+    if any(grad is not None for grad in grads):
+        work.run(FINISH, -(-C // FINISHED), alone=KC < PIECE)
+    return Gradients(dx, *grads, dvar)
+
+
+def _addresses(parts: Parts) -> tuple[int, ...]:
+    return tuple([0 if part is None else part.data_ptr() for part in parts])
 
 
 class _Work:
     """A kernel, its arguments, and the phases it is run through."""
 
-    def __init__(self, name: str, x: Tensor, block: bytes, threads: int) -> None:
-        self.kernel = compiler.kernel(name.partition("_")[0], name, DTYPES[x.dtype])
+    def __init__(self, name: str, x: Tensor, plan: _Plan, block: bytes) -> None:
+        layout = "pixels" if plan.pixels else "planes"
+        self.kernel = compiler.kernel(layout, f"{layout}_{name}", DTYPES[x.dtype])
         self.block = bytearray(block)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.block))
-        self.values, self.threads = x.numel(), threads
+        self.plan, self.values = plan, x.numel()
 
     def run(self, phase: int, pieces: int, alone: bool = False) -> None:
         """Do all pieces of work of a phase."""
-        threads = 1 if alone else self.threads
+        threads = 1 if alone else self.plan.threads
         chunk = pieces if threads == 1 else max(1, min(PIECE * pieces // self.values, pieces // (4 * threads)))
         HEAD.pack_into(self.block, 0, 0, pieces, chunk, phase)
         team.run(self.kernel, self.address, threads)
+
+    def columns(self, C: int) -> None:
+        """What there is to know of the columns."""
+        if not self.plan.pixels:
+            return self.run(COLUMNS, self.plan.KC)
+        self.run(COLUMNS, self.plan.K * self.plan.spans)
+        return self.run(MERGE, self.plan.K * -(-C // TILE), alone=self.plan.KC < PIECE)

@@ -47,6 +47,12 @@ def kernel(module: str, name: str, dtype: str) -> Kernel:
     return _load(code)
 
 
+def prepare() -> None:
+    """Raises what stands in the way of loading kernels in this process."""
+    _link()
+    _machine()
+
+
 def _digest(module: str, name: str, dtype: str) -> str:
     sources = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
     made_of = [version("numba"), version("llvmlite"), sys.platform, _processor(), module, name, dtype]

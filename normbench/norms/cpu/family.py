@@ -12,6 +12,8 @@ from normbench.norms.cpu.pointers import NUMBER, WHOLE, algebra, at, number, roo
 
 # Channels whose gradients are finished at once.
 BLOCK = 64
+# Groups whose algebra is done in one go, in vector registers, where every group is a column with γ and β alone.
+RUN = 32
 
 
 @algebra
@@ -81,6 +83,73 @@ def settle(w, r, g, mean, var):
 
 
 @algebra
+def plain(w):
+    """Whether each group is one column, with nothing about it but γ and β."""
+    return w.width == 1 and w.split == 1 and not (w.fixed or w.has_renorm or w.has_gate)
+
+
+@algebra
+def settle_run(w, first, last, mean, squares):
+    """``settle`` for RUN or fewer groups of one row, from their moments in scratch: statistic i is coefficient i."""
+    length, KC, c = last - first, w.K * w.C, first % w.C
+    var, rstd = scratch(w.mean, RUN), scratch(w.mean, RUN)
+    gamma, beta = scratch(w.mean, RUN), scratch(w.mean, RUN)
+    m, a, b = scratch(w.x, RUN), scratch(w.x, RUN), scratch(w.x, RUN)
+    for t in range(length):
+        var[t] = squares[t] * w.per_column
+        gamma[t], beta[t] = 1.0, 0.0
+    if not w.centered:
+        for t in range(length):
+            var[t] += mean[t] * mean[t]
+            mean[t] = 0.0
+    if w.has_weight:
+        for t in range(length):
+            gamma[t] = NUMBER(w.weight[c + t])
+    if w.has_bias:
+        for t in range(length):
+            beta[t] = NUMBER(w.bias[c + t])
+    for t in range(length):
+        rstd[t] = 1.0 / root(var[t] + w.eps)
+        m[t] = number(w.x, mean[t])
+        a[t] = number(w.x, gamma[t] * rstd[t])
+        b[t] = number(w.x, beta[t] + gamma[t] * rstd[t] * (m[t] - mean[t]))
+    for t in range(length):
+        w.mean[first + t] = mean[t]
+        w.var[first + t] = var[t]
+        w.rstd[first + t] = rstd[t]
+    for t in range(length):
+        w.forth[first + t] = m[t]
+        w.forth[KC + first + t] = a[t]
+        w.forth[2 * KC + first + t] = b[t]
+
+
+@algebra
+def pull_run(w, first, last):
+    """``pull`` for RUN or fewer groups of one row: statistic i is coefficient i."""
+    length, KC, c = last - first, w.K * w.C, first % w.C
+    through, p, q = scratch(w.mean, RUN), scratch(w.mean, RUN), scratch(w.mean, RUN)
+    after = scratch(w.mean, RUN)
+    for t in range(length):
+        after[t] = 1.0
+    if w.has_after:
+        for t in range(length):
+            after[t] = NUMBER(w.scale[c + t])
+    for t in range(length):
+        i = first + t
+        apart, factor, one = w.mean[i] - w.forth[i], w.forth[KC + i] * after[t], w.sums[i]
+        slope = (w.sums[KC + i] - apart * one) * factor * -(w.rstd[i] * w.rstd[i]) * w.per_group
+        through[t], p[t] = factor, slope
+        q[t] = -one * factor * w.per_group * w.centered - slope * apart
+    for t in range(length):
+        w.back[first + t] = number(w.x, through[t])
+        w.back[KC + first + t] = number(w.x, p[t])
+        w.back[2 * KC + first + t] = number(w.x, q[t])
+    if w.wants_var:
+        for t in range(length):
+            w.dvar[first + t] = p[t] / (2.0 * w.per_group)
+
+
+@algebra
 def scale_after(w, c):
     if not w.has_after:
         return 1.0
@@ -125,7 +194,7 @@ def pull(w, r, g):
             own = q
             if w.has_gate:
                 centred = w.sums[KC + j] - (mean - w.forth[j]) * w.sums[j]
-                own += gate_slope(w, rstd, centred, j, c) * w.gate_weight[c] * w.per_column
+                own += gate_slope(w, rstd, centred, j, c) * scale_after(w, c) * w.gate_weight[c] * w.per_column
             w.back[j] = number(w.x, w.forth[KC + j] * scale_after(w, c))
             w.back[KC + j] = number(w.x, p)
             w.back[2 * KC + j] = number(w.x, own - p * (mean - w.forth[j]))
@@ -147,6 +216,12 @@ def finish(w, block):
         if w.has_renorm or w.has_gate:
             for c in range(length):
                 gather(w, row + group[c], j + c, first + c, c, gamma, beta, slope, bias)
+        elif w.width == 1:
+            i = row + first
+            for c in range(length):
+                one = w.sums[j + c]
+                gamma[c] += (w.sums[KC + j + c] - (w.mean[i + c] - w.forth[j + c]) * one) * w.rstd[i + c]
+                beta[c] += one
         else:
             for c in range(length):
                 i, one = row + group[c], w.sums[j + c]
@@ -156,6 +231,9 @@ def finish(w, block):
             for c in range(length):
                 dy[c] += w.sums[2 * KC + j + c]
                 other[c] += w.forth[KC + j + c] * w.sums[KC + j + c] + w.forth[2 * KC + j + c] * w.sums[j + c]
+            if w.has_threshold:
+                for c in range(length):
+                    other[c] += w.threshold[first + c] * (w.sums[2 * KC + j + c] - w.sums[j + c])
     for c in range(length):
         after = scale_after(w, first + c)
         if w.wants_weight:
@@ -163,7 +241,7 @@ def finish(w, block):
         if w.wants_bias:
             w.dbias[first + c] = number(w.x, beta[c] * after)
         if w.wants_threshold:
-            w.dthreshold[first + c] = number(w.x, dy[c] - beta[c])
+            w.dthreshold[first + c] = number(w.x, (dy[c] - beta[c]) * after)
         if w.wants_after:
             w.dscale[first + c] = number(w.x, other[c])
             w.dshift[first + c] = number(w.x, dy[c])

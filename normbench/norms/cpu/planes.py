@@ -12,14 +12,12 @@ from typing import Any
 
 from normbench.norms.cpu import maps
 from normbench.norms.cpu.arguments import unpack
-from normbench.norms.cpu.family import channels, finish, pooled, pull, settle
-from normbench.norms.cpu.pointers import NUMBER, algebra, claim, number, root, scratch
+from normbench.norms.cpu.family import RUN, channels, finish, plain, pooled, pull, pull_run, settle, settle_run
+from normbench.norms.cpu.pointers import algebra, claim, number, scratch
 
-# Columns whose algebra is done in one go, in vector registers, where every column is a group.
-RUN = 32
-# Values of a column up to which that is worth while: a run of them stays in the second cache.
+# Values of a column up to which a run of them is done together: it stays in the second cache.
 SMALL = 4096
-GROUP, COLUMNS, SETTLE, MAPS, FINISH = range(5)
+GROUP, COLUMNS, MERGE, SETTLE, MAPS, FINISH = range(6)
 
 
 @algebra
@@ -48,13 +46,9 @@ def note_moments(w, k, c):
 
 @algebra
 def apply_column(w, k, c, first, last):
-    j, KC = k * w.C + c, w.K * w.C
-    apply_with(w, k, c, first, last, w.forth[j], w.forth[KC + j], w.forth[2 * KC + j])
-
-
-@algebra
-def apply_with(w, k, c, first, last, m, a, b):
     """The maps ``first`` to ``last`` of column (k, c)."""
+    j, KC = k * w.C + c, w.K * w.C
+    m, a, b = w.forth[j], w.forth[KC + j], w.forth[2 * KC + j]
     low, high = number(w.x, w.low), number(w.x, w.high)
     if w.has_threshold:
         low = w.threshold[c]
@@ -112,15 +106,10 @@ def sum_column(w, k, c):
 
 @algebra
 def back_column(w, k, c, first, last):
-    j, KC = k * w.C + c, w.K * w.C
-    back_with(w, k, c, first, last, w.back[j], w.back[KC + j], w.back[2 * KC + j])
-
-
-@algebra
-def back_with(w, k, c, first, last, through, p, q):
     """The maps ``first`` to ``last`` of column (k, c)."""
     j, KC = k * w.C + c, w.K * w.C
     m, a, b = w.forth[j], w.forth[KC + j], w.forth[2 * KC + j]
+    through, p, q = w.back[j], w.back[KC + j], w.back[2 * KC + j]
     cut, high = number(w.x, w.low), number(w.x, w.high)
     if w.has_threshold:
         cut = w.threshold[c]
@@ -144,78 +133,27 @@ def backward_group(w, r, g):
 
 
 @algebra
-def simple(w):
-    """Whether the maps are small and each group is one column, with nothing about it but γ and β."""
-    small = w.S * w.images <= SMALL
-    return small and w.width == 1 and w.split == 1 and not (w.fixed or w.has_renorm or w.has_gate)
-
-
-@algebra
 def forward_run(w, first, last):
     """Groups ``first`` to ``last`` of a row, a column each: as forward_group, but with their algebra in one go."""
-    length, KC, row = last - first, w.K * w.C, first // w.C
-    c = first - row * w.C
-    mean, var, rstd = scratch(w.mean, RUN), scratch(w.mean, RUN), scratch(w.mean, RUN)
-    gamma, beta = scratch(w.mean, RUN), scratch(w.mean, RUN)
-    m, a, b = scratch(w.x, RUN), scratch(w.x, RUN), scratch(w.x, RUN)
-    for t in range(length):
-        mean[t], squares = column_moments(w, row, c + t)
-        var[t] = squares * w.per_column
-        gamma[t], beta[t] = 1.0, 0.0
-    if not w.centered:
-        for t in range(length):
-            mean[t], var[t] = 0.0, var[t] + mean[t] * mean[t]
-    if w.has_weight:
-        for t in range(length):
-            gamma[t] = NUMBER(w.weight[c + t])
-    if w.has_bias:
-        for t in range(length):
-            beta[t] = NUMBER(w.bias[c + t])
-    for t in range(length):
-        rstd[t] = 1.0 / root(var[t] + w.eps)
-        m[t] = number(w.x, mean[t])
-        a[t] = number(w.x, gamma[t] * rstd[t])
-        b[t] = number(w.x, beta[t] + gamma[t] * rstd[t] * (m[t] - mean[t]))
-    for t in range(length):
-        w.mean[first + t] = mean[t]
-        w.var[first + t] = var[t]
-        w.rstd[first + t] = rstd[t]
-    for t in range(length):
-        w.forth[first + t] = m[t]
-        w.forth[KC + first + t] = a[t]
-        w.forth[2 * KC + first + t] = b[t]
-    for t in range(length):
-        apply_with(w, row, c + t, 0, w.images, m[t], a[t], b[t])
+    row = first // w.C
+    mean, squares = scratch(w.mean, RUN), scratch(w.mean, RUN)
+    for t in range(last - first):
+        mean[t], squares[t] = column_moments(w, row, first - row * w.C + t)
+    settle_run(w, first, last, mean, squares)
+    for i in range(first, last):
+        apply_column(w, row, i - row * w.C, 0, w.images)
 
 
 @algebra
 def backward_run(w, first, last):
     """Groups ``first`` to ``last`` of a row, a column each: as backward_group, but with their algebra in one go."""
-    length, KC, row = last - first, w.K * w.C, first // w.C
-    c = first - row * w.C
-    one, two, after = scratch(w.mean, RUN), scratch(w.mean, RUN), scratch(w.mean, RUN)
-    through, p, q = scratch(w.x, RUN), scratch(w.x, RUN), scratch(w.x, RUN)
-    for t in range(length):
-        sum_column(w, row, c + t)
-        after[t] = 1.0
-    if w.has_after:
-        for t in range(length):
-            after[t] = NUMBER(w.scale[c + t])
-    for t in range(length):
-        one[t], two[t] = w.sums[first + t], w.sums[KC + first + t]
-    for t in range(length):
-        mean, m, factor = w.mean[first + t], w.forth[first + t], w.forth[KC + first + t] * after[t]
-        slope = (two[t] - (mean - m) * one[t]) * factor * -(w.rstd[first + t] * w.rstd[first + t]) * w.per_group
-        shift = -one[t] * factor * w.per_group * w.centered
-        through[t] = number(w.x, factor)
-        p[t] = number(w.x, slope)
-        q[t] = number(w.x, shift - slope * (mean - m))
-    if w.wants_var:
-        for t in range(length):
-            w.dvar[first + t] = NUMBER(p[t]) / (2.0 * w.per_group)
+    row = first // w.C
+    for i in range(first, last):
+        sum_column(w, row, i - row * w.C)
+    pull_run(w, first, last)
     if w.has_dx:
-        for t in range(length):
-            back_with(w, row, c + t, 0, w.images, through[t], p[t], q[t])
+        for i in range(first, last):
+            back_column(w, row, i - row * w.C, 0, w.images)
 
 
 def planes_forward(T: Any) -> Callable[[int], None]:
@@ -228,7 +166,7 @@ def planes_forward(T: Any) -> Callable[[int], None]:
             if start >= w.total:
                 return
             stop = min(start + w.chunk, w.total)
-            if w.phase == GROUP and simple(w):
+            if w.phase == GROUP and w.S * w.images <= SMALL and plain(w):
                 while start < stop:
                     last = min(start + RUN, stop, (start // w.C + 1) * w.C)
                     forward_run(w, start, last)
@@ -258,7 +196,7 @@ def planes_backward(T: Any) -> Callable[[int], None]:
             if start >= w.total:
                 return
             stop = min(start + w.chunk, w.total)
-            if w.phase == GROUP and simple(w):
+            if w.phase == GROUP and w.S * w.images <= SMALL and plain(w):
                 while start < stop:
                     last = min(start + RUN, stop, (start // w.C + 1) * w.C)
                     backward_run(w, start, last)

@@ -19,6 +19,7 @@ from normbench.norms.cpu.compiler import Kernel
 # Values below which a second thread costs more than it brings: torch's own grain (at::internal::GRAIN_SIZE).
 GRAIN = 2**15
 
+
 def threads_for(values: int) -> int:
     """Threads for so many values: up to ``torch.get_num_threads()``."""
     return 1 if values < 2 * GRAIN else min(torch.get_num_threads(), values // GRAIN)

@@ -1,0 +1,415 @@
+"""Kernels for pixels that lie one after another, (N, H, W, C) in this order: channels_last.
+
+The pixels of a coefficient row are one run in memory, whatever images they are of. Channels are taken a TILE at a time,
+so that what is kept of each stays in the first cache. A piece of work is a row of statistics from first to last (phase
+GROUP) where there are rows enough for the threads, else a span of a row's pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from normbench.norms.cpu.arguments import unpack
+from normbench.norms.cpu.family import RUN, finish, plain, pooled, pull, pull_run, settle, settle_run
+from normbench.norms.cpu.pointers import NUMBER, algebra, claim, elementwise, number, reduction, scratch
+
+# Numbers of a kind that are kept near at hand: channels, or, where there are few, those of several pixels side by side
+# (lanes), so that the innermost loop is always a long one.
+TILE = 512
+# Numbers that are summed in the maps' own type before the sum goes on in float64: so many times a tile.
+BLOCK = 16
+GROUP, COLUMNS, MERGE, SETTLE, MAPS, FINISH = range(6)
+
+
+@algebra
+def lanes(w):
+    """Pixels side by side in a tile."""
+    return max(1, TILE // w.C)
+
+
+@reduction
+def block_moments(x, start, pixels, stride, some, mean, squares, seen):
+    """Merge ``pixels`` pixels from ``start`` on into the moments of ``some`` lanes, which hold ``seen`` pixels."""
+    total, rest, around, m = scratch(x, TILE), scratch(x, TILE), scratch(x, TILE), scratch(x, TILE)
+    for c in range(some):
+        total[c], rest[c], around[c] = number(x, 0.0), number(x, 0.0), number(x, 0.0)
+    for i in range(pixels // 4):
+        at = start + 4 * i * stride
+        for c in range(some):
+            total[c] += (x[at + c] + x[at + stride + c]) + (x[at + 2 * stride + c] + x[at + 3 * stride + c])
+    for p in range(pixels // 4 * 4, pixels):
+        at = start + p * stride
+        for c in range(some):
+            total[c] += x[at + c]
+    per_pixel = 1.0 / pixels
+    for c in range(some):
+        m[c] = number(x, NUMBER(total[c]) * per_pixel)
+    for i in range(pixels // 2):
+        at = start + 2 * i * stride
+        for c in range(some):
+            apart, other = x[at + c] - m[c], x[at + stride + c] - m[c]
+            rest[c] += apart + other
+            around[c] += apart * apart + other * other
+    if pixels % 2:
+        at = start + (pixels - 1) * stride
+        for c in range(some):
+            apart = x[at + c] - m[c]
+            rest[c] += apart
+            around[c] += apart * apart
+    share = pixels / (seen + pixels)
+    for c in range(some):
+        left = NUMBER(rest[c]) * per_pixel
+        here = max(NUMBER(around[c]) - left * NUMBER(rest[c]), 0.0)
+        away = NUMBER(m[c]) + left - mean[c]
+        mean[c] += away * share
+        squares[c] += here + away * away * seen * share
+
+
+@algebra
+def moments(w, k, first, last, out, mean_at, squares_at, seen):
+    """Merge the moments of pixels ``first`` to ``last`` of row k into those in ``out``, which hold ``seen`` pixels."""
+    mean, squares = scratch(w.mean, TILE), scratch(w.mean, TILE)
+    row, side = k * w.images * w.S * w.C, lanes(w)
+    wide = (last - first) // side
+    for tile in range(0, w.C, TILE):
+        some = min(TILE, w.C - tile)
+        for c in range(side * some):
+            mean[c], squares[c] = 0.0, 0.0
+        for p in range(0, wide, BLOCK):
+            at = row + (first + p * side) * w.C + tile
+            block_moments(w.x, at, min(BLOCK, wide - p), side * w.C, side * some, mean, squares, p)
+        fold_moments(some, side, wide, mean, squares)
+        if first + wide * side < last:
+            at, left = row + (first + wide * side) * w.C + tile, last - first - wide * side
+            block_moments(w.x, at, left, w.C, some, mean, squares, wide * side)
+        share = (last - first) / (seen + last - first)
+        for c in range(some):
+            away = mean[c]
+            if seen > 0:
+                away -= out[mean_at + tile + c]
+                out[mean_at + tile + c] += away * share
+                out[squares_at + tile + c] += squares[c] + away * away * seen * share
+            else:
+                out[mean_at + tile + c], out[squares_at + tile + c] = mean[c], squares[c]
+
+
+@algebra
+def fold_moments(some, side, pixels, mean, squares):
+    """The moments of lanes that hold ``pixels`` pixels each, as one."""
+    if side == 1:
+        return
+    for c in range(some):
+        total, around = 0.0, 0.0
+        for i in range(side):
+            total += mean[i * some + c]
+            around += squares[i * some + c]
+        total /= side
+        for i in range(side):
+            away = mean[i * some + c] - total
+            around += away * away * pixels
+        mean[c], squares[c] = total, around
+
+
+@algebra
+def merge(w, k, tile):
+    """The moments of a row's columns from those of its spans."""
+    mean, squares = scratch(w.mean, TILE), scratch(w.mean, TILE)
+    some, pixels = min(TILE, w.C - tile), w.images * w.S
+    for c in range(some):
+        mean[c], squares[c] = 0.0, 0.0
+    seen = 0
+    for s in range(w.spans):
+        here = min(w.span, pixels - s * w.span)
+        share, at = here / (seen + here), (k * w.spans + s) * 3 * w.C + tile
+        for c in range(some):
+            away = w.parts[at + c] - mean[c]
+            mean[c] += away * share
+            squares[c] += w.parts[at + w.C + c] + away * away * seen * share
+        seen += here
+    for c in range(some):
+        w.columns[k * w.C + tile + c] = mean[c]
+        w.columns[(w.K + k) * w.C + tile + c] = squares[c]
+
+
+@algebra
+def settle_row(w, r, first, last):
+    """Groups ``first`` to ``last`` of row r, from the moments of its columns."""
+    if plain(w):
+        mean, squares = scratch(w.mean, RUN), scratch(w.mean, RUN)
+        for start in range(r * w.G + first, r * w.G + last, RUN):
+            stop = min(start + RUN, r * w.G + last)
+            for t in range(stop - start):
+                mean[t], squares[t] = w.columns[start + t], w.columns[w.K * w.C + start + t]
+            settle_run(w, start, stop, mean, squares)
+        return
+    for g in range(first, last):
+        if w.fixed:
+            mean_of, var_of = w.mean[r * w.G + g], w.var[r * w.G + g]
+        else:
+            mean_of, var_of = pooled(w, r, g)
+        settle(w, r, g, mean_of, var_of)
+
+
+@algebra
+def pull_row(w, r, first, last):
+    if plain(w):
+        for start in range(r * w.G + first, r * w.G + last, RUN):
+            pull_run(w, start, min(start + RUN, r * w.G + last))
+        return
+    for g in range(first, last):
+        pull(w, r, g)
+
+
+@elementwise
+def apply_pixel(x, y, at, some, m, a, b, low, high):
+    for c in range(some):
+        z = (x[at + c] - m[c]) * a[c] + b[c]
+        if z < low[c]:
+            z = low[c]
+        if z > high:
+            z = high
+        y[at + c] = z
+
+
+@algebra
+def apply(w, k, first, last):
+    """Pixels ``first`` to ``last`` of row k."""
+    m, a, b, low = scratch(w.x, TILE), scratch(w.x, TILE), scratch(w.x, TILE), scratch(w.x, TILE)
+    row, side, high = k * w.images * w.S * w.C, lanes(w), number(w.x, w.high)
+    for tile in range(0, w.C, TILE):
+        some = min(TILE, w.C - tile)
+        coefficients(w, k, tile, some, side, m, a, b, low)
+        for i in range((last - first + side - 1) // side):
+            p = first + i * side
+            at, length = row + p * w.C + tile, min(side, last - p) * some
+            apply_pixel(w.x, w.y, at, length, m, a, b, low, high)
+            if w.has_after:
+                for c in range(length):
+                    channel = tile + c % w.C
+                    w.y[at + c] = w.y[at + c] * w.scale[channel] + w.shift[channel]
+
+
+@algebra
+def coefficients(w, k, tile, some, side, m, a, b, low):
+    """A tile of m, a, b of row k, and of what the activation cuts off at, near at hand, once for each lane."""
+    j, KC = k * w.C + tile, w.K * w.C
+    for c in range(some):
+        m[c], a[c], b[c] = w.forth[j + c], w.forth[KC + j + c], w.forth[2 * KC + j + c]
+        low[c] = number(w.x, w.low)
+    if w.has_threshold:
+        for c in range(some):
+            low[c] = w.threshold[tile + c]
+    for i in range(some, side * some):
+        m[i], a[i], b[i], low[i] = m[i - some], a[i - some], b[i - some], low[i - some]
+
+
+@reduction
+def sum_pixel(x, dy, at, some, m, a, b, cut, high, one, two):
+    for c in range(some):
+        apart = x[at + c] - m[c]
+        z = apart * a[c] + b[c]
+        dz = dy[at + c]
+        if z <= cut[c] or z >= high:
+            dz = number(x, 0.0)
+        one[c] += dz
+        two[c] += dz * apart
+
+
+@reduction
+def sum_two(x, dy, at, next_at, some, m, a, b, cut, high, one, two):
+    """``sum_pixel`` for two of them: what is kept near at hand is then fetched and put back once."""
+    for c in range(some):
+        apart, other = x[at + c] - m[c], x[next_at + c] - m[c]
+        z, other_z = apart * a[c] + b[c], other * a[c] + b[c]
+        dz, other_dz = dy[at + c], dy[next_at + c]
+        if z <= cut[c] or z >= high:
+            dz = number(x, 0.0)
+        if other_z <= cut[c] or other_z >= high:
+            other_dz = number(x, 0.0)
+        one[c] += dz + other_dz
+        two[c] += dz * apart + other_dz * other
+
+
+@algebra
+def sums(w, k, first, last, out, out_at, stride, seen):
+    """Add to ``out`` the sums over dz, dz (x − m), and dy where wanted, of pixels ``first`` to ``last`` of row k."""
+    m, a, b, cut = scratch(w.x, TILE), scratch(w.x, TILE), scratch(w.x, TILE), scratch(w.x, TILE)
+    one, two, three = scratch(w.x, TILE), scratch(w.x, TILE), scratch(w.x, TILE)
+    ones, twos, threes = scratch(w.mean, TILE), scratch(w.mean, TILE), scratch(w.mean, TILE)
+    row, side, high = k * w.images * w.S * w.C, lanes(w), number(w.x, w.high)
+    for tile in range(0, w.C, TILE):
+        some = min(TILE, w.C - tile)
+        coefficients(w, k, tile, some, side, m, a, b, cut)
+        for c in range(side * some):
+            ones[c], twos[c], threes[c] = 0.0, 0.0, 0.0
+        for step in range((last - first + BLOCK * side - 1) // (BLOCK * side)):
+            block = first + step * BLOCK * side
+            stop = min(block + BLOCK * side, last)
+            for c in range(side * some):
+                one[c], two[c], three[c] = number(w.x, 0.0), number(w.x, 0.0), number(w.x, 0.0)
+            p = block
+            while p < stop:
+                at, next_at = row + p * w.C + tile, row + (p + side) * w.C + tile
+                if p + 2 * side <= stop:
+                    sum_two(w.x, w.dy, at, next_at, side * some, m, a, b, cut, high, one, two)
+                    p += 2 * side
+                else:
+                    sum_pixel(w.x, w.dy, at, min(side, stop - p) * some, m, a, b, cut, high, one, two)
+                    p += side
+            if w.has_threshold or w.has_after:
+                for i in range((stop - block + side - 1) // side):
+                    p = block + i * side
+                    at = row + p * w.C + tile
+                    for c in range(min(side, stop - p) * some):
+                        three[c] += w.dy[at + c]
+            for c in range(side * some):
+                ones[c] += NUMBER(one[c])
+                twos[c] += NUMBER(two[c])
+                threes[c] += NUMBER(three[c])
+        for i in range(some, side * some):
+            ones[i % some] += ones[i]
+            twos[i % some] += twos[i]
+            threes[i % some] += threes[i]
+        at = out_at + tile
+        if seen == 0:
+            for c in range(some):
+                out[at + c], out[at + stride + c], out[at + 2 * stride + c] = 0.0, 0.0, 0.0
+        for c in range(some):
+            out[at + c] += ones[c]
+            out[at + stride + c] += twos[c]
+            out[at + 2 * stride + c] += threes[c]
+
+
+@algebra
+def merge_sums(w, k, tile):
+    """The sums of a row's columns from those of its spans."""
+    some, j, KC = min(TILE, w.C - tile), k * w.C + tile, w.K * w.C
+    for i in range(3):
+        total = scratch(w.mean, TILE)
+        for c in range(some):
+            total[c] = 0.0
+        for s in range(w.spans):
+            at = ((k * w.spans + s) * 3 + i) * w.C + tile
+            for c in range(some):
+                total[c] += w.parts[at + c]
+        for c in range(some):
+            w.sums[i * KC + j + c] = total[c]
+
+
+@elementwise
+def back_pixel(x, dy, dx, at, some, m, a, b, cut, high, through, p, q):
+    for c in range(some):
+        apart = x[at + c] - m[c]
+        z = apart * a[c] + b[c]
+        dz = dy[at + c]
+        if z <= cut[c] or z >= high:
+            dz = number(x, 0.0)
+        dx[at + c] = dz * through[c] + (apart * p[c] + q[c])
+
+
+@algebra
+def back(w, k, first, last):
+    """Pixels ``first`` to ``last`` of row k."""
+    m, a, b, cut = scratch(w.x, TILE), scratch(w.x, TILE), scratch(w.x, TILE), scratch(w.x, TILE)
+    through, slope, shift = scratch(w.x, TILE), scratch(w.x, TILE), scratch(w.x, TILE)
+    row, KC, side, high = k * w.images * w.S * w.C, w.K * w.C, lanes(w), number(w.x, w.high)
+    for tile in range(0, w.C, TILE):
+        some, j = min(TILE, w.C - tile), k * w.C + tile
+        coefficients(w, k, tile, some, side, m, a, b, cut)
+        for c in range(some):
+            through[c], slope[c], shift[c] = w.back[j + c], w.back[KC + j + c], w.back[2 * KC + j + c]
+        for i in range(some, side * some):
+            through[i], slope[i], shift[i] = through[i - some], slope[i - some], shift[i - some]
+        for i in range((last - first + side - 1) // side):
+            p = first + i * side
+            at, length = row + p * w.C + tile, min(side, last - p) * some
+            back_pixel(w.x, w.dy, w.dx, at, length, m, a, b, cut, high, through, slope, shift)
+
+
+@algebra
+def forward_row(w, r):
+    """A row of statistics from first to last, a span at a time, which stays in the second cache."""
+    pixels, KC = w.images * w.S, w.K * w.C
+    for k in range(r * w.split, (r + 1) * w.split):
+        if w.has_gate or not w.fixed:
+            for i in range(w.spans):
+                p = i * w.span
+                moments(w, k, p, min(p + w.span, pixels), w.columns, k * w.C, KC + k * w.C, p)
+    settle_row(w, r, 0, w.G)
+    for k in range(r * w.split, (r + 1) * w.split):
+        for i in range(w.spans):
+            p = i * w.span
+            apply(w, k, p, min(p + w.span, pixels))
+
+
+@algebra
+def backward_row(w, r):
+    """A row of statistics from first to last, a span at a time."""
+    pixels, KC = w.images * w.S, w.K * w.C
+    for k in range(r * w.split, (r + 1) * w.split):
+        for i in range(w.spans):
+            p = i * w.span
+            sums(w, k, p, min(p + w.span, pixels), w.sums, k * w.C, KC, p)
+    pull_row(w, r, 0, w.G)
+    if w.has_dx:
+        for k in range(r * w.split, (r + 1) * w.split):
+            for i in range(w.spans):
+                p = i * w.span
+                back(w, k, p, min(p + w.span, pixels))
+
+
+def pixels_forward(T: Any) -> Callable[[int], None]:
+    """The forward of pixels of type T."""
+
+    def run(block: int) -> None:
+        w = unpack(block, T)
+        tiles, pixels = (w.C + TILE - 1) // TILE, w.images * w.S
+        while True:
+            start = claim(block, w.chunk)
+            if start >= w.total:
+                return
+            for i in range(start, min(start + w.chunk, w.total)):
+                if w.phase == GROUP:
+                    forward_row(w, i)
+                elif w.phase == COLUMNS:
+                    k, s, at = i // w.spans, i % w.spans, 3 * i * w.C
+                    moments(w, k, s * w.span, min((s + 1) * w.span, pixels), w.parts, at, at + w.C, 0)
+                elif w.phase == MERGE:
+                    merge(w, i // tiles, i % tiles * TILE)
+                elif w.phase == SETTLE:
+                    settle_row(w, i, 0, w.G)
+                else:
+                    k, s = i // w.spans, i % w.spans
+                    apply(w, k, s * w.span, min((s + 1) * w.span, pixels))
+
+    return run
+
+
+def pixels_backward(T: Any) -> Callable[[int], None]:
+    """The backward of pixels of type T."""
+
+    def run(block: int) -> None:
+        w = unpack(block, T)
+        tiles, pixels = (w.C + TILE - 1) // TILE, w.images * w.S
+        while True:
+            start = claim(block, w.chunk)
+            if start >= w.total:
+                return
+            for i in range(start, min(start + w.chunk, w.total)):
+                if w.phase == GROUP:
+                    backward_row(w, i)
+                elif w.phase == COLUMNS:
+                    k, s = i // w.spans, i % w.spans
+                    sums(w, k, s * w.span, min((s + 1) * w.span, pixels), w.parts, 3 * i * w.C, w.C, 0)
+                elif w.phase == MERGE:
+                    merge_sums(w, i // tiles, i % tiles * TILE)
+                elif w.phase == SETTLE:
+                    pull_row(w, i, 0, w.G)
+                elif w.phase == MAPS:
+                    k, s = i // w.spans, i % w.spans
+                    back(w, k, s * w.span, min((s + 1) * w.span, pixels))
+                else:
+                    finish(w, i)
+
+    return run

@@ -1,0 +1,133 @@
+"""The CPU kernels as operators that torch.compile and torch.export can hold in a graph. Eager mode does without.
+
+An operator takes and gives tensors and numbers alone, so what the kernels leave for the backward is given out with y.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normbench.norms.call import Parts, Saved, Shape
+
+
+def takes(x: Tensor, eps: float | Tensor) -> bool:
+    """Whether the operators take x."""
+    return x.dim() == 4 and not isinstance(eps, Tensor)
+
+
+def standardize(x: Tensor, shape: Shape, parts: Parts, by_channel: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """As fused.standardize."""
+    N, C, H, W = x.shape
+    y, small, _ = forward(x, *shape, *parts, None, None)
+    RG = shape.rows * shape.groups
+    if by_channel and parts.gate_weight is None:
+        mean, squares = small[-2 * shape.rows * C :].view(2, shape.rows, C)
+        return y, mean, squares * (shape.rows / (N * H * W))
+    mean, var = small[: 2 * RG].view(2, shape.rows, shape.groups)
+    return y, mean, var
+
+
+def normalize(x: Tensor, shape: Shape, parts: Parts, given: tuple[Tensor, Tensor]) -> Tensor:
+    """As fused.normalize."""
+    return forward(x, *shape, *parts, *given)[0]
+
+
+@torch.library.custom_op("normbench::standardize", mutates_args=())
+def forward(
+    x: Tensor,
+    rows: int,
+    groups: int,
+    eps: float,
+    centered: bool,
+    low: float,
+    high: float,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    threshold: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    gate_weight: Tensor | None,
+    gate_bias: Tensor | None,
+    to_mean: Tensor | None,
+    to_std: Tensor | None,
+    bounds: Tensor | None,
+    given_mean: Tensor | None,
+    given_var: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, and what cpu.Rest holds."""
+    from normbench.norms import cpu
+
+    parts = Parts(
+        weight, bias, threshold, scale, shift, gate_weight, gate_bias, to_mean, to_std, bounds
+    )  # fmt: skip
+    given = None if given_mean is None or given_var is None else (given_mean, given_var)
+    y, saved = cpu.forward(x, Shape(rows, groups, eps, centered, low, high), parts, given, every_column=True)
+    return y, saved.rest.small, saved.rest.forth
+
+
+@forward.register_fake
+def _(x: Tensor, rows: int, groups: int, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    K = x.shape[0] if rest[9] is not None else rows
+    corrected = 2 * rows * groups if rest[12] is not None else 0
+    small = x.new_empty(3 * rows * groups + corrected + 2 * K * x.shape[1], dtype=torch.float64)
+    return torch.empty_like(x), small, x.new_empty(3 * K * x.shape[1])
+
+
+@torch.library.custom_op("normbench::standardize_backward", mutates_args=())
+def backward(
+    dy: Tensor,
+    x: Tensor,
+    small: Tensor,
+    forth: Tensor,
+    rows: int,
+    groups: int,
+    eps: float,
+    centered: bool,
+    low: float,
+    high: float,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    threshold: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    gate_weight: Tensor | None,
+    gate_bias: Tensor | None,
+    to_std: Tensor | None,
+    fixed: bool,
+) -> list[Tensor]:
+    """The gradients of x, and of those of the first seven parts that there are."""
+    from normbench.norms import cpu
+
+    if dy.stride() != x.stride():
+        dy = torch.empty_like(x).copy_(dy)
+    parts = Parts(weight, bias, threshold, scale, shift, gate_weight, gate_bias, to_std, to_std)
+    shape, RG = Shape(rows, groups, eps, centered, low, high), rows * groups
+    mean, var = small[: 2 * RG].view(2, rows, groups)
+    saved = Saved(mean, var, cpu.Rest(small, forth, 1))
+    found = cpu.backward(dy, x, shape, parts, saved, fixed, wants_x=True, wants_var=False)
+    return [gradient for gradient in found if gradient is not None]
+
+
+@backward.register_fake
+def _(dy: Tensor, x: Tensor, *rest: Any) -> list[Tensor]:
+    return [torch.empty_like(x), *(torch.empty_like(part) for part in rest[8:15] if part is not None)]
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, *numbers = inputs[:7]
+    ctx.numbers, ctx.fixed = numbers, inputs[17] is not None
+    ctx.save_for_backward(x, *output[1:], *inputs[7:14], inputs[15])
+
+
+def _differentiate(ctx: Any, dy: Tensor, *_unused: Any) -> tuple[Any, ...]:
+    x, small, forth, *parts = ctx.saved_tensors
+    found = iter(backward(dy, x, small, forth, *ctx.numbers, *parts, ctx.fixed))
+    dx = next(found)
+    gradients = [None if part is None else next(found) for part in parts[:7]]
+    return (dx, *[None] * 6, *gradients, *[None] * 5)
+
+
+forward.register_autograd(_differentiate, setup_context=_keep)
