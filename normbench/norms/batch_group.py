@@ -94,11 +94,11 @@ class GhostGroupNorm(nn.Module):
         if self.training:
             workers = core.workers(N, self.batch, "batch_group")
             ghosts = N // groups.ghost(N // workers, self.ghost_size, "batch_group")
-            y, mean, var = core.standardize(x, ghosts, G, self.eps, *affine, self.activation, by_channel=True)
-            running.update_total(self, mean, var, workers)
+            y, found = core.measured(x, ghosts, G, self.eps, *affine, self.activation, by_channel=True)
+            running.update_total(self, found, workers)
             return y
         if self.running_mean is None:
-            return core.standardize(x, 1, G, self.eps, *affine, self.activation)[0]
+            return core.standardize(x, 1, G, self.eps, *affine, self.activation)
         mean, var = plain.pool(*running.statistics(self), 1, G)
         return core.normalize(x, mean, var, self.eps, *affine, self.activation)
 

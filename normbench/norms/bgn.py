@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from normbench.errors import InputError
 from normbench.norms import core, groups, plain, running
+from normbench.norms.call import Moments
 from normbench.norms.options import check_tabled
 from normbench.norms.registry import Normalizer, register
 
@@ -97,8 +98,8 @@ class BatchGroupNorm(nn.Module):
         self._settle(H, W, plain.at_least_float32(x.dtype))
         if self.training:
             workers = core.workers(N, self.batch, "bgn")
-            y, mean, var = self._standardize(x, workers)
-            running.update(self, mean, var, self._unbiased(N // workers, H, W, var))
+            y, found = self._standardize(x, workers)
+            running.update(self, found, self._unbiased(N // workers, H, W))
             return y
         if self.eval_stats == "running":
             return self._normalize(x, *running.statistics(self))
@@ -118,20 +119,20 @@ class BatchGroupNorm(nn.Module):
             f"momentum={self.momentum}, batch={self.batch}, eval_stats={self.eval_stats}"
         )
 
-    def _standardize(self, x: Tensor, workers: int) -> tuple[Tensor, Tensor, Tensor]:
-        """y, and the mean and biased variance of (workers, G)."""
+    def _standardize(self, x: Tensor, workers: int) -> tuple[Tensor, Moments]:
+        """y, and the moments of (workers, G)."""
         C, G, D = self.num_features, self.num_groups, x[0].numel()
         assert G is not None
         affine = (self.weight, self.bias)
         if C % G == 0:
-            return core.standardize(x, workers, G, self.eps, *affine, self.activation)
+            return core.measured(x, workers, G, self.eps, *affine, self.activation)
         if G % C == 0 and D % G == 0 and x.is_contiguous():  # strips of a map, as if they were maps
             strips = x.view(len(x), G, D // G, 1)
             weight, bias = (None if p is None else p.repeat_interleave(G // C) for p in affine)
-            y, mean, var = core.standardize(strips, workers, G, self.eps, weight, bias, self.activation)
-            return y.view(x.shape), mean, var
+            y, found = core.measured(strips, workers, G, self.eps, weight, bias, self.activation)
+            return y.view(x.shape), found
         mean, var = self._statistics(x, workers, G, D)
-        return self._normalize(x, mean, var), mean, var
+        return self._normalize(x, mean, var), Moments(mean.detach(), var.detach())
 
     def _statistics(self, x: Tensor, workers: int, G: int, D: int) -> tuple[Tensor, Tensor]:
         """Mean and biased variance, (workers, G) each, of pieces that are not whole maps."""
@@ -152,13 +153,13 @@ class BatchGroupNorm(nn.Module):
         y = y.flatten(0, 1).to(x.dtype)
         return y if self.activation is None else self.activation(y)
 
-    def _unbiased(self, images: int, H: int, W: int, var: Tensor) -> float | Tensor:
+    def _unbiased(self, images: int, H: int, W: int) -> float | Tensor:
         """What turns the groups' biased variance into the unbiased estimate."""
         D, G = self.num_features * H * W, self.num_groups
         assert G is not None
         if D % G == 0:
             return running.unbiased(images * D // G)
-        values = images * plain.segments(D, G, 1, var.device)[0].to(var.dtype)
+        values = images * plain.segments(D, G, 1, self.num_batches_tracked.device)[0].float()
         return values / (values - 1).clamp(min=1)
 
     def _foreseen(self) -> int | None:

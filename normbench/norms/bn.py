@@ -63,8 +63,8 @@ class BatchNorm(nn.Module):
         N, C, H, W = core.check_input(x, self.num_features, "bn")
         if self.training or self.running_mean is None:
             workers = core.workers(N, self.batch if self.training else None, "bn")
-            y, mean, var = core.standardize(x, workers, C, self.eps, self.weight, self.bias, self.activation)
-            running.update(self, mean, var, running.unbiased(N // workers * H * W))
+            y, found = core.measured(x, workers, C, self.eps, self.weight, self.bias, self.activation)
+            running.update(self, found, running.unbiased(N // workers * H * W))
             return y
         mean, var = running.statistics(self)
         return core.normalize(x, mean, var, self.eps, self.weight, self.bias, self.activation)

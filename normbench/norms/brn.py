@@ -105,8 +105,8 @@ class BatchRenorm(nn.Module):
             return core.normalize(x, mean[None], std.square()[None], 0.0, *affine, self.activation)
         workers = core.workers(N, self.batch, "brn")
         renorm = Renorm(mean, std, self.bounds())
-        y, mean, var = core.standardize(x, workers, C, self.eps, *affine, self.activation, renorm=renorm)
-        running.update_std(self, mean, var)
+        y, found = core.measured(x, workers, C, self.eps, *affine, self.activation, renorm=renorm)
+        running.update_std(self, found)
         return y
 
     def bounds(self) -> Tensor:

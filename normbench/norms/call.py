@@ -58,23 +58,25 @@ class Shape(NamedTuple):
     high: float
 
 
-class Gradients(NamedTuple):
-    """Of x and of the parts that have one; ``var``: of σ², (rows, groups)."""
+class Moments:
+    """μ and biased σ² of a forward, (rows, K) each, as constants: tensors, or still where the kernels left them."""
 
-    x: Tensor | None
-    weight: Tensor | None
-    bias: Tensor | None
-    threshold: Tensor | None
-    scale: Tensor | None
-    shift: Tensor | None
-    gate_weight: Tensor | None
-    gate_bias: Tensor | None
-    var: Tensor | None
+    __slots__ = ("by_channel", "kernels", "mean", "saved", "shape", "var")
 
+    def __init__(self, mean: Tensor | None = None, var: Tensor | None = None) -> None:
+        self.mean, self.var = mean, var
+        self.kernels: Any = None
 
-class Saved(NamedTuple):
-    """What a backward needs beside x. ``mean``, ``var``: (rows, groups), at least float32; the rest is the device's."""
+    @classmethod
+    def left(cls, kernels: Any, saved: Any, shape: Shape, by_channel: bool) -> Moments:
+        """Those of a kernel's forward, of groups or of channels."""
+        found = cls()
+        found.kernels, found.saved, found.shape, found.by_channel = kernels, saved, shape, by_channel
+        return found
 
-    mean: Tensor
-    var: Tensor
-    rest: Any
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """Both, at least float32."""
+        if self.mean is None or self.var is None:
+            read = self.kernels.channel_moments if self.by_channel else self.kernels.moments
+            self.mean, self.var = read(self.saved, self.shape)
+        return self.mean, self.var

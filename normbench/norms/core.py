@@ -13,9 +13,19 @@ from torch import Tensor, nn
 
 from normbench.errors import InputError
 from normbench.norms import fused, plain
-from normbench.norms.call import After, Gate, Parts, Renorm
+from normbench.norms.call import After, Gate, Moments, Parts, Renorm
 
-__all__ = ["After", "Gate", "Renorm", "add_affine", "check_input", "normalize", "standardize", "workers"]
+__all__ = [
+    "After",
+    "Gate",
+    "Renorm",
+    "add_affine",
+    "check_input",
+    "measured",
+    "normalize",
+    "standardize",
+    "workers",
+]
 
 NEITHER = (None, None)
 NONE_OF_THREE = (None, None, None)
@@ -23,6 +33,9 @@ NONE_OF_THREE = (None, None, None)
 
 def check_input(x: Tensor, num_features: int, name: str) -> tuple[int, int, int, int]:
     """(N, C, H, W) of a batch that the unit ``name`` can take; raises InputError for any other tensor."""
+    shape = x.shape
+    if len(shape) == 4 and shape[1] == num_features and x.numel() and x.is_floating_point():
+        return shape  # type: ignore[return-value]
     if x.dim() != 4:
         raise InputError(
             f"{name}: got a tensor of {x.dim()} axes, shape {tuple(x.shape)}, expected (N, C, H, W) with "
@@ -37,8 +50,7 @@ def check_input(x: Tensor, num_features: int, name: str) -> tuple[int, int, int,
         raise InputError(f"{name}: got {x.dtype}, expected a floating-point tensor; convert it with x.float()")
     if x.numel() == 0:
         raise InputError(f"{name}: got an empty tensor, shape {tuple(x.shape)}, expected one picture and pixel or more")
-    N, C, H, W = x.shape
-    return N, C, H, W
+    raise AssertionError(f"{name}: {tuple(shape)} was to be refused")
 
 
 def workers(N: int, batch: int | None, name: str) -> int:
@@ -68,28 +80,50 @@ def standardize(
     renorm: Renorm | None = None,
     gate: Gate | None = None,
     after: After | None = None,
-    by_channel: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """activation(γ (x − μ) / √(σ² + ε) + β) by the moments of x itself: y, μ and σ².
+) -> Tensor:
+    """activation(γ (x − μ) / √(σ² + ε) + β) by the moments of x itself.
 
-    x, y: (N, C, H, W). μ, σ²: (rows, groups), constants: row r is N/rows consecutive images (rows must divide N),
-    group(c) = (c·groups)//C; σ² biased. γ, β: ``weight`` and ``bias``, (C,). Beside these
+    x, y: (N, C, H, W). μ, σ²: (rows, groups); row r is N/rows consecutive images (rows must divide N), group(c) =
+    (c·groups)//C; σ² biased. γ, β: ``weight`` and ``bias``, (C,). Beside these
 
     - ``centered=False``: σ² is the mean square and μ = 0 (frn);
     - ``threshold``: τ (C,), max(·, τ) in place of an activation (TLU);
     - ``renorm``: γ (x̂ r + d) + β with batch renormalization's r and d, for groups = C;
     - ``gate``: γ times a factor of each channel of each image (iebn);
-    - ``after``: scale and shift behind the activation (proxy);
-    - ``by_channel``: the moments given back are those of each channel, (rows, C), whatever was normalized by.
+    - ``after``: scale and shift behind the activation (proxy).
     """
     parts = Parts(weight, bias, threshold, *(after or NEITHER), *(gate or NEITHER), *(renorm or NONE_OF_THREE))
     kernels = fused.kernels_for(x, eps, parts, activation)
     if kernels is not None:
-        shape = fused.shape_of(rows, groups, eps, centered, activation)
-        return fused.standardize(kernels, x, eps, shape, parts, by_channel)
-    options: dict[str, Any] = {"centered": centered, "threshold": threshold, "renorm": renorm}
-    options |= {"gate": gate, "after": after, "by_channel": by_channel}
-    return plain.standardize(x, rows, groups, eps, weight, bias, activation, **options)
+        return fused.standardize(kernels, x, rows, groups, eps, centered, activation, parts)
+    options: dict[str, Any] = {"threshold": threshold, "renorm": renorm, "gate": gate, "after": after}
+    return plain.standardize(x, rows, groups, eps, weight, bias, activation, centered=centered, **options)[0]
+
+
+def measured(
+    x: Tensor,
+    rows: int,
+    groups: int,
+    eps: float,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    activation: nn.Module | None = None,
+    *,
+    renorm: Renorm | None = None,
+    gate: Gate | None = None,
+    by_channel: bool = False,
+) -> tuple[Tensor, Moments]:
+    """``standardize``, and the μ and σ² that it was done by.
+
+    ``by_channel``: those of each channel, (rows, C), whatever the groups are (not with a gate).
+    """
+    parts = Parts(weight, bias, None, *NEITHER, *(gate or NEITHER), *(renorm or NONE_OF_THREE))
+    kernels = fused.kernels_for(x, eps, parts, activation)
+    if kernels is not None:
+        return fused.measure(kernels, x, rows, groups, eps, activation, parts, by_channel)
+    options: dict[str, Any] = {"renorm": renorm, "gate": gate, "by_channel": by_channel}
+    y, mean, var = plain.standardize(x, rows, groups, eps, weight, bias, activation, **options)
+    return y, Moments(mean, var)
 
 
 def normalize(
@@ -109,8 +143,7 @@ def normalize(
     kernels = fused.kernels_for(x, eps, parts, activation)
     if kernels is None or mean.requires_grad or var.requires_grad:
         return plain.normalize(x, mean, var, eps, weight, bias, activation, threshold=threshold, gate=gate)
-    shape = fused.shape_of(len(mean), mean.shape[1], eps, True, activation)
-    return fused.normalize(kernels, x, eps, shape, parts, (mean, var))
+    return fused.normalize(kernels, x, (mean, var), eps, activation, parts)
 
 
 def add_affine(module: nn.Module, num_features: int, affine: bool, **factory: Any) -> None:

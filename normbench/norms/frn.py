@@ -82,10 +82,9 @@ class FilterResponseNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         N, C, *_ = core.check_input(x, self.num_features, "frn")
         eps = self.eps if self.eps_l is None else self.eps + self.eps_l.abs()
-        y, _, _ = core.standardize(
+        return core.standardize(
             x, N, C, eps, self.weight, self.bias, self.activation, centered=False, threshold=self.threshold
         )
-        return y
 
     def extra_repr(self) -> str:
         learned = "" if self.eps_l is None else " + |eps_l|"

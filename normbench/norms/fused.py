@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from normbench.errors import InputError
 from normbench.norms import operators, plain
-from normbench.norms.call import Parts, Saved, Shape
+from normbench.norms.call import Moments, Parts, Shape
 
 # Activations that are a cut below and above.
 CLIPS: dict[type, tuple[float, float]] = {
@@ -31,59 +31,89 @@ CLIPS: dict[type, tuple[float, float]] = {
 
 def kernels_for(x: Tensor, eps: float | Tensor, parts: Parts, activation: nn.Module | None) -> ModuleType | None:
     """The kernels that take this call, or None."""
-    if type(activation) not in CLIPS or (activation is not None and _watched(activation)):
-        return None
-    if isinstance(activation, nn.ReLU6) and (parts.scale is not None or parts.threshold is not None):
-        return None
-    if x.is_cpu:
-        if x.dtype not in (torch.float32, torch.float64) or any(_foreign(part, x.dtype) for part in parts[:9]):
+    if activation is not None:
+        if type(activation) not in CLIPS or _watched(activation):
             return None
+        if type(activation) is nn.ReLU6 and (parts.scale is not None or parts.threshold is not None):
+            return None
+    dtype = x.dtype
+    if x.is_cpu:
+        if dtype is not torch.float32 and dtype is not torch.float64:
+            return None
+        for part in parts[:9]:
+            if part is not None and (part.dtype is not dtype or not part.is_contiguous()):
+                return None
         if torch.compiler.is_compiling():
-            return operators if operators.takes(x, eps) else None
+            return None if isinstance(eps, Tensor) else operators
         return _cpu() if _eager(x) else None
-    if x.is_cuda and not (x.dtype is torch.float64 or isinstance(eps, Tensor) or torch.compiler.is_compiling()):
+    if x.is_cuda and not (dtype is torch.float64 or isinstance(eps, Tensor) or torch.compiler.is_compiling()):
         return _cuda() if _eager(x) else None
     return None
 
 
-def shape_of(rows: int, groups: int, eps: float | Tensor, centered: bool, activation: nn.Module | None) -> Shape:
-    number = float(eps.detach()) if isinstance(eps, Tensor) else eps
-    return Shape(rows, groups, number, centered, *CLIPS[type(activation)])
-
-
 def standardize(
-    kernels: Any, x: Tensor, eps: float | Tensor, shape: Shape, parts: Parts, by_channel: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """y, and the mean and biased variance that it was normalized by, or of each channel."""
+    kernels: Any,
+    x: Tensor,
+    rows: int,
+    groups: int,
+    eps: float | Tensor,
+    centered: bool,
+    activation: nn.Module | None,
+    parts: Parts,
+) -> Tensor:
+    """y by the moments of x."""
+    shape = Shape(rows, groups, _number(eps), centered, *CLIPS[type(activation)])
+    if kernels is operators:
+        return operators.standardize(dense(x), shape, parts)[0]
+    return Call(kernels, shape, parts).run(x, eps)
+
+
+def measure(
+    kernels: Any,
+    x: Tensor,
+    rows: int,
+    groups: int,
+    eps: float,
+    activation: nn.Module | None,
+    parts: Parts,
+    by_channel: bool,
+) -> tuple[Tensor, Moments]:
+    """y by the moments of x, and these, or those of each channel."""
+    shape = Shape(rows, groups, eps, True, *CLIPS[type(activation)])
     if parts.bounds is not None:
         parts = parts._replace(bounds=parts.bounds.to(torch.float64 if x.is_cpu else torch.float32))
+    by_channel = by_channel and groups < x.shape[1]
     if kernels is operators:
-        return operators.standardize(dense(x), shape, parts, by_channel)
-    call = Call(kernels, shape, parts)
-    y = call(x, eps if isinstance(eps, Tensor) else None)
-    assert call.saved is not None
-    if by_channel and shape.groups < x.shape[1]:
-        return (y, *kernels.columns(call.saved, x))
-    return y, call.saved.mean, call.saved.var
+        y, mean, var = operators.standardize(dense(x), shape, parts, by_channel)
+        return y, Moments(mean, var)
+    call = Call(kernels, shape, parts, by_channel=by_channel)
+    y = call.run(x, eps)
+    return y, Moments.left(kernels, call.saved, shape, by_channel)
 
 
 def normalize(
-    kernels: Any, x: Tensor, eps: float | Tensor, shape: Shape, parts: Parts, given: tuple[Tensor, Tensor]
+    kernels: Any,
+    x: Tensor,
+    given: tuple[Tensor, Tensor],
+    eps: float | Tensor,
+    activation: nn.Module | None,
+    parts: Parts,
 ) -> Tensor:
     """y by given statistics."""
+    shape = Shape(*given[0].shape, _number(eps), True, *CLIPS[type(activation)])  # type: ignore[call-arg]
     if kernels is operators:
         return operators.normalize(dense(x), shape, parts, given)
-    return Call(kernels, shape, parts, given)(x, eps if isinstance(eps, Tensor) else None)
+    return Call(kernels, shape, parts, given).run(x, eps)
+
+
+def _number(eps: float | Tensor) -> float:
+    return float(eps.detach()) if isinstance(eps, Tensor) else eps
 
 
 def kernels(device: torch.device) -> str:
     """Which way units take on a device, in a word: ``fused``, or ``plain`` PyTorch."""
     found = _cpu() if device.type == "cpu" else _cuda() if device.type == "cuda" else None
     return "plain" if found is None else "fused"
-
-
-def _foreign(part: Tensor | None, dtype: torch.dtype) -> bool:
-    return part is not None and (part.dtype is not dtype or not part.is_contiguous())
 
 
 def _watched(activation: nn.Module) -> bool:
@@ -126,49 +156,43 @@ def _cuda() -> ModuleType | None:
 class Call:
     """One use of the kernels: what is asked of them, and then what they leave for the backward."""
 
-    __slots__ = ("given", "kernels", "parts", "saved", "shape")
+    __slots__ = ("by_channel", "eps", "given", "kernels", "parts", "saved", "shape")
 
-    def __init__(self, kernels: Any, shape: Shape, parts: Parts, given: tuple[Tensor, Tensor] | None = None) -> None:
-        self.kernels, self.shape, self.parts, self.given = kernels, shape, parts, given
-        self.saved: Saved | None = None
+    def __init__(
+        self,
+        kernels: Any,
+        shape: Shape,
+        parts: Parts,
+        given: tuple[Tensor, Tensor] | None = None,
+        by_channel: bool = False,
+    ) -> None:
+        self.kernels, self.shape, self.parts, self.given, self.by_channel = kernels, shape, parts, given, by_channel
+        self.eps: Tensor | None = None
+        self.saved: Any = None
 
-    def __call__(self, x: Tensor, eps: Tensor | None) -> Tensor:
+    def run(self, x: Tensor, eps: float | Tensor) -> Tensor:
         x = dense(x)
-        if torch.is_grad_enabled() and (x.requires_grad or any(p is not None and p.requires_grad for p in self.parts)):
-            y: Tensor = _Fused.apply(x, eps, *self.parts[:7], self)
+        tensors = [part for part in self.parts[:7] if part is not None]
+        if isinstance(eps, Tensor):
+            tensors.insert(0, eps)
+        if torch.is_grad_enabled() and (x.requires_grad or _learned(tensors)):
+            self.eps = eps if isinstance(eps, Tensor) else None
+            y: Tensor = _Fused.apply(self, x, *tensors)
             return y
         return self.forward(x)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor
-        y, self.saved = self.kernels.forward(x, self.shape, self.parts, self.given)
+        y, self.saved = self.kernels.forward(x, self.shape, self.parts, self.given, self.by_channel)
         return y
 
-
-def move(
-    unit: Any,
-    second: str,
-    mean: Tensor,
-    var: Tensor,
-    workers: int,
-    *,
-    unbiased: float = 1.0,
-    eps: float = 0.0,
-    total: bool = False,
-) -> bool:
-    """Move a unit's running_mean and ``second`` buffer by the kernel, if it takes them; whether it did."""
-    buffers = (unit.running_mean, getattr(unit, second))
-    if torch.compiler.is_compiling() or mean.dtype is not torch.float64 or not mean.is_cpu:
-        return False
-    if any(_foreign(buffer, buffers[0].dtype) or not buffer.is_cpu for buffer in buffers) or not _eager(buffers[0]):
-        return False
-    kernels = _cpu()
-    if kernels is None or buffers[0].dtype not in kernels.DTYPES:
-        return False
-    share = unit.momentum if unit.momentum is not None else 1.0 / int(unit.num_batches_tracked)
-    kernels.move(buffers, mean, var, workers, share, unbiased, eps, "std" if eps else "total" if total else "var")
-    torch.autograd.graph.increment_version(buffers)
-    return True
+    def read_again(self) -> list[Tensor]:
+        """The parts that the backward reads, beside their gradients' being wanted."""
+        _, _, threshold, scale, _, gate_weight, gate_bias, *_ = parts = self.parts
+        if threshold is None and scale is None and gate_weight is None:
+            return []
+        read = (None if gate_weight is None else parts.weight, threshold, scale, gate_weight, gate_bias)
+        return [part for part in read if part is not None]
 
 
 def dense(x: Tensor) -> Tensor:
@@ -178,36 +202,38 @@ def dense(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch._prims_common.suggest_memory_format(x))
 
 
+def _learned(tensors: list[Tensor]) -> bool:
+    for tensor in tensors:  # quicker than any() of a generator
+        if tensor.requires_grad:
+            return True
+    return False
+
+
 class _Fused(torch.autograd.Function):
     """Saves its input and small tensors; its backward reads memory twice."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, eps: Tensor | None, *rest: Any) -> Tensor:
-        *parts, call = rest
+    def forward(ctx: Any, call: Call, x: Tensor, *tensors: Tensor) -> Tensor:
         ctx.call = call
-        ctx.save_for_backward(x, eps, *parts)
-        y: Tensor = call.forward(x)
-        return y
+        ctx.save_for_backward(x, *call.read_again())
+        return call.forward(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        call, dy = ctx.call, grads[0]
-        x, eps, *parts = ctx.saved_tensors
+        call: Call = ctx.call
+        dy, x = grads[0], ctx.saved_tensors[0]
         if torch.is_grad_enabled():  # somebody wants to differentiate this once more
-            return (*_again(call, x, eps, parts, dy, ctx.needs_input_grad), None)
+            return _again(call, x, dy, ctx.needs_input_grad)
         if dy.stride() != x.stride() or dy.dtype is not x.dtype:
             dy = torch.empty_like(x).copy_(dy)
-        # The statistics that renormalization corrects towards have moved; that there were any is all the backward asks.
-        parts = Parts(*parts, *call.parts[7:])
-        wants_x, wants_eps = ctx.needs_input_grad[:2]
-        found = call.kernels.backward(dy, x, call.shape, parts, call.saved, call.given is not None, wants_x, wants_eps)
-        deps = found.var.sum().to(eps.dtype).view(eps.shape) if wants_eps else None
-        return (found.x, deps, *found[1:8], None)
+        fixed, wants_x, wants_eps = call.given is not None, ctx.needs_input_grad[1], call.eps is not None
+        dx, found, dvar = call.kernels.backward(dy, x, call.shape, call.parts, call.saved, fixed, wants_x, wants_eps)
+        if call.eps is None:
+            return (None, dx, *found)
+        return (None, dx, dvar.sum().to(call.eps.dtype).view(call.eps.shape), *found)
 
 
-def _again(
-    call: Call, x: Tensor, eps: Tensor | None, parts: list[Tensor | None], dy: Tensor, wanted: tuple[bool, ...]
-) -> tuple[Tensor | None, ...]:
+def _again(call: Call, x: Tensor, dy: Tensor, wanted: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
     """The gradients by autograd, over the plain form, and so differentiable themselves."""
     if call.parts.to_std is not None:
         raise InputError(
@@ -215,25 +241,52 @@ def _again(
             "towards have moved; set NORMBENCH_KERNELS=off"
         )
     with torch.enable_grad():
-        y = plain_form(call, x, eps, Parts(*parts, *call.parts[7:]))
-        inputs = [x, eps, *parts]
-        chosen = [tensor for tensor, want in zip(inputs, wanted, strict=False) if want and tensor is not None]
+        y = plain_form(call, x)
+        inputs = [x, *(part for part in (call.eps, *call.parts[:7]) if part is not None)]
+        chosen = [tensor for tensor, want in zip(inputs, wanted[1:], strict=True) if want]
         found = iter(torch.autograd.grad(y, chosen, dy, create_graph=True))
-    return tuple(next(found) if want and t is not None else None for t, want in zip(inputs, wanted, strict=False))
+    return (None, *(next(found) if want else None for want in wanted[1:]))
 
 
-def plain_form(call: Call, x: Tensor, eps: Tensor | None, parts: Parts) -> Tensor:
+def plain_form(call: Call, x: Tensor) -> Tensor:
     """What the call computes, in plain PyTorch."""
-    shape = call.shape
+    shape, parts = call.shape, call.parts
     gate = plain.Gate(parts.gate_weight, parts.gate_bias) if parts.gate_weight is not None else None  # type: ignore[arg-type]
     after = plain.After(parts.scale, parts.shift) if parts.scale is not None else None  # type: ignore[arg-type]
-    activation = next(kind for kind, cuts in CLIPS.items() if cuts == (shape.low, shape.high))
-    made = None if activation is type(None) else activation()
+    kind = next(kind for kind, cuts in CLIPS.items() if cuts == (shape.low, shape.high))
+    activation = None if kind is type(None) else kind()
+    eps = shape.eps if call.eps is None else call.eps
     shared: dict[str, Any] = {"threshold": parts.threshold, "gate": gate, "after": after}
-    used = shape.eps if eps is None else eps
-    if call.given is not None:
-        assert call.saved is not None
-        given = (call.saved.mean.to(x.dtype), call.saved.var.to(x.dtype))  # as they were
-        return plain.normalize(x, *given, used, parts.weight, parts.bias, made, **shared)
-    shared["centered"] = shape.centered
-    return plain.standardize(x, shape.rows, shape.groups, used, parts.weight, parts.bias, made, **shared)[0]
+    if call.given is None:
+        shared["centered"] = shape.centered
+        rows, groups = shape.rows, shape.groups
+        return plain.standardize(x, rows, groups, eps, parts.weight, parts.bias, activation, **shared)[0]
+    mean, var = (value.to(x.dtype) for value in call.kernels.moments(call.saved, shape))  # as they were
+    return plain.normalize(x, mean, var, eps, parts.weight, parts.bias, activation, **shared)
+
+
+def move(
+    unit: Any,
+    second: str,
+    found: Moments,
+    workers: int,
+    *,
+    unbiased: float = 1.0,
+    eps: float = 0.0,
+    kind: str = "var",
+) -> bool:
+    """Move a unit's running_mean and ``second`` buffer by the kernel, if it takes them; whether it did."""
+    kernels = found.kernels
+    if kernels is None or kernels is not _cpu():
+        return False
+    buffers = (unit._buffers["running_mean"], unit._buffers[second])
+    dtype = buffers[0].dtype
+    for buffer in buffers:
+        if buffer.dtype is not dtype or not (buffer.is_cpu and buffer.is_contiguous()) or type(buffer) is not Tensor:
+            return False
+    if dtype not in kernels.DTYPES:
+        return False
+    share = unit.momentum if unit.momentum is not None else 1.0 / int(unit.num_batches_tracked)
+    kernels.move(buffers, found.saved, found.shape, found.by_channel, workers, share, unbiased, eps, kind)
+    torch.autograd.graph.increment_version(buffers)
+    return True

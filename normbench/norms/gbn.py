@@ -75,11 +75,11 @@ class GhostBatchNorm(nn.Module):
         if self.training:
             workers = core.workers(N, self.batch, "gbn")
             ghosts = N // groups.ghost(N // workers, self.ghost_size, "gbn")
-            y, mean, var = core.standardize(x, ghosts, C, self.eps, *affine, self.activation)
-            running.update_total(self, mean, var, workers)
+            y, found = core.measured(x, ghosts, C, self.eps, *affine, self.activation)
+            running.update_total(self, found, workers)
             return y
         if self.running_mean is None:
-            return core.standardize(x, 1, C, self.eps, *affine, self.activation)[0]
+            return core.standardize(x, 1, C, self.eps, *affine, self.activation)
         return core.normalize(x, *running.statistics(self), self.eps, *affine, self.activation)
 
     def values_per_statistic(self, H: int, W: int, batch: int) -> int:

@@ -81,8 +81,8 @@ class InstanceEnhancementBatchNorm(nn.Module):
         affine, gate = (self.weight, self.bias), Gate(self.gate_weight, self.gate_bias)
         if self.training or self.running_mean is None:
             workers = core.workers(N, self.batch if self.training else None, "iebn")
-            y, mean, var = core.standardize(x, workers, C, self.eps, *affine, self.activation, gate=gate)
-            running.update(self, mean, var, running.unbiased(N // workers * H * W))
+            y, found = core.measured(x, workers, C, self.eps, *affine, self.activation, gate=gate)
+            running.update(self, found, running.unbiased(N // workers * H * W))
             return y
         mean, var = running.statistics(self)
         return core.normalize(x, mean, var, self.eps, *affine, self.activation, gate=gate)

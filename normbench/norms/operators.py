@@ -10,23 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normbench.norms.call import Parts, Saved, Shape
+from normbench.norms.call import Parts, Shape
 
 
-def takes(x: Tensor, eps: float | Tensor) -> bool:
-    """Whether the operators take x."""
-    return x.dim() == 4 and not isinstance(eps, Tensor)
-
-
-def standardize(x: Tensor, shape: Shape, parts: Parts, by_channel: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """As fused.standardize."""
+def standardize(x: Tensor, shape: Shape, parts: Parts, by_channel: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """y, and the mean and biased variance of the groups or of each channel."""
+    y, work = forward(x, *shape, *parts, None, None)
     N, C, H, W = x.shape
-    y, small, _ = forward(x, *shape, *parts, None, None)
     RG = shape.rows * shape.groups
-    if by_channel and parts.gate_weight is None:
-        mean, squares = small[-2 * shape.rows * C :].view(2, shape.rows, C)
+    if by_channel:
+        mean, squares = work[3 * RG : 3 * RG + 2 * shape.rows * C].view(2, shape.rows, C)
         return y, mean, squares * (shape.rows / (N * H * W))
-    mean, var = small[: 2 * RG].view(2, shape.rows, shape.groups)
+    mean, var = work[: 2 * RG].view(2, shape.rows, shape.groups)
     return y, mean, var
 
 
@@ -56,32 +51,31 @@ def forward(
     bounds: Tensor | None,
     given_mean: Tensor | None,
     given_var: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """y, and what cpu.Rest holds."""
+) -> tuple[Tensor, Tensor]:
+    """y, and what cpu.Saved holds."""
     from normbench.norms import cpu
 
     parts = Parts(
         weight, bias, threshold, scale, shift, gate_weight, gate_bias, to_mean, to_std, bounds
     )  # fmt: skip
     given = None if given_mean is None or given_var is None else (given_mean, given_var)
-    y, saved = cpu.forward(x, Shape(rows, groups, eps, centered, low, high), parts, given, every_column=True)
-    return y, saved.rest.small, saved.rest.forth
+    y, saved = cpu.forward(x, Shape(rows, groups, eps, centered, low, high), parts, given, by_channel=True)
+    return y, saved.work
 
 
 @forward.register_fake
-def _(x: Tensor, rows: int, groups: int, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    K = x.shape[0] if rest[9] is not None else rows
-    corrected = 2 * rows * groups if rest[12] is not None else 0
-    small = x.new_empty(3 * rows * groups + corrected + 2 * K * x.shape[1], dtype=torch.float64)
-    return torch.empty_like(x), small, x.new_empty(3 * K * x.shape[1])
+def _(x: Tensor, rows: int, groups: int, *rest: Any) -> tuple[Tensor, Tensor]:
+    KC = (x.shape[0] if rest[9] is not None else rows) * x.shape[1]
+    three = (3 * KC * x.element_size() + 7) // 8
+    statistics = 3 * rows * groups if rest[12] is None else 5 * rows * groups
+    return torch.empty_like(x), x.new_empty(statistics + 2 * KC + three, dtype=torch.float64)
 
 
 @torch.library.custom_op("normbench::standardize_backward", mutates_args=())
 def backward(
     dy: Tensor,
     x: Tensor,
-    small: Tensor,
-    forth: Tensor,
+    work: Tensor,
     rows: int,
     groups: int,
     eps: float,
@@ -104,27 +98,28 @@ def backward(
     if dy.stride() != x.stride():
         dy = torch.empty_like(x).copy_(dy)
     parts = Parts(weight, bias, threshold, scale, shift, gate_weight, gate_bias, to_std, to_std)
-    shape, RG = Shape(rows, groups, eps, centered, low, high), rows * groups
-    mean, var = small[: 2 * RG].view(2, rows, groups)
-    saved = Saved(mean, var, cpu.Rest(small, forth, 1))
-    found = cpu.backward(dy, x, shape, parts, saved, fixed, wants_x=True, wants_var=False)
-    return [gradient for gradient in found if gradient is not None]
+    shape = Shape(rows, groups, eps, centered, low, high)
+    use = cpu.Use(gate_weight is not None, to_std is not None, fixed, by_channel=True)
+    saved = cpu.Saved(work, cpu.plan_for(x, shape, use))
+    dx, found, _ = cpu.backward(dy, x, shape, parts, saved, fixed, wants_x=True, wants_var=False)
+    assert dx is not None
+    return [dx, *found]
 
 
 @backward.register_fake
 def _(dy: Tensor, x: Tensor, *rest: Any) -> list[Tensor]:
-    return [torch.empty_like(x), *(torch.empty_like(part) for part in rest[8:15] if part is not None)]
+    return [torch.empty_like(x), *(torch.empty_like(part) for part in rest[7:14] if part is not None)]
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, *numbers = inputs[:7]
     ctx.numbers, ctx.fixed = numbers, inputs[17] is not None
-    ctx.save_for_backward(x, *output[1:], *inputs[7:14], inputs[15])
+    ctx.save_for_backward(x, output[1], *inputs[7:14], inputs[15])
 
 
 def _differentiate(ctx: Any, dy: Tensor, *_unused: Any) -> tuple[Any, ...]:
-    x, small, forth, *parts = ctx.saved_tensors
-    found = iter(backward(dy, x, small, forth, *ctx.numbers, *parts, ctx.fixed))
+    x, work, *parts = ctx.saved_tensors
+    found = iter(backward(dy, x, work, *ctx.numbers, *parts, ctx.fixed))
     dx = next(found)
     gradients = [None if part is None else next(found) for part in parts[:7]]
     return (dx, *[None] * 6, *gradients, *[None] * 5)

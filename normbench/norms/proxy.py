@@ -144,7 +144,7 @@ class ProxyNorm(nn.Module):
         N, *_ = core.check_input(x, self.num_features, "proxy")
         affine = (self.weight, self.bias)
         after = None if self.activation is None else self.after(x.dtype)
-        return core.standardize(x, N, self.num_groups, self.eps, *affine, self.activation, after=after)[0]
+        return core.standardize(x, N, self.num_groups, self.eps, *affine, self.activation, after=after)
 
     def after(self, dtype: torch.dtype) -> After:
         """What standardizes the activation, for inputs of ``dtype``."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from normbench.norms import fused
+from normbench.norms.call import Moments
 from normbench.norms.plain import at_least_float32, pool
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -29,30 +30,33 @@ def add(module: nn.Module, length: int | None, device: Any = None, dtype: Any = 
     module.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long, device=device))
 
 
-@torch.no_grad()
-def update(unit: Any, mean: Tensor, var: Tensor, unbiased: float | Tensor) -> None:
+def update(unit: Any, found: Moments, unbiased: float | Tensor) -> None:
     """Move the buffers towards the workers' statistics, (workers, K) each; ``unbiased`` turns var into its estimate.
 
     The update is linear, so the mean of what each worker would have kept is one update by the mean statistic.
     """
-    if unit.num_batches_tracked is None:
+    count = unit._buffers["num_batches_tracked"]
+    if count is None:
         return
-    unit.num_batches_tracked.add_(1)
-    if not isinstance(unbiased, Tensor) and fused.move(unit, "running_var", mean, var, len(mean), unbiased=unbiased):
+    count.add_(1)
+    one = found.kernels is not None and not isinstance(unbiased, Tensor)
+    if one and fused.move(unit, "running_var", found, found.shape.rows, unbiased=unbiased):  # type: ignore[arg-type]
         return
+    mean, var = found.tensors()
     _move(unit, running_mean=mean, running_var=var * unbiased)
 
 
-@torch.no_grad()
-def update_std(unit: Any, mean: Tensor, var: Tensor) -> None:
+def update_std(unit: Any, found: Moments) -> None:
     """Move running_mean and running_std towards the mean over the workers of μ and √(σ² + ε), (workers, K) each."""
     unit.num_batches_tracked.add_(1)
-    if not fused.move(unit, "running_std", mean, var, len(mean), eps=unit.eps):
+    rows = 0 if found.kernels is None else found.shape.rows
+    if not fused.move(unit, "running_std", found, rows, eps=unit.eps, kind="std"):
+        mean, var = found.tensors()
         _move(unit, running_mean=mean, running_std=torch.sqrt(var + unit.eps))
 
 
 @torch.no_grad()
-def update_total(unit: Any, mean: Tensor, var: Tensor, workers: int) -> None:
+def update_total(unit: Any, found: Moments, workers: int) -> None:
     """Move the buffers towards the moments of all the workers' values: mean and biased var, (rows, K) each.
 
     The rows are ghosts, an equal number of them for each worker. running_var is m₂ − m², of running first and second
@@ -66,16 +70,17 @@ def update_total(unit: Any, mean: Tensor, var: Tensor, workers: int) -> None:
     if unit.num_batches_tracked is None:
         return
     unit.num_batches_tracked.add_(1)
-    if fused.move(unit, "running_var", mean, var, workers, total=True):
+    if fused.move(unit, "running_var", found, workers, kind="total"):
         return
     old_mean, old_var = statistics(unit)
-    mean, var = (value.to(old_mean.dtype) for value in pool(mean, var, workers, mean.shape[1]))
+    mean, var = (value.to(old_mean.dtype) for value in pool(*found.tensors(), workers, old_mean.shape[1]))
     share = share_of_new(unit, old_mean.dtype)
     apart = (old_mean - mean).square().mean(0)
     unit.running_var.copy_(old_var[0].lerp(var.mean(0) + (1 - share) * apart, share))
     unit.running_mean.copy_(old_mean[0].lerp(mean.mean(0), share))
 
 
+@torch.no_grad()
 def _move(unit: Any, **statistics: Tensor) -> None:
     """Move the buffers of these names towards the mean over the workers of their new values, (workers, K) each."""
     for name, new in statistics.items():

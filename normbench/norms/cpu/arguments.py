@@ -11,36 +11,30 @@ from typing import Any, NamedTuple
 
 from normbench.norms.cpu.pointers import NUMBER, WHOLE, algebra, at
 
-# The order of the slots.
-INTEGERS = (
-    # pieces of work: the next one, how many, how many at a time; what to do with them
-    "counter", "total", "chunk", "phase",
-    # extents; images of a row of coefficients, rows of coefficients of a row of statistics; channels of a group (0 if
-    # groups are uneven); whether statistics are centred, or given
-    "N", "C", "S", "R", "G", "K", "images", "split", "width", "centered", "fixed",
-    # pixels that are gone over at once, and how often in a row of coefficients (channels_last)
-    "span", "spans",
-)  # fmt: skip
-MAPS = ("x", "y", "dy", "dx")  # T, (N, C, H, W)
-PARTS = (  # T, (C,); bounds: float64, (2,)
-    "weight", "bias", "threshold", "scale", "shift", "gate_weight", "gate_bias", "to_mean", "to_std", "bounds",
-)  # fmt: skip
-SMALL = (
-    # float64: μ, σ² and 1/√(σ² + ε), (R, G) each; r and d, (2, R, G); moments of columns, (2, K, C)
-    "mean", "var", "rstd", "correction", "columns",
-    # T: m, a, b with y = (x − m) a + b, and a, p, q with dx = dz a + (x − m) p + q; (3, K, C) each
-    "forth", "back",
-    # float64: sums over columns, (3, K, C), and over spans of them, (K, spans, 3, C)
-    "sums", "parts",
-)  # fmt: skip
-GRADIENTS = (  # T, (C,), of the first parts; of σ²: float64, (R, G)
-    "dweight", "dbias", "dthreshold", "dscale", "dshift", "dgate_weight", "dgate_bias", "dvar",
-)  # fmt: skip
-# 1 / values of a map, of a column, of a group (0 if uneven): divisions would cost more than the rest of a small map
-FLOATS = ("eps", "low", "high", "per_map", "per_column", "per_group")
-
-BLOCK = struct.Struct(f"={len(INTEGERS + MAPS + PARTS + SMALL + GRADIENTS)}q{len(FLOATS)}d")
+# What differs from call to call.
+MOVING = struct.Struct(
+    "="
+    "4q"  # pieces of work: the next one, how many, how many at a time; what to do with them
+    "4q"  # x, y, dy, dx: T, (N, C, H, W)
+    "3q"  # work and sums, float64, which hold what is small; parts of sums, (K, spans, 3, C)
+    "10q"  # the parts, T, (C,), but bounds: float64, (2,)
+    "8q"  # gradients of the first seven parts; of σ², float64, (R, G)
+)
 HEAD = struct.Struct("=4q")
+# What is the same for all calls of one shape.
+FIXED = struct.Struct(
+    "="
+    "6q"  # N, C, S, R, G, K
+    "3q"  # images of a row of coefficients; rows of these in a row of statistics; channels of a group (0: uneven)
+    "2q"  # whether statistics are centred, and given
+    "2q"  # pixels that are gone over at once, and how often in a row of coefficients (channels_last)
+    "3q"  # where in work the moments of columns are, and whether they are kept; where the coefficients are
+    "3d"  # eps, and the lowest and highest value that the activation lets through
+    "3d"  # 1 / values of a map, of a column, of a group (0: uneven), as divisions cost more than a small map does
+)
+
+
+MOVING_SIZE = MOVING.size
 
 
 class Job(NamedTuple):
@@ -118,22 +112,30 @@ class Job(NamedTuple):
 
 @algebra
 def unpack(block, T):
-    """The block at this address as a Job over maps of type T."""
+    """The block at this address as a Job over maps of type T.
+
+    work holds, one after another, μ, σ² and 1/√(σ² + ε), (R, G) each; r and d, (2, R, G), if there are any; moments of
+    columns, (2, K, C), if they are kept; and of T the coefficients m, a, b with y = (x − m) a + b, (3, K, C). sums holds
+    the sums over columns, (3, K, C), and of T a, p, q with dx = dz a + (x − m) p + q, (3, K, C).
+    """
     a = at(block, WHOLE)
-    f = at(block + 48 * 8, NUMBER)
+    s = at(block + MOVING_SIZE, WHOLE)
+    f = at(block + MOVING_SIZE + 16 * 8, NUMBER)
+    work, sums, RG, KC = a[8], a[9], s[3] * s[4], s[5] * s[1]
     return Job(
         block, a[1], a[2], a[3],
-        a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11], a[12], a[13] != 0, a[14] != 0, a[15], a[16],
-        at(a[17], T), at(a[18], T), at(a[19], T), at(a[20], T),
-        at(a[21], T), at(a[22], T), at(a[23], T), at(a[24], T), at(a[25], T),
-        at(a[26], T), at(a[27], T), at(a[28], T), at(a[29], T), at(a[30], NUMBER),
-        at(a[31], NUMBER), at(a[32], NUMBER), at(a[33], NUMBER), at(a[34], NUMBER), at(a[35], NUMBER),
-        at(a[36], T), at(a[37], T), at(a[38], NUMBER), at(a[39], NUMBER),
-        at(a[40], T), at(a[41], T), at(a[42], T), at(a[43], T), at(a[44], T), at(a[45], T), at(a[46], T),
-        at(a[47], NUMBER),
+        s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9] != 0, s[10] != 0, s[11], s[12],
+        at(a[4], T), at(a[5], T), at(a[6], T), at(a[7], T),
+        at(a[11], T), at(a[12], T), at(a[13], T), at(a[14], T), at(a[15], T),
+        at(a[16], T), at(a[17], T), at(a[18], T), at(a[19], T), at(a[20], NUMBER),
+        at(work, NUMBER), at(work + 8 * RG, NUMBER), at(work + 16 * RG, NUMBER), at(work + 24 * RG, NUMBER),
+        at(work + 8 * s[13], NUMBER), at(work + 8 * s[15], T),
+        at(sums + 24 * KC, T), at(sums, NUMBER), at(a[10], NUMBER),
+        at(a[21], T), at(a[22], T), at(a[23], T), at(a[24], T), at(a[25], T), at(a[26], T), at(a[27], T),
+        at(a[28], NUMBER),
         f[0], f[1], f[2], f[3], f[4], f[5],
-        a[20] != 0,
-        a[21] != 0, a[22] != 0, a[23] != 0, a[24] != 0, a[26] != 0, a[29] != 0,
-        a[35] != 0,
-        a[40] != 0, a[41] != 0, a[42] != 0, a[43] != 0, a[45] != 0, a[47] != 0,
+        a[7] != 0,
+        a[11] != 0, a[12] != 0, a[13] != 0, a[14] != 0, a[16] != 0, a[19] != 0,
+        s[14] != 0,
+        a[21] != 0, a[22] != 0, a[23] != 0, a[24] != 0, a[26] != 0, a[28] != 0,
     )  # fmt: skip

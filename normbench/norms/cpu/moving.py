@@ -11,8 +11,9 @@ from typing import Any
 
 from normbench.norms.cpu.pointers import NUMBER, WHOLE, at, root
 
-# rows, workers, statistics of a row, kind; addresses of mean, var (float64), and of the two buffers
-BLOCK = struct.Struct("=8q3d")
+# rows, workers, statistics of a row, kind; addresses of mean, var (float64), and of the two buffers; share, unbiased,
+# eps, and what var is yet to be multiplied by
+BLOCK = struct.Struct("=8q4d")
 KINDS = ("var", "std", "total")
 VAR, STD, TOTAL = range(3)
 
@@ -24,7 +25,7 @@ def moving(T: Any) -> Callable[[int], None]:
         a, f = at(block, WHOLE), at(block + 64, NUMBER)
         rows, workers, length, kind = a[0], a[1], a[2], a[3]
         mean, var, first, second = at(a[4], NUMBER), at(a[5], NUMBER), at(a[6], T), at(a[7], T)
-        share, unbiased, eps = f[0], f[1], f[2]
+        share, unbiased, eps, scale = f[0], f[1], f[2], f[3]
         ghosts = rows // workers
         per_ghost, per_worker = 1.0 / ghosts, 1.0 / workers
         for c in range(length):
@@ -33,7 +34,7 @@ def moving(T: Any) -> Callable[[int], None]:
                 here, around = 0.0, 0.0
                 for g in range(w * ghosts, (w + 1) * ghosts):
                     here += mean[g * length + c] * per_ghost
-                    around += var[g * length + c] * per_ghost
+                    around += var[g * length + c] * scale * per_ghost
                 if ghosts > 1:
                     for g in range(w * ghosts, (w + 1) * ghosts):
                         away = mean[g * length + c] - here

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from normbench.norms import plain
-from normbench.norms.call import Gradients, Parts, Saved, Shape
+from normbench.norms.call import Parts, Shape
 from normbench.norms.cuda import family, maps
 
 # Values of a tile, and how many of them at most lie in one channel (maps apart) or beside one another (channels last).
@@ -32,9 +32,11 @@ ENTRIES, ONE_GROUP, FINISH = 256, 1024, (4, 128)
 class Rest(NamedTuple):
     """What the backward needs beside moments: see ``family.settle``."""
 
+    moments: Tensor
     statistics: Tensor
     forth: Tensor
     planes: Tensor | None
+    x: Tensor
 
 
 class Plan(NamedTuple):
@@ -82,7 +84,9 @@ def launch(kernel: Any, programs: int, *arguments: Any, **flags: int) -> None:
     kernel[(programs,)](*arguments, **flags, enable_fp_fusion=True)
 
 
-def forward(x: Tensor, shape: Shape, parts: Parts, given: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Saved]:
+def forward(
+    x: Tensor, shape: Shape, parts: Parts, given: tuple[Tensor, Tensor] | None = None, by_channel: bool = False
+) -> tuple[Tensor, Rest]:
     """y, and what the backward needs. ``given``: mean and var, (rows, groups) each, where they are not x's own.
 
     ``shape.eps`` may be a tensor of one number on x's device. The tensors of ``parts`` lie without gaps.
@@ -100,7 +104,7 @@ def forward(x: Tensor, shape: Shape, parts: Parts, given: tuple[Tensor, Tensor] 
             mean = x.new_empty((spans[1], K, C), dtype=torch.float64)
             squares = x.new_empty((spans[1], K, C), dtype=torch.float32)
             plan.launch(maps.moments, K, spans, x, mean, squares)
-        moments = x.new_empty((2, R, G), dtype=torch.float32)
+        found = x.new_empty((2, R, G), dtype=torch.float32)
         statistics = x.new_empty((2 if parts.to_std is None else 4, R, G), dtype=torch.float64)
         forth = x.new_empty((3, K, C), dtype=torch.float32)
         planes = x.new_empty((K, C), dtype=torch.float64) if gated else None
@@ -110,28 +114,33 @@ def forward(x: Tensor, shape: Shape, parts: Parts, given: tuple[Tensor, Tensor] 
         launch(
             family.settle, -(-R * G // several),
             mean, squares, given_mean, given_var, more_eps, parts.weight, parts.bias, parts.gate_weight,
-            parts.gate_bias, parts.to_mean, parts.to_std, parts.bounds, moments, statistics, forth, planes,
+            parts.gate_bias, parts.to_mean, parts.to_std, parts.bounds, found, statistics, forth, planes,
             float(eps), C, G, R * G, K, K // R, -(-C // G), spans[1], spans[0], plan.items, plan.chunks, plan.run,
             plan.runs, CENTERED=shape.centered, GROUPS=several, ENTRIES=at_once, SIZE=plan.size,
         )  # fmt: skip
         follow = (parts.threshold, parts.scale, parts.shift)
         plan.launch(maps.apply, K, plan.pieces(), x, y, forth, *follow, float(shape.low), float(shape.high))
-    return y, Saved(moments[0], moments[1], Rest(statistics, forth, planes))
+    return y, Rest(found, statistics, forth, planes, x)
 
 
-def columns(saved: Saved, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of each channel, (rows, C), after a ``forward`` of x. Takes a pass of its own."""
-    return plain.pool(*plain.moments(x.detach()), len(saved.mean), x.shape[1])
+def moments(saved: Rest, shape: Shape) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of the groups, (rows, groups) each, after a ``forward``."""
+    return saved.moments[0], saved.moments[1]
+
+
+def channel_moments(saved: Rest, shape: Shape) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each channel, (rows, C), after a ``forward``. Takes a pass of its own."""
+    return plain.pool(*plain.moments(saved.x.detach()), shape.rows, saved.x.shape[1])
 
 
 def backward(
-    dy: Tensor, x: Tensor, shape: Shape, parts: Parts, saved: Saved, fixed: bool, wants_x: bool, wants_var: bool
-) -> Gradients:
-    """The gradients, of every part that has one; ``fixed``: statistics were given, and are constants for x."""
+    dy: Tensor, x: Tensor, shape: Shape, parts: Parts, saved: Rest, fixed: bool, wants_x: bool, wants_var: bool
+) -> tuple[Tensor | None, list[Tensor], Tensor | None]:
+    """The gradients of x, of those of the first seven parts that there are, and of σ²; ``fixed``: statistics were given, and are constants for x."""
     x = dense(x)
     dy = dy.contiguous(memory_format=torch.channels_last if channels_last(x) else torch.contiguous_format)
     C, R, G = x.shape[1], shape.rows, shape.groups
-    rest: Rest = saved.rest
+    rest = saved
     gated = parts.gate_weight is not None
     K = x.shape[0] if gated else R
     plan = plan_for(x.shape, channels_last(x), K, x.device)
@@ -140,7 +149,7 @@ def backward(
     bounds = (float(shape.low), float(shape.high))
     with torch.cuda.device_of(x):
         dx = torch.empty_like(x) if wants_x else None
-        dvar = torch.empty_like(saved.var) if wants_var else None
+        dvar = torch.empty_like(rest.moments[0]) if wants_var else None
         grads = [None if part is None else torch.empty_like(part) for part in parts[:7]]
         sums = x.new_empty((spans[1], kinds, K, C), dtype=torch.float32)
         plan.launch(
@@ -161,7 +170,7 @@ def backward(
             )  # fmt: skip
         if wants_x:
             plan.launch(maps.back, K, plan.pieces(), x, dy, dx, rest.forth, through, parts.threshold, *bounds)
-    return Gradients._make([dx, *grads, dvar])
+    return dx, [grad for grad in grads if grad is not None], dvar
 
 
 def channels_last(x: Tensor) -> bool:
