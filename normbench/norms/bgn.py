@@ -159,7 +159,8 @@ class BatchGroupNorm(nn.Module):
         assert G is not None
         if D % G == 0:
             return running.unbiased(images * D // G)
-        values = images * plain.segments(D, G, 1, self.num_batches_tracked.device)[0].float()
+        sizes = plain.segments(D, G, 1, self.num_batches_tracked.device)[0]
+        values = images * sizes.to(plain.at_least_float32(self.running_var.dtype))
         return values / (values - 1).clamp(min=1)
 
     def _foreseen(self) -> int | None:
