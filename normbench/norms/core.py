@@ -23,6 +23,7 @@ __all__ = [
     "check_input",
     "measured",
     "normalize",
+    "positional",
     "standardize",
     "workers",
 ]
@@ -144,6 +145,17 @@ def normalize(
     if kernels is None or mean.requires_grad or var.requires_grad:
         return plain.normalize(x, mean, var, eps, weight, bias, activation, threshold=threshold, gate=gate)
     return fused.normalize(kernels, x, (mean, var), eps, activation, parts)
+
+
+def positional(
+    x: Tensor, eps: float, unbiased: bool, weight: Tensor | None, bias: Tensor | None, activation: nn.Module | None
+) -> Tensor:
+    """activation(γ (x − μ) / √(σ² + ε) + β), μ and σ² of each pixel over its channels: x (N, C, H, W); γ, β (C,)."""
+    parts = Parts(weight, bias)
+    kernels = fused.kernels_for(x, eps, parts, activation)
+    if kernels is None or kernels is fused.operators or not hasattr(kernels, "positions"):
+        return plain.positional(x, eps, unbiased, weight, bias, activation)
+    return fused.positional(kernels.positions, x, eps, unbiased, activation, parts)
 
 
 def add_affine(module: nn.Module, num_features: int, affine: bool, **factory: Any) -> None:

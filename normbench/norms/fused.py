@@ -11,6 +11,7 @@ import functools
 import math
 import os
 import warnings
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 from normbench.errors import InputError
 from normbench.norms import operators, plain
 from normbench.norms.call import Moments, Parts, Shape
+
+Again = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 # Activations that are a cut below and above.
 CLIPS: dict[type, tuple[float, float]] = {
@@ -104,6 +107,14 @@ def normalize(
     if kernels is operators:
         return operators.normalize(dense(x), shape, parts, given)
     return Call(kernels, shape, parts, given).run(x, eps)
+
+
+def positional(
+    kernels: Any, x: Tensor, eps: float, unbiased: bool, activation: nn.Module | None, parts: Parts
+) -> Tensor:
+    """y by the moments of each pixel."""
+    shape = kernels.Shape(eps, *CLIPS[type(activation)], int(unbiased))
+    return PositionalCall(kernels, shape, parts).run(x, eps)
 
 
 def _number(eps: float | Tensor) -> float:
@@ -194,19 +205,45 @@ class Call:
         read = (None if gate_weight is None else parts.weight, threshold, scale, gate_weight, gate_bias)
         return [part for part in read if part is not None]
 
+    def plain(self, x: Tensor) -> Tensor:
+        """What the call computes, in plain PyTorch."""
+        shape, parts, activation = self.shape, self.parts, _activation(self.shape)
+        gate = None if parts.gate_weight is None else plain.Gate(parts.gate_weight, parts.gate_bias)
+        after = None if parts.scale is None else plain.After(parts.scale, parts.shift)
+        eps = shape.eps if self.eps is None else self.eps
+        shared: dict[str, Any] = {"threshold": parts.threshold, "gate": gate, "after": after}
+        if self.given is None:
+            shared["centered"] = shape.centered
+            rows, groups = shape.rows, shape.groups
+            return plain.standardize(x, rows, groups, eps, parts.weight, parts.bias, activation, **shared)[0]
+        mean, var = (value.to(x.dtype) for value in self.kernels.moments(self.saved, shape))  # as they were
+        return plain.normalize(x, mean, var, eps, parts.weight, parts.bias, activation, **shared)
+
+
+class PositionalCall(Call):
+    """The same for positional normalization."""
+
+    def plain(self, x: Tensor) -> Tensor:
+        """What the call computes, in plain PyTorch."""
+        shape, parts = self.shape, self.parts
+        return plain.positional(x, shape.eps, bool(shape.less), parts.weight, parts.bias, _activation(shape))
+
+
+def _activation(shape: Any) -> nn.Module | None:
+    """The activation that cuts as ``shape`` says."""
+    kind = next(kind for kind, cuts in CLIPS.items() if cuts == (shape.low, shape.high))
+    return None if kind is type(None) else kind()
+
+
+def _learned(tensors: list[Tensor]) -> bool:
+    return any([tensor.requires_grad for tensor in tensors])  # noqa: C419  (a list is quicker than a generator)
+
 
 def dense(x: Tensor) -> Tensor:
     """x itself where its maps or its pixels lie one after another, else a copy where they do."""
     if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
         return x
     return x.contiguous(memory_format=torch._prims_common.suggest_memory_format(x))
-
-
-def _learned(tensors: list[Tensor]) -> bool:
-    for tensor in tensors:  # quicker than any() of a generator
-        if tensor.requires_grad:
-            return True
-    return False
 
 
 class _Fused(torch.autograd.Function):
@@ -241,28 +278,11 @@ def _again(call: Call, x: Tensor, dy: Tensor, wanted: tuple[bool, ...]) -> tuple
             "towards have moved; set NORMBENCH_KERNELS=off"
         )
     with torch.enable_grad():
-        y = plain_form(call, x)
+        y = call.plain(x)
         inputs = [x, *(part for part in (call.eps, *call.parts[:7]) if part is not None)]
         chosen = [tensor for tensor, want in zip(inputs, wanted[1:], strict=True) if want]
         found = iter(torch.autograd.grad(y, chosen, dy, create_graph=True))
     return (None, *(next(found) if want else None for want in wanted[1:]))
-
-
-def plain_form(call: Call, x: Tensor) -> Tensor:
-    """What the call computes, in plain PyTorch."""
-    shape, parts = call.shape, call.parts
-    gate = plain.Gate(parts.gate_weight, parts.gate_bias) if parts.gate_weight is not None else None  # type: ignore[arg-type]
-    after = plain.After(parts.scale, parts.shift) if parts.scale is not None else None  # type: ignore[arg-type]
-    kind = next(kind for kind, cuts in CLIPS.items() if cuts == (shape.low, shape.high))
-    activation = None if kind is type(None) else kind()
-    eps = shape.eps if call.eps is None else call.eps
-    shared: dict[str, Any] = {"threshold": parts.threshold, "gate": gate, "after": after}
-    if call.given is None:
-        shared["centered"] = shape.centered
-        rows, groups = shape.rows, shape.groups
-        return plain.standardize(x, rows, groups, eps, parts.weight, parts.bias, activation, **shared)[0]
-    mean, var = (value.to(x.dtype) for value in call.kernels.moments(call.saved, shape))  # as they were
-    return plain.normalize(x, mean, var, eps, parts.weight, parts.bias, activation, **shared)
 
 
 def move(
@@ -290,3 +310,32 @@ def move(
     kernels.move(buffers, found.saved, found.shape, found.by_channel, workers, share, unbiased, eps, kind)
     torch.autograd.graph.increment_version(buffers)
     return True
+
+
+def proxy(gamma: Tensor, beta: Tensor, grid: Tensor, ends: Tensor, eps: float, again: Again) -> tuple[Tensor, Tensor]:
+    """Scale and shift by relu's proxy, (C,) each; ``again(γ, β)`` is the same in plain PyTorch."""
+    kernels = kernels_for(gamma, eps, Parts(gamma, beta), None) if gamma.is_cpu else None
+    if kernels is None or kernels is operators or gamma.dtype is not beta.dtype:
+        return again(gamma, beta)
+    found: tuple[Tensor, Tensor] = _Proxy.apply(gamma, beta, grid, ends, eps, kernels, again)
+    return found
+
+
+class _Proxy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gamma: Tensor, beta: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        grid, ends, eps, kernels, _ = ctx.rest = rest
+        ctx.save_for_backward(gamma, beta)
+        scale, shift = kernels.quantiles.forward(gamma, beta, grid, ends, eps)
+        return scale, shift
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grid, ends, eps, kernels, again = ctx.rest
+        gamma, beta = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            with torch.enable_grad():
+                wanted = [t for t, want in zip((gamma, beta), ctx.needs_input_grad, strict=False) if want]
+                found = iter(torch.autograd.grad(again(gamma, beta), wanted, grads, create_graph=True))
+            return (*(next(found) if want else None for want in ctx.needs_input_grad[:2]), *[None] * 5)
+        return (*kernels.quantiles.backward(gamma, beta, grid, ends, eps, *grads), *[None] * 5)

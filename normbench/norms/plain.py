@@ -258,3 +258,16 @@ def _renormalized(
     a = r if weight is None else r * weight
     b = d if weight is None else d * weight
     return a, b if bias is None else b + bias
+
+
+def positional(
+    x: Tensor, eps: float, unbiased: bool, weight: Tensor | None, bias: Tensor | None, activation: nn.Module | None
+) -> Tensor:
+    """See ``core.positional``, of which this is the plain form."""
+    C = x.shape[1]
+    mean, var = mean_var(x, (1,), keepdim=True)
+    if unbiased:
+        var = var * (C / (C - 1) if C > 1 else float("nan"))
+    y = (x - mean) * torch.rsqrt(var + eps)
+    y = scale_shift(y, weight, bias).to(x.dtype)
+    return y if activation is None else activation(y)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normbench.norms import core, plain, running
+from normbench.norms import core, running
 from normbench.norms.registry import Normalizer, register
 
 
@@ -51,13 +51,8 @@ class PositionalNorm(nn.Module):
         self.register_load_state_dict_pre_hook(running.leave_statistics_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        _, C, *_ = core.check_input(x, self.num_features, "pn")
-        mean, var = plain.mean_var(x, (1,), keepdim=True)
-        if self.unbiased:
-            var = var * (C / (C - 1) if C > 1 else float("nan"))
-        y = (x - mean) * torch.rsqrt(var + self.eps)
-        y = plain.scale_shift(y, self.weight, self.bias).to(x.dtype)
-        return y if self.activation is None else self.activation(y)
+        core.check_input(x, self.num_features, "pn")
+        return core.positional(x, self.eps, self.unbiased, self.weight, self.bias, self.activation)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}, unbiased={self.unbiased}"

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normbench.norms import core, groups, plain, running
+from normbench.norms import core, fused, groups, plain, running
 from normbench.norms.core import After
 from normbench.norms.registry import Normalizer, register
 
@@ -150,13 +150,17 @@ class ProxyNorm(nn.Module):
         """What standardizes the activation, for inputs of ``dtype``."""
         assert self.activation is not None
         gamma, beta = self._proxy_affine(plain.at_least_float32(dtype))
-        dtype = gamma.dtype
         if type(self.activation) is nn.ReLU:
-            mean, var = relu_moments(gamma, beta, self.grid, self.ends)
-        else:
-            mean, var = grid_moments(self.activation, gamma, beta, self.grid.to(dtype))
+            return After(*fused.proxy(gamma, beta, self.grid, self.ends, self.proxy_eps, self._relu_proxy))
+        mean, var = grid_moments(self.activation, gamma, beta, self.grid.to(gamma.dtype))
+        return After(*self._standardizing(mean, var, gamma.dtype))
+
+    def _relu_proxy(self, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+        return self._standardizing(*relu_moments(gamma, beta, self.grid, self.ends), gamma.dtype)
+
+    def _standardizing(self, mean: Tensor, var: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         scale = torch.rsqrt(var + self.proxy_eps)
-        return After(scale.to(dtype), (-mean * scale).to(dtype))
+        return scale.to(dtype), (-mean * scale).to(dtype)
 
     def extra_repr(self) -> str:
         return (

@@ -9,12 +9,40 @@ import torch
 from torch import Tensor
 
 from normbench.norms.call import Parts, Shape
-from normbench.norms.cpu import compiler, moving
+from normbench.norms.cpu import compiler, moving, positions, quantiles
 from normbench.norms.cpu.plan import DTYPES, Plan, Use, plan_for, run
 
-__all__ = ["DTYPES", "Saved", "Use", "backward", "channel_moments", "forward", "moments", "move", "plan_for", "prepare"]
+__all__ = [
+    "DTYPES",
+    "Saved",
+    "Use",
+    "backward",
+    "channel_moments",
+    "forward",
+    "moments",
+    "move",
+    "plan_for",
+    "positions",
+    "prepare",
+]
+
+__all__ = [
+    "DTYPES",
+    "Saved",
+    "Use",
+    "backward",
+    "channel_moments",
+    "forward",
+    "moments",
+    "move",
+    "plan_for",
+    "positions",
+    "prepare",
+    "quantiles",
+]
 
 NO_PARTS = (0,) * 8
+LOWEST = {dtype: torch.tensor(-torch.inf, dtype=dtype) for dtype in DTYPES}
 
 
 class Saved(NamedTuple):
@@ -59,7 +87,7 @@ def backward(
     """
     work, plan = saved
     if parts.threshold is not None:  # τ itself lets a gradient through, and the kernel cuts at what it is given
-        parts = parts._replace(threshold=torch.nextafter(parts.threshold, parts.threshold.new_tensor(-torch.inf)))
+        parts = parts._replace(threshold=torch.nextafter(parts.threshold, LOWEST[parts.threshold.dtype]))
     dx = torch.empty_like(x) if wants_x else None
     grads = [None if part is None else torch.empty_like(part) for part in parts[:7]]
     sums = torch.empty(plan.sums + plan.split, dtype=torch.float64)

@@ -115,8 +115,8 @@ def unpack(block, T):
     """The block at this address as a Job over maps of type T.
 
     work holds, one after another, μ, σ² and 1/√(σ² + ε), (R, G) each; r and d, (2, R, G), if there are any; moments of
-    columns, (2, K, C), if they are kept; and of T the coefficients m, a, b with y = (x − m) a + b, (3, K, C). sums holds
-    the sums over columns, (3, K, C), and of T a, p, q with dx = dz a + (x − m) p + q, (3, K, C).
+    columns, (2, K, C), if they are kept; and of T the coefficients m, a, b with y = (x − m) a + b, (3, K, C).
+    sums holds the sums over columns, (3, K, C), and of T a, p, q with dx = dz a + (x − m) p + q, (3, K, C).
     """
     a = at(block, WHOLE)
     s = at(block + MOVING_SIZE, WHOLE)

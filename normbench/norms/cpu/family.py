@@ -12,7 +12,7 @@ from normbench.norms.cpu.pointers import NUMBER, WHOLE, algebra, at, number, roo
 
 # Channels whose gradients are finished at once.
 BLOCK = 64
-# Groups whose algebra is done in one go, in vector registers, where every group is a column with γ and β alone.
+# Groups whose algebra is done in one go, in vector registers, where every group is a column.
 RUN = 32
 
 
@@ -25,11 +25,18 @@ def channels(w, g):
 
 
 @algebra
-def gate(w, j, c):
-    """The factor on γ of coefficient j, of channel c: the sigmoid of its map's mean, or 1."""
+def gate(w, j):
+    """The factor on γ of coefficient j: 1, or what ``open_gate`` left."""
     if not w.has_gate:
         return 1.0
-    return 1.0 / (1.0 + math.exp(-(w.gate_weight[c] * w.columns[j] + w.gate_bias[c])))
+    return w.columns[w.K * w.C + j]
+
+
+@algebra
+def open_gate(w, j, c):
+    """The sigmoid of a map's mean, kept where the map's sum of squares was, which is needed no more."""
+    argument = w.gate_weight[c] * w.columns[j] + w.gate_bias[c]
+    w.columns[w.K * w.C + j] = 1.0 / (1.0 + math.exp(-argument))
 
 
 @algebra
@@ -76,7 +83,9 @@ def settle(w, r, g, mean, var):
             shift = NUMBER(w.bias[c])
         for k in range(r * w.split, (r + 1) * w.split):
             j = k * w.C + c
-            factor = gamma * ratio * rstd * gate(w, j, c)
+            if w.has_gate:
+                open_gate(w, j, c)
+            factor = gamma * ratio * rstd * gate(w, j)
             w.forth[j] = m
             w.forth[KC + j] = number(w.x, factor)
             w.forth[2 * KC + j] = number(w.x, shift + gamma * offset + factor * (m - mean))
@@ -84,8 +93,8 @@ def settle(w, r, g, mean, var):
 
 @algebra
 def plain(w):
-    """Whether each group is one column, with nothing about it but γ and β."""
-    return w.width == 1 and w.split == 1 and not (w.fixed or w.has_renorm or w.has_gate)
+    """Whether each group is one column, with moments of its own and no gate."""
+    return w.width == 1 and w.split == 1 and not (w.fixed or w.has_gate)
 
 
 @algebra
@@ -93,7 +102,7 @@ def settle_run(w, first, last, mean, squares):
     """``settle`` for RUN or fewer groups of one row, from their moments in scratch: statistic i is coefficient i."""
     length, KC, c = last - first, w.K * w.C, first % w.C
     var, rstd = scratch(w.mean, RUN), scratch(w.mean, RUN)
-    gamma, beta = scratch(w.mean, RUN), scratch(w.mean, RUN)
+    gamma, beta, ratio = scratch(w.mean, RUN), scratch(w.mean, RUN), scratch(w.mean, RUN)
     m, a, b = scratch(w.x, RUN), scratch(w.x, RUN), scratch(w.x, RUN)
     for t in range(length):
         var[t] = squares[t] * w.per_column
@@ -110,9 +119,20 @@ def settle_run(w, first, last, mean, squares):
             beta[t] = NUMBER(w.bias[c + t])
     for t in range(length):
         rstd[t] = 1.0 / root(var[t] + w.eps)
+        ratio[t] = rstd[t]
+    if w.has_renorm:
+        r_max, d_max = w.bounds[0], w.bounds[1]
+        for t in range(length):
+            scale = 1.0 / w.to_std[c + t]
+            r = min(max((var[t] + w.eps) * rstd[t] * scale, 1.0 / r_max), r_max)
+            d = min(max((mean[t] - w.to_mean[c + t]) * scale, -d_max), d_max)
+            w.correction[first + t], w.correction[w.R * w.G + first + t] = r, d
+            ratio[t] = rstd[t] * r
+            beta[t] += gamma[t] * d
+    for t in range(length):
         m[t] = number(w.x, mean[t])
-        a[t] = number(w.x, gamma[t] * rstd[t])
-        b[t] = number(w.x, beta[t] + gamma[t] * rstd[t] * (m[t] - mean[t]))
+        a[t] = number(w.x, gamma[t] * ratio[t])
+        b[t] = number(w.x, beta[t] + gamma[t] * ratio[t] * (m[t] - mean[t]))
     for t in range(length):
         w.mean[first + t] = mean[t]
         w.var[first + t] = var[t]
@@ -159,7 +179,7 @@ def scale_after(w, c):
 @algebra
 def gate_slope(w, rstd, centred, j, c):
     """The gradient of the gate's argument at coefficient j, of channel c, from the sum over dz (x − μ)."""
-    gamma, factor = 1.0, gate(w, j, c)
+    gamma, factor = 1.0, gate(w, j)
     if w.has_weight:
         gamma = NUMBER(w.weight[c])
     return gamma * centred * rstd * factor * (1.0 - factor)
@@ -213,9 +233,16 @@ def finish(w, block):
         group[c] = (first + c) * w.G // w.C
     for k in range(w.K):
         row, j = k // w.split * w.G, k * w.C + first
-        if w.has_renorm or w.has_gate:
+        if w.has_gate or (w.has_renorm and w.width != 1):
             for c in range(length):
                 gather(w, row + group[c], j + c, first + c, c, gamma, beta, slope, bias)
+        elif w.has_renorm:
+            i, RG = row + first, w.R * w.G
+            for c in range(length):
+                one = w.sums[j + c]
+                centred = w.sums[KC + j + c] - (w.mean[i + c] - w.forth[j + c]) * one
+                gamma[c] += centred * w.rstd[i + c] * w.correction[i + c] + w.correction[RG + i + c] * one
+                beta[c] += one
         elif w.width == 1:
             i = row + first
             for c in range(length):
@@ -258,7 +285,7 @@ def gather(w, i, j, channel, c, gamma, beta, slope, bias):
     if w.has_renorm:
         ratio, offset = w.correction[i], w.correction[w.R * w.G + i]
     centred = w.sums[KC + j] - (w.mean[i] - w.forth[j]) * one
-    gamma[c] += centred * ratio * w.rstd[i] * gate(w, j, channel) + offset * one
+    gamma[c] += centred * ratio * w.rstd[i] * gate(w, j) + offset * one
     beta[c] += one
     if w.has_gate:
         here = gate_slope(w, w.rstd[i], centred, j, channel)

@@ -172,22 +172,31 @@ def apply_pixel(x, y, at, some, m, a, b, low, high):
         y[at + c] = z
 
 
+@elementwise
+def scale_pixel(y, at, some, scale, shift):
+    for c in range(some):
+        y[at + c] = y[at + c] * scale[c] + shift[c]
+
+
 @algebra
 def apply(w, k, first, last):
     """Pixels ``first`` to ``last`` of row k."""
     m, a, b, low = scratch(w.x, TILE), scratch(w.x, TILE), scratch(w.x, TILE), scratch(w.x, TILE)
+    scale, shift = scratch(w.x, TILE), scratch(w.x, TILE)
     row, side, high = k * w.images * w.S * w.C, lanes(w), number(w.x, w.high)
     for tile in range(0, w.C, TILE):
         some = min(TILE, w.C - tile)
         coefficients(w, k, tile, some, side, m, a, b, low)
+        if w.has_after:
+            for i in range(side):
+                for c in range(some):
+                    scale[i * some + c], shift[i * some + c] = w.scale[tile + c], w.shift[tile + c]
         for i in range((last - first + side - 1) // side):
             p = first + i * side
             at, length = row + p * w.C + tile, min(side, last - p) * some
             apply_pixel(w.x, w.y, at, length, m, a, b, low, high)
             if w.has_after:
-                for c in range(length):
-                    channel = tile + c % w.C
-                    w.y[at + c] = w.y[at + c] * w.scale[channel] + w.shift[channel]
+                scale_pixel(w.y, at, length, scale, shift)
 
 
 @algebra

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -148,11 +149,22 @@ class _Space(threading.local):
 _space = _Space()
 
 
-def run(kernel: Kernel, steps: tuple[Step, ...], fixed: bytes, *moving: int) -> None:
+def run(kernel: Kernel, steps: Iterable[Step], fixed: bytes, *moving: int) -> None:
     """Run a kernel through its phases; ``moving``: what follows the head of the block."""
-    block, address = _space.block, _space.address
+    block = _space.block
     MOVING.pack_into(block, 0, 0, 0, 0, 0, *moving)
-    block[MOVING.size :] = fixed
+    block[MOVING.size : MOVING.size + FIXED.size] = fixed
+    _go(kernel, steps)
+
+
+def run_block(kernel: Kernel, steps: Iterable[Step], block: bytes) -> None:
+    """Run a kernel with a block of its own kind, which begins with the same head."""
+    _space.block[: len(block)] = block
+    _go(kernel, steps)
+
+
+def _go(kernel: Kernel, steps: Iterable[Step]) -> None:
+    block, address = _space.block, _space.address
     for phase, pieces, chunk, threads in steps:
         HEAD.pack_into(block, 0, 0, pieces, chunk, phase)
         if threads == 1:

@@ -136,7 +136,10 @@ def channel_moments(saved: Rest, shape: Shape) -> tuple[Tensor, Tensor]:
 def backward(
     dy: Tensor, x: Tensor, shape: Shape, parts: Parts, saved: Rest, fixed: bool, wants_x: bool, wants_var: bool
 ) -> tuple[Tensor | None, list[Tensor], Tensor | None]:
-    """The gradients of x, of those of the first seven parts that there are, and of σ²; ``fixed``: statistics were given, and are constants for x."""
+    """The gradients of x, of those of the first seven parts that there are, and of σ².
+
+    ``fixed``: statistics were given, and are constants for x.
+    """
     x = dense(x)
     dy = dy.contiguous(memory_format=torch.channels_last if channels_last(x) else torch.contiguous_format)
     C, R, G = x.shape[1], shape.rows, shape.groups

@@ -1,0 +1,93 @@
+"""The kernel of proxy normalization's statistics: those of relu(γ Y + β) over a sorted grid Y, for every channel.
+
+The formulas stand in norms/proxy.py (relu_moments), with the table ``ends`` that both read. Here a binary search and a
+dozen operations a channel, where tensors need as many passes over all channels.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normbench.norms.cpu import compiler, plan
+from normbench.norms.cpu.pointers import NUMBER, WHOLE, algebra, at, number, root
+
+# the head; channels, points of the grid; γ, β; grid, ends; scale, shift, and the gradients of both and of γ, β; ε
+BLOCK = struct.Struct("=4q2q4q6qd")
+
+
+@algebra
+def first_above(grid, points, gamma, beta):
+    """The first point with γ Y + β > 0, for γ not negative."""
+    if gamma == 0.0:
+        return 0 if beta > 0.0 else points
+    edge, low, high = -beta / gamma, 0, points
+    while low < high:
+        middle = (low + high) // 2
+        if grid[middle] <= edge:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+def quantiles(T: Any) -> Callable[[int], None]:
+    """For parameters of type T: scale and shift, or, where their gradients are given, those of γ and β."""
+
+    def run(block: int) -> None:
+        a, eps = at(block, WHOLE), at(block + 16 * 8, NUMBER)[0]
+        grid, ends = at(a[8], NUMBER), at(a[9], NUMBER)
+        for c in range(a[4]):
+            gamma, beta = NUMBER(at(a[6], T)[c]), NUMBER(at(a[7], T)[c])
+            slope = abs(gamma)
+            i = 3 * first_above(grid, a[5], slope, beta)
+            share, mean, squares = ends[i], ends[i + 1], ends[i + 2]
+            inside = slope * mean + beta
+            m = share * inside
+            v = slope * slope * squares + share * (1.0 - share) * inside * inside
+            scale = 1.0 / root(v + eps)
+            if a[12] == 0:
+                at(a[10], T)[c] = number(at(a[10], T), scale)
+                at(a[11], T)[c] = number(at(a[11], T), -m * scale)
+            else:
+                dscale, dshift = NUMBER(at(a[12], T)[c]), NUMBER(at(a[13], T)[c])
+                dm = -scale * dshift
+                dv = -0.5 * scale * scale * scale * (dscale - m * dshift)
+                dinside = dm * share + 2.0 * dv * share * (1.0 - share) * inside
+                dslope = dinside * mean + 2.0 * dv * slope * squares
+                if gamma < 0.0:
+                    dslope = -dslope
+                if gamma == 0.0:
+                    dslope = 0.0
+                at(a[14], T)[c] = number(at(a[14], T), dslope)
+                at(a[15], T)[c] = number(at(a[15], T), dinside)
+
+    return run
+
+
+def forward(gamma: Tensor, beta: Tensor, grid: Tensor, ends: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Scale and shift that standardize relu(γ Y + β) by the grid, (C,) each."""
+    scale, shift = torch.empty_like(gamma), torch.empty_like(gamma)
+    _run(gamma, beta, grid, ends, scale, shift, None, None, None, None, eps)
+    return scale, shift
+
+
+def backward(
+    gamma: Tensor, beta: Tensor, grid: Tensor, ends: Tensor, eps: float, dscale: Tensor, dshift: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The gradients of γ and β."""
+    dgamma, dbeta = torch.empty_like(gamma), torch.empty_like(gamma)
+    _run(gamma, beta, grid, ends, None, None, dscale.contiguous(), dshift.contiguous(), dgamma, dbeta, eps)
+    return dgamma, dbeta
+
+
+def _run(gamma: Tensor, beta: Tensor, grid: Tensor, ends: Tensor, *rest: Any) -> None:
+    *tensors, eps = rest
+    addresses = [0 if t is None else t.data_ptr() for t in (gamma, beta, grid, ends, *tensors)]
+    block = BLOCK.pack(0, 0, 0, 0, len(gamma), len(grid), *addresses, eps)
+    kernel = compiler.kernel("quantiles", "quantiles", plan.DTYPES[gamma.dtype])
+    plan.run_block(kernel, (plan.Step(0, 1, 1, 1),), block)
