@@ -159,7 +159,8 @@ class BatchGroupNorm(nn.Module):
         assert G is not None
         if D % G == 0:
             return running.unbiased(images * D // G)
-        sizes = plain.segments(D, G, 1, self.num_batches_tracked.device)[0]
+        assert self.running_var is not None
+        sizes = plain.segments(D, G, 1, self.running_var.device)[0]
         values = images * sizes.to(plain.at_least_float32(self.running_var.dtype))
         return values / (values - 1).clamp(min=1)
 

@@ -63,20 +63,24 @@ class Moments:
 
     __slots__ = ("by_channel", "kernels", "mean", "saved", "shape", "var")
 
-    def __init__(self, mean: Tensor | None = None, var: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        mean: Tensor | None = None,
+        var: Tensor | None = None,
+        *,
+        kernels: Any = None,
+        saved: Any = None,
+        shape: Any = None,
+        by_channel: bool = False,
+    ) -> None:
         self.mean, self.var = mean, var
-        self.kernels: Any = None
-
-    @classmethod
-    def left(cls, kernels: Any, saved: Any, shape: Shape, by_channel: bool) -> Moments:
-        """Those of a kernel's forward, of groups or of channels."""
-        found = cls()
-        found.kernels, found.saved, found.shape, found.by_channel = kernels, saved, shape, by_channel
-        return found
+        self.kernels, self.saved, self.shape, self.by_channel = kernels, saved, shape, by_channel
 
     def tensors(self) -> tuple[Tensor, Tensor]:
         """Both, at least float32."""
         if self.mean is None or self.var is None:
             read = self.kernels.channel_moments if self.by_channel else self.kernels.moments
             self.mean, self.var = read(self.saved, self.shape)
+        assert self.mean is not None
+        assert self.var is not None
         return self.mean, self.var

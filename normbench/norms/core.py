@@ -24,6 +24,7 @@ __all__ = [
     "measured",
     "normalize",
     "positional",
+    "scale_shift",
     "standardize",
     "workers",
 ]
@@ -36,7 +37,7 @@ def check_input(x: Tensor, num_features: int, name: str) -> tuple[int, int, int,
     """(N, C, H, W) of a batch that the unit ``name`` can take; raises InputError for any other tensor."""
     shape = x.shape
     if len(shape) == 4 and shape[1] == num_features and x.numel() and x.is_floating_point():
-        return shape  # type: ignore[return-value]
+        return shape
     if x.dim() != 4:
         raise InputError(
             f"{name}: got a tensor of {x.dim()} axes, shape {tuple(x.shape)}, expected (N, C, H, W) with "
@@ -145,6 +146,24 @@ def normalize(
     if kernels is None or mean.requires_grad or var.requires_grad:
         return plain.normalize(x, mean, var, eps, weight, bias, activation, threshold=threshold, gate=gate)
     return fused.normalize(kernels, x, (mean, var), eps, activation, parts)
+
+
+def scale_shift(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    activation: nn.Module | None = None,
+    *,
+    threshold: Tensor | None = None,
+) -> Tensor:
+    """activation(γ x + β), or max(γ x + β, τ): x (N, C, H, W); γ, β, τ (C,)."""
+    parts = Parts(weight, bias, threshold)
+    kernels = fused.kernels_for(x, 0.0, parts, activation)
+    if kernels is None:
+        y = plain.scale_shift(x, weight, bias, activation)
+        return y if threshold is None else plain.thresholded(y, threshold)
+    as_it_is = x.new_zeros(1, 1), x.new_ones(1, 1)
+    return fused.normalize(kernels, x, as_it_is, 0.0, activation, parts)
 
 
 def positional(

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normbench.norms import core, plain, running
+from normbench.norms import core, running
 from normbench.norms.registry import Normalizer, mark, register
 
 LEARNED_EPS = 1e-4
@@ -43,7 +43,7 @@ class TLU(nn.Module):
 
     def forward(self, y: Tensor) -> Tensor:
         core.check_input(y, self.num_features, "TLU")
-        return plain.thresholded(y, self.threshold)
+        return core.scale_shift(y, None, None, threshold=self.threshold)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}"

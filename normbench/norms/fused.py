@@ -13,14 +13,14 @@ import os
 import warnings
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from normbench.errors import InputError
 from normbench.norms import operators, plain
-from normbench.norms.call import Moments, Parts, Shape
+from normbench.norms.call import After, Gate, Moments, Parts, Shape
 
 Again = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -91,7 +91,7 @@ def measure(
         return y, Moments(mean, var)
     call = Call(kernels, shape, parts, by_channel=by_channel)
     y = call.run(x, eps)
-    return y, Moments.left(kernels, call.saved, shape, by_channel)
+    return y, Moments(kernels=kernels, saved=call.saved, shape=shape, by_channel=by_channel)
 
 
 def normalize(
@@ -167,12 +167,12 @@ def _cuda() -> ModuleType | None:
 class Call:
     """One use of the kernels: what is asked of them, and then what they leave for the backward."""
 
-    __slots__ = ("by_channel", "eps", "given", "kernels", "parts", "saved", "shape")
+    __slots__ = ("by_channel", "eps", "given", "kernels", "layout", "parts", "saved", "shape")
 
     def __init__(
         self,
         kernels: Any,
-        shape: Shape,
+        shape: Any,
         parts: Parts,
         given: tuple[Tensor, Tensor] | None = None,
         by_channel: bool = False,
@@ -180,6 +180,7 @@ class Call:
         self.kernels, self.shape, self.parts, self.given, self.by_channel = kernels, shape, parts, given, by_channel
         self.eps: Tensor | None = None
         self.saved: Any = None
+        self.layout: tuple[int, ...] = ()
 
     def run(self, x: Tensor, eps: float | Tensor) -> Tensor:
         x = dense(x)
@@ -208,10 +209,14 @@ class Call:
     def plain(self, x: Tensor) -> Tensor:
         """What the call computes, in plain PyTorch."""
         shape, parts, activation = self.shape, self.parts, _activation(self.shape)
-        gate = None if parts.gate_weight is None else plain.Gate(parts.gate_weight, parts.gate_bias)
-        after = None if parts.scale is None else plain.After(parts.scale, parts.shift)
+        gate: Any = None if parts.gate_weight is None else Gate(parts.gate_weight, cast(Tensor, parts.gate_bias))
+        after: Any = None if parts.scale is None else After(parts.scale, cast(Tensor, parts.shift))
         eps = shape.eps if self.eps is None else self.eps
-        shared: dict[str, Any] = {"threshold": parts.threshold, "gate": gate, "after": after}
+        shared: dict[str, Any] = {
+            "threshold": parts.threshold,
+            "gate": gate and Gate(*gate),
+            "after": after and After(*after),
+        }
         if self.given is None:
             shared["centered"] = shape.centered
             rows, groups = shape.rows, shape.groups
@@ -252,6 +257,7 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: Call, x: Tensor, *tensors: Tensor) -> Tensor:
         ctx.call = call
+        call.layout = x.stride()
         ctx.save_for_backward(x, *call.read_again())
         return call.forward(x)
 
@@ -261,7 +267,9 @@ class _Fused(torch.autograd.Function):
         dy, x = grads[0], ctx.saved_tensors[0]
         if torch.is_grad_enabled():  # somebody wants to differentiate this once more
             return _again(call, x, dy, ctx.needs_input_grad)
-        if dy.stride() != x.stride() or dy.dtype is not x.dtype:
+        if x.stride() != call.layout:  # a hook on saved tensors gave it back another way
+            x = torch.empty_strided(x.shape, call.layout, dtype=x.dtype, device=x.device).copy_(x)
+        if dy.stride() != call.layout or dy.dtype is not x.dtype:
             dy = torch.empty_like(x).copy_(dy)
         fixed, wants_x, wants_eps = call.given is not None, ctx.needs_input_grad[1], call.eps is not None
         dx, found, dvar = call.kernels.backward(dy, x, call.shape, call.parts, call.saved, fixed, wants_x, wants_eps)
@@ -289,15 +297,18 @@ def move(
     unit: Any,
     second: str,
     found: Moments,
-    workers: int,
     *,
+    workers: int | None = None,
     unbiased: float = 1.0,
     eps: float = 0.0,
     kind: str = "var",
 ) -> bool:
-    """Move a unit's running_mean and ``second`` buffer by the kernel, if it takes them; whether it did."""
-    kernels = found.kernels
-    if kernels is None or kernels is not _cpu():
+    """Move a unit's running_mean and ``second`` buffer by the kernel, if it takes them; whether it did.
+
+    ``workers``: None: as many as there are rows.
+    """
+    kernels: Any = found.kernels
+    if found.kernels is None or found.kernels is not _cpu():
         return False
     buffers = (unit._buffers["running_mean"], unit._buffers[second])
     dtype = buffers[0].dtype
@@ -307,6 +318,7 @@ def move(
     if dtype not in kernels.DTYPES:
         return False
     share = unit.momentum if unit.momentum is not None else 1.0 / int(unit.num_batches_tracked)
+    workers = workers or found.shape.rows
     kernels.move(buffers, found.saved, found.shape, found.by_channel, workers, share, unbiased, eps, kind)
     torch.autograd.graph.increment_version(buffers)
     return True

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from normbench.norms import core, plain, running
+from normbench.norms import core, running
 from normbench.norms.registry import Normalizer, register
 
 
@@ -46,7 +46,7 @@ class Identity(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         core.check_input(x, self.num_features, "none")
         x = x if self.affine else x.clone()  # what works in place behind it must not reach its input
-        return plain.scale_shift(x, self.weight, self.bias, self.activation)
+        return core.scale_shift(x, self.weight, self.bias, self.activation)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}"

@@ -188,7 +188,7 @@ class ProxyNorm(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ProxyNorm:
         """Where parameters go (``to``, ``cuda``), the grid follows; in its own dtype."""
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)
         self._make_grid(fn(torch.empty(0, device=self.grid.device)).device)
         return self
 

@@ -39,8 +39,7 @@ def update(unit: Any, found: Moments, unbiased: float | Tensor) -> None:
     if count is None:
         return
     count.add_(1)
-    one = found.kernels is not None and not isinstance(unbiased, Tensor)
-    if one and fused.move(unit, "running_var", found, found.shape.rows, unbiased=unbiased):  # type: ignore[arg-type]
+    if not isinstance(unbiased, Tensor) and fused.move(unit, "running_var", found, unbiased=unbiased):
         return
     mean, var = found.tensors()
     _move(unit, running_mean=mean, running_var=var * unbiased)
@@ -49,8 +48,7 @@ def update(unit: Any, found: Moments, unbiased: float | Tensor) -> None:
 def update_std(unit: Any, found: Moments) -> None:
     """Move running_mean and running_std towards the mean over the workers of μ and √(σ² + ε), (workers, K) each."""
     unit.num_batches_tracked.add_(1)
-    rows = 0 if found.kernels is None else found.shape.rows
-    if not fused.move(unit, "running_std", found, rows, eps=unit.eps, kind="std"):
+    if not fused.move(unit, "running_std", found, eps=unit.eps, kind="std"):
         mean, var = found.tensors()
         _move(unit, running_mean=mean, running_std=torch.sqrt(var + unit.eps))
 
@@ -70,7 +68,7 @@ def update_total(unit: Any, found: Moments, workers: int) -> None:
     if unit.num_batches_tracked is None:
         return
     unit.num_batches_tracked.add_(1)
-    if fused.move(unit, "running_var", found, workers, kind="total"):
+    if fused.move(unit, "running_var", found, workers=workers, kind="total"):
         return
     old_mean, old_var = statistics(unit)
     mean, var = (value.to(old_mean.dtype) for value in pool(*found.tensors(), workers, old_mean.shape[1]))

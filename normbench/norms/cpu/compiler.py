@@ -99,7 +99,8 @@ def _compile(module: str, name: str, dtype: str) -> bytes:
 
     describe = getattr(importlib.import_module(f"normbench.norms.cpu.{module}"), name)
     signature = numba.void(numba.int64)
-    compiled = numba.cfunc(signature, error_model="numpy", _nrt=False)(describe(getattr(numba, dtype)))
+    settings: dict[str, Any] = {"error_model": "numpy", "_nrt": False}
+    compiled = numba.cfunc(signature, **settings)(describe(getattr(numba, dtype)))
     code = llvm.parse_assembly(compiled.inspect_llvm())
     for function in code.functions:
         if function.name == compiled.native_name:

@@ -10,9 +10,10 @@ from typing import Any
 
 import numba
 from llvmlite import ir
-from numba import types
+from numba import extending, types
 from numba.core import cgutils
-from numba.extending import intrinsic
+
+intrinsic: Any = extending.intrinsic
 
 # Sums may be reordered, which is what lets them run in vector registers; NaN and infinity keep their meaning.
 REDUCE = {"reassoc", "contract", "nsz", "arcp"}
@@ -20,11 +21,11 @@ REDUCE = {"reassoc", "contract", "nsz", "arcp"}
 EXACT = {"contract", "nsz"}
 # The kernels' own numbers: float64 for all that is small, and whole numbers for places.
 NUMBER, WHOLE = types.float64, types.int64
-SETTINGS = {"error_model": "numpy", "_nrt": False}
+SETTINGS: dict[str, Any] = {"error_model": "numpy", "_nrt": False}
 
-reduction = numba.njit(fastmath=REDUCE, **SETTINGS)
-elementwise = numba.njit(fastmath=EXACT, **SETTINGS)
-algebra = numba.njit(fastmath=EXACT, **SETTINGS)
+reduction: Any = numba.njit(fastmath=REDUCE, **SETTINGS)
+elementwise: Any = numba.njit(fastmath=EXACT, **SETTINGS)
+algebra: Any = numba.njit(fastmath=EXACT, **SETTINGS)
 
 
 @intrinsic

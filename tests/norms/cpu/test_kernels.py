@@ -310,7 +310,9 @@ def test_a_mean_a_thousand_times_the_spread_costs_no_more_than_twice_what_it_cos
         assert error <= 2 * theirs[key] + 2**-23, f"{key}: {ours} against torch's {theirs}"
 
 
-@pytest.mark.xfail(strict=True, reason="the gradient of σ² by given statistics is not written, so ε's is what lay there")
+@pytest.mark.xfail(
+    strict=True, reason="the gradient of σ² by given statistics is not written, so ε's is what lay there"
+)
 @both_formats
 def test_a_learned_eps_has_its_gradient_by_given_statistics_too(memory_format: torch.memory_format) -> None:
     case = Case(Use(AFFINE, learned_eps=True, way="given"), (4, 6, 5, 3), memory_format)

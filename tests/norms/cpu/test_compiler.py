@@ -1,0 +1,164 @@
+"""Kernels are compiled once, kept as files that are whole or not there, and loaded by LLVM alone."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import llvmlite.binding as llvm
+import pytest
+
+from normbench.norms.cpu import compiler
+
+# The smallest kernel, which takes about a second to compile.
+MOVING = ("moving", "moving", "float32")
+USE_MOVING = f"from normbench.norms.cpu import compiler; compiler.kernel(*{MOVING}); "
+EVERY_KERNEL = [
+    *((layout, f"{layout}_{way}") for layout in ("planes", "pixels") for way in ("forward", "backward")),
+    ("moving", "moving"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _forget_what_is_loaded() -> Iterator[None]:
+    compiler.kernel.cache_clear()
+    yield
+    compiler.kernel.cache_clear()
+
+
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache without kernels; gives the folder that they will be in."""
+    monkeypatch.setenv("NORMBENCH_CACHE", str(tmp_path / "empty"))
+    return tmp_path / "empty" / "kernels"
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Fills with the names of the kernels that are compiled."""
+    names, compile_it = list[str](), compiler._compile
+
+    def noted(module: str, name: str, dtype: str) -> bytes:
+        names.append(name)
+        return compile_it(module, name, dtype)
+
+    monkeypatch.setattr(compiler, "_compile", noted)
+    return names
+
+
+def python(code: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", code],
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def output(process: subprocess.Popen[str]) -> str:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return out
+
+
+def test_a_kernel_that_is_there_is_loaded_without_numba() -> None:
+    code = (
+        "import sys, torch; from normbench import norms\n"
+        "x = torch.randn(4, 6, 5, 3, requires_grad=True)\n"
+        "for memory_format in (torch.contiguous_format, torch.channels_last):\n"
+        "    unit = norms.build('bn', 6)\n"
+        "    y = unit(x.contiguous(memory_format=memory_format))\n"
+        "    y.sum().backward()\n"
+        "print(type(y.grad_fn).__name__, 'numba' in sys.modules)"
+    )
+    output(python(code))
+    assert output(python(code)).split() == ["_FusedBackward", "False"]
+
+
+def test_a_kernel_is_compiled_once_and_then_read(empty: Path, compiled: list[str]) -> None:
+    first = compiler.kernel(*MOVING)
+    assert compiler.kernel(*MOVING) is first
+    compiler.kernel.cache_clear()
+    assert compiler.kernel(*MOVING).address
+    assert compiled == ["moving"]
+    (path,) = empty.iterdir()
+    assert compiler._read(path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda data: data[:100], lambda data: b"", lambda data: data[:-1], lambda data: data[:50] + b"x" + data[51:]],
+    ids=["cut short", "empty", "a byte less", "a byte changed"],
+)
+def test_a_damaged_file_is_made_anew(damage, empty: Path, compiled: list[str]) -> None:
+    compiler.kernel(*MOVING)
+    (path,) = empty.iterdir()
+    whole = path.read_bytes()
+    damaged = damage(whole)
+    assert damaged != whole
+    path.write_bytes(damaged)
+    compiler.kernel.cache_clear()
+    assert compiler.kernel(*MOVING).address
+    assert compiled == ["moving", "moving"]
+    assert compiler._read(path)
+
+
+def test_without_a_place_to_write_kernels_work_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: list[str]
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("NORMBENCH_CACHE", str(tmp_path / "file"))
+    assert compiler.kernel(*MOVING).address
+    assert compiled == ["moving"]
+    assert (tmp_path / "file").read_text() == "not a folder"
+
+
+def test_processes_that_compile_at_once_all_work_and_leave_one_whole_file(empty: Path) -> None:
+    code = USE_MOVING + "print('works')"
+    processes = [python(code) for _ in range(3)]
+    assert [output(process).split() for process in processes] == [["works"]] * 3
+    (path,) = empty.iterdir()
+    assert compiler._read(path)
+    assert "works" in output(python("import builtins; " + code))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("module", "name"), EVERY_KERNEL)
+def test_an_object_file_calls_nothing_but_what_is_allowed(module: str, name: str, dtype: str, tmp_path: Path) -> None:
+    """By its own table of symbols, as nm reads it."""
+    compiler.kernel(module, name, dtype)
+    path = next(Path(os.environ["NORMBENCH_CACHE"], "kernels").glob(f"{name}-{dtype}-{compiler._digest(module, name, dtype)}.o"))
+    code = compiler._read(path)
+    assert code is not None
+    names = symbols(code)
+    assert compiler.ENTRY in names
+    outside = {word for word in names if word and not word.startswith((".", "_ZN", "<")) and word != compiler.ENTRY}
+    undefined = outside & undefined_symbols(code)
+    assert undefined <= compiler.ALLOWED
+
+
+def test_what_a_kernel_calls_outside_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "ALLOWED", set())
+    with pytest.raises(AssertionError, match="planes_forward: calls .*exp.*expected nothing outside itself"):
+        compiler._compile("planes", "planes_forward", "float32")
+
+
+@pytest.mark.parametrize("what", ["source", "numba", "llvmlite", "processor", "module", "name", "dtype"])
+def test_all_that_makes_a_kernel_changes_its_files_name(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, asked = compiler._digest(*MOVING), list(MOVING)
+    assert compiler._digest(*MOVING) == before
+    if what in ("numba", "llvmlite"):
+        version = compiler.version
+        monkeypatch.setattr(compiler, "version", lambda name: version(name) + "+" * (name == what))
+    elif what == "processor":
+        monkeypatch.setattr(compiler, "_processor", lambda: "another")
+    elif what == "source":
+        read = Path.read_bytes
+        monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + b"\n" * (path.name == "family.py"))
+    else:
+        asked[("module", "name", "dtype").index(what)] += "x"
+    assert compiler._digest(*asked) != before
