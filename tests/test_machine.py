@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import subprocess
 import sys
 
 import pytest
@@ -63,3 +65,27 @@ def test_provenance_tells_versions_and_no_names() -> None:
     assert found["threads"] == 2
     text = json.dumps(found)
     assert os.uname().nodename not in text or len(os.uname().nodename) < 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the settings are glibc's")
+def test_memory_is_kept_and_what_was_set_is_told() -> None:
+    assert told_of_memory() in (["mallopt(M_MMAP_MAX=0, M_TRIM_THRESHOLD=2^31-1)"] * 2, [None, None])  # musl: None
+
+
+def test_where_the_environment_sets_memory_all_stays_as_it_is() -> None:
+    assert told_of_memory(MALLOC_ARENA_MAX="2") == [None, None]
+
+
+def test_where_the_c_library_has_no_such_settings_all_stays_as_it_is() -> None:
+    assert told_of_memory(before="import ctypes; ctypes.CDLL = lambda name: None") == [None, None]
+
+
+def told_of_memory(before: str = "pass", **environment: str) -> list[str | None]:
+    """What a process of its own says, asked twice."""
+    others = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
+    code = f"from normbench import machine; {before}; print([machine.keep_memory(), machine.keep_memory()])"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=others | environment, capture_output=True, text=True, check=True)
+    found = ast.literal_eval(done.stdout)
+    assert isinstance(found, list)
+    return found

@@ -93,10 +93,18 @@ def _machine(for_code: bool = False) -> Any:
     return target.create_target_machine(jit=True, **(host if for_code else {}))
 
 
+@functools.cache
+def _tell() -> None:
+    """Once in a process, since nothing else would explain the wait."""
+    folder = cache_folder() / "kernels"
+    print(f"compiling kernels for this processor: seconds each, once, kept in {folder}", file=sys.stderr, flush=True)
+
+
 def _compile(module: str, name: str, dtype: str) -> bytes:
     """Numba's code for the kernel, optimized once more as a whole, in which nothing can fail any more."""
     import numba
 
+    _tell()
     describe = getattr(importlib.import_module(f"normbench.norms.cpu.{module}"), name)
     signature = numba.void(numba.int64)
     settings: dict[str, Any] = {"error_model": "numpy", "_nrt": False}

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from normbench.norms.cpu.pointers import NUMBER, elementwise, number, reduction
+from normbench.norms.cpu.pointers import NUMBER, algebra, elementwise, number, prefetch, reduction
 
 # Values that are summed in the maps' own type before the sum goes on in float64; a block stays in the first cache.
 BLOCK = 4096
+# Values of the next map to fetch before its time, and of a line of memory at least.
+AHEAD, LINE = 256, 8
+
+
+@algebra
+def ahead(x, start):
+    """Begin to fetch the map that is next: where it does not follow on this one, the processor cannot foresee it."""
+    for j in range(0, AHEAD, LINE):
+        prefetch(x, start + j)
 
 
 @reduction

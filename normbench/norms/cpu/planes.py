@@ -17,6 +17,8 @@ from normbench.norms.cpu.pointers import algebra, claim, number, scratch
 
 # Values of a column up to which a run of them is done together: it stays in the second cache.
 SMALL = 4096
+# Values of a map from which its neighbour in the next image is worth fetching ahead.
+FAR = 256
 GROUP, COLUMNS, MERGE, SETTLE, MAPS, FINISH = range(6)
 
 
@@ -28,8 +30,10 @@ def column_moments(w, k, c):
     if w.images == 1:
         return mean, squares
     away, away_squares = 0.0, 0.0
-    for _ in range(1, w.images):
+    for i in range(1, w.images):
         start += w.C * w.S
+        if w.S >= FAR and i + 1 < w.images:
+            maps.ahead(w.x, start + w.C * w.S)
         here, around = maps.moments(w.x, start, w.S, w.per_map)
         away += here - mean
         away_squares += (here - mean) * (here - mean)
@@ -53,7 +57,9 @@ def apply_column(w, k, c, first, last):
     if w.has_threshold:
         low = w.threshold[c]
     start = ((k * w.images + first) * w.C + c) * w.S
-    for _ in range(first, last):
+    for i in range(first, last):
+        if w.S >= FAR and i + 1 < last:
+            maps.ahead(w.x, start + w.C * w.S)
         maps.apply(w.x, w.y, start, w.S, m, a, b, low, high)
         if w.has_after:
             maps.scale_shift(w.y, start, w.S, w.scale[c], w.shift[c])
@@ -94,7 +100,10 @@ def sum_column(w, k, c):
         cut = w.threshold[c]
     one, two, three = 0.0, 0.0, 0.0
     start = (k * w.images * w.C + c) * w.S
-    for _ in range(w.images):
+    for i in range(w.images):
+        if w.S >= FAR and i + 1 < w.images:
+            maps.ahead(w.x, start + w.C * w.S)
+            maps.ahead(w.dy, start + w.C * w.S)
         here, there = maps.sums(w.x, w.dy, start, w.S, m, a, b, cut, high)
         one += here
         two += there
@@ -114,7 +123,10 @@ def back_column(w, k, c, first, last):
     if w.has_threshold:
         cut = w.threshold[c]
     start = ((k * w.images + first) * w.C + c) * w.S
-    for _ in range(first, last):
+    for i in range(first, last):
+        if w.S >= FAR and i + 1 < last:
+            maps.ahead(w.x, start + w.C * w.S)
+            maps.ahead(w.dy, start + w.C * w.S)
         maps.back(w.x, w.dy, w.dx, start, w.S, m, a, b, cut, high, through, p, q)
         start += w.C * w.S
 

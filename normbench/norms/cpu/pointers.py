@@ -62,6 +62,22 @@ def number(typing: Any, pointer: Any, value: Any) -> Any:
 
 
 @intrinsic
+def prefetch(typing: Any, pointer: Any, index: Any) -> Any:
+    """Begin to fetch the line of memory of a place; it need not exist."""
+    signature = types.void(pointer, index)
+
+    def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        place = builder.bitcast(builder.gep(arguments[0], [arguments[1]]), byte)
+        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [place, word(0), word(3), word(1)])
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
 def root(typing: Any, value: Any) -> Any:
     """√value, as the processor's instruction (math.sqrt is a call that also sets errno, and so never a vector's)."""
 

@@ -215,6 +215,34 @@ def test_the_number_of_threads_changes_no_bit_of_float32(
 
 
 @both_formats
+@pytest.mark.parametrize("unbiased", [False, True], ids=["biased", "unbiased"])
+@pytest.mark.parametrize("affine", [False, True], ids=["bare", "affine"])
+@pytest.mark.parametrize("activation", [None, nn.ReLU, nn.ReLU6], ids=["none", "relu", "relu6"])
+@pytest.mark.parametrize("shape", [*SMALL, *LARGE], ids=str)
+def test_the_kernels_of_positions_do_what_plain_pytorch_does_in_one_thread_and_in_two(
+    shape: tuple[int, ...],
+    activation: type[nn.Module] | None,
+    affine: bool,
+    unbiased: bool,
+    memory_format: torch.memory_format,
+) -> None:
+    case = Case(Use(AFFINE if affine else ()), shape, memory_format)
+    inputs = (case.x, *case.parts.values())
+
+    def run() -> dict[str, Tensor]:
+        affine = (case.parts.get("weight"), case.parts.get("bias"))
+        y = core.positional(case.x, 1e-3, unbiased, *affine, activation and activation())
+        return dict(zip(("y", "dx", "dweight", "dbias"), (y, *torch.autograd.grad(y, inputs, case.dy)), strict=False))
+
+    alone = run()
+    torch.set_num_threads(2)
+    assert_same(run(), alone, "two threads")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused, "kernels_for", lambda *_: None)
+        assert_close(alone, run(), 1e-10, "positions")
+
+
+@both_formats
 @pytest.mark.parametrize("use", USES.values(), ids=USES)
 def test_float32_is_float64_rounded(use: Use, memory_format: torch.memory_format) -> None:
     """Without a clip, whose side a rounding may change."""
