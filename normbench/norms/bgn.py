@@ -148,8 +148,11 @@ class BatchGroupNorm(nn.Module):
         D, maps = x[0].numel(), (len(mean), 1, *x.shape[1:])
         mean, var = (plain.spread(value, len(value), D).expand(-1, D).reshape(maps) for value in (mean, var))
         weight, bias = (None if p is None else p[:, None, None] for p in (self.weight, self.bias))
-        a, b = plain.coefficients(mean, var, self.eps, weight, bias)
-        y = (x.unflatten(0, (len(mean), -1)) * a).add_(b)  # x first: the output takes the layout of the first operand
+        a = torch.rsqrt(var + self.eps)
+        a = a if weight is None else a * weight
+        # x first: the output takes the layout of the first operand
+        y = (x.unflatten(0, (len(mean), -1)) - mean) * a
+        y = y if bias is None else y + bias
         y = y.flatten(0, 1).to(x.dtype)
         return y if self.activation is None else self.activation(y)
 

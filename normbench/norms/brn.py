@@ -113,7 +113,7 @@ class BatchRenorm(nn.Module):
         """r_max and d_max of the step that comes next, (2,)."""
         dtype, count = plain.at_least_float32(self.running_std.dtype), self.num_batches_tracked
         per_step = 1.0 if self.absolute_steps or self.run_steps is None else LENGTH / self.run_steps
-        if count.device.type == "cpu" and not torch.compiler.is_compiling():
+        if type(count) is Tensor and count.is_cpu and not torch.compiler.is_compiling():
             return torch.tensor(self._bounds(int(count) * per_step), dtype=torch.float64)
         # Elsewhere to read the count is to wait for the device, or to break a compiled graph.
         bounds = self._bounds(count.to(dtype) * per_step)

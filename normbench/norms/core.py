@@ -143,7 +143,7 @@ def normalize(
     """activation(γ (x − μ) / √(σ² + ε) + β) by given moments: x (N, C, H, W); mean, var (rows, groups); γ, β (C,)."""
     parts = Parts(weight, bias, threshold, *NEITHER, *(gate or NEITHER))
     kernels = fused.kernels_for(x, eps, parts, activation)
-    if kernels is None or mean.requires_grad or var.requires_grad:
+    if kernels is None or mean.requires_grad or var.requires_grad or isinstance(eps, Tensor):
         return plain.normalize(x, mean, var, eps, weight, bias, activation, threshold=threshold, gate=gate)
     return fused.normalize(kernels, x, (mean, var), eps, activation, parts)
 
@@ -172,9 +172,9 @@ def positional(
     """activation(γ (x − μ) / √(σ² + ε) + β), μ and σ² of each pixel over its channels: x (N, C, H, W); γ, β (C,)."""
     parts = Parts(weight, bias)
     kernels = fused.kernels_for(x, eps, parts, activation)
-    if kernels is None or kernels is fused.operators or not hasattr(kernels, "positions"):
+    if kernels is None or kernels is fused.operators or not hasattr(kernels, "positional"):
         return plain.positional(x, eps, unbiased, weight, bias, activation)
-    return fused.positional(kernels.positions, x, eps, unbiased, activation, parts)
+    return fused.positional(kernels.positional, x, eps, unbiased, activation, parts)
 
 
 def add_affine(module: nn.Module, num_features: int, affine: bool, **factory: Any) -> None:

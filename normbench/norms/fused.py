@@ -11,12 +11,13 @@ import functools
 import math
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from normbench.errors import InputError
 from normbench.norms import operators, plain
@@ -37,8 +38,10 @@ def kernels_for(x: Tensor, eps: float | Tensor, parts: Parts, activation: nn.Mod
     if activation is not None:
         if type(activation) not in CLIPS or _watched(activation):
             return None
-        if type(activation) is nn.ReLU6 and (parts.scale is not None or parts.threshold is not None):
+        if parts.threshold is not None or (type(activation) is nn.ReLU6 and parts.scale is not None):
             return None
+    if parts.gate_weight is not None and parts.to_std is not None:
+        return None
     dtype = x.dtype
     if x.is_cpu:
         if dtype is not torch.float32 and dtype is not torch.float64:
@@ -129,7 +132,8 @@ def kernels(device: torch.device) -> str:
 
 def _watched(activation: nn.Module) -> bool:
     """Whether somebody waits at the activation, whom a fused one would pass by."""
-    return bool(activation._forward_hooks or activation._forward_pre_hooks or activation._backward_hooks)
+    hooks = activation._forward_hooks or activation._forward_pre_hooks
+    return bool(hooks or activation._backward_hooks or activation._backward_pre_hooks or _has_any_global_hook())
 
 
 def _eager(x: Tensor) -> bool:
@@ -198,20 +202,12 @@ class Call:
         y, self.saved = self.kernels.forward(x, self.shape, self.parts, self.given, self.by_channel)
         return y
 
-    def read_again(self) -> list[Tensor]:
-        """The parts that the backward reads, beside their gradients' being wanted."""
-        _, _, threshold, scale, _, gate_weight, gate_bias, *_ = parts = self.parts
-        if threshold is None and scale is None and gate_weight is None:
-            return []
-        read = (None if gate_weight is None else parts.weight, threshold, scale, gate_weight, gate_bias)
-        return [part for part in read if part is not None]
-
-    def plain(self, x: Tensor) -> Tensor:
+    def plain(self, x: Tensor, learned: Tensor | None, parts: Parts) -> Tensor:
         """What the call computes, in plain PyTorch."""
-        shape, parts, activation = self.shape, self.parts, _activation(self.shape)
+        shape, activation = self.shape, _activation(self.shape)
         gate: Any = None if parts.gate_weight is None else Gate(parts.gate_weight, cast(Tensor, parts.gate_bias))
         after: Any = None if parts.scale is None else After(parts.scale, cast(Tensor, parts.shift))
-        eps = shape.eps if self.eps is None else self.eps
+        eps = shape.eps if learned is None else learned
         shared: dict[str, Any] = {
             "threshold": parts.threshold,
             "gate": gate and Gate(*gate),
@@ -228,9 +224,9 @@ class Call:
 class PositionalCall(Call):
     """The same for positional normalization."""
 
-    def plain(self, x: Tensor) -> Tensor:
+    def plain(self, x: Tensor, learned: Tensor | None, parts: Parts) -> Tensor:
         """What the call computes, in plain PyTorch."""
-        shape, parts = self.shape, self.parts
+        shape = self.shape
         return plain.positional(x, shape.eps, bool(shape.less), parts.weight, parts.bias, _activation(shape))
 
 
@@ -258,7 +254,7 @@ class _Fused(torch.autograd.Function):
     def forward(ctx: Any, call: Call, x: Tensor, *tensors: Tensor) -> Tensor:
         ctx.call = call
         call.layout = x.stride()
-        ctx.save_for_backward(x, *call.read_again())
+        ctx.save_for_backward(x, *tensors)  # all of them, so that an edit in place is noticed
         return call.forward(x)
 
     @staticmethod
@@ -266,7 +262,7 @@ class _Fused(torch.autograd.Function):
         call: Call = ctx.call
         dy, x = grads[0], ctx.saved_tensors[0]
         if torch.is_grad_enabled():  # somebody wants to differentiate this once more
-            return _again(call, x, dy, ctx.needs_input_grad)
+            return _again(call, ctx.saved_tensors, dy, ctx.needs_input_grad)
         if x.stride() != call.layout:  # a hook on saved tensors gave it back another way
             x = torch.empty_strided(x.shape, call.layout, dtype=x.dtype, device=x.device).copy_(x)
         if dy.stride() != call.layout or dy.dtype is not x.dtype:
@@ -278,7 +274,7 @@ class _Fused(torch.autograd.Function):
         return (None, dx, dvar.sum().to(call.eps.dtype).view(call.eps.shape), *found)
 
 
-def _again(call: Call, x: Tensor, dy: Tensor, wanted: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
+def _again(call: Call, inputs: Sequence[Tensor], dy: Tensor, wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
     """The gradients by autograd, over the plain form, and so differentiable themselves."""
     if call.parts.to_std is not None:
         raise InputError(
@@ -286,9 +282,13 @@ def _again(call: Call, x: Tensor, dy: Tensor, wanted: tuple[bool, ...]) -> tuple
             "towards have moved; set NORMBENCH_KERNELS=off"
         )
     with torch.enable_grad():
-        y = call.plain(x)
-        inputs = [x, *(part for part in (call.eps, *call.parts[:7]) if part is not None)]
-        chosen = [tensor for tensor, want in zip(inputs, wanted[1:], strict=True) if want]
+        # Views, since one input may be made of another, and the gradient asked for is this function's alone.
+        x, *tensors = views = [tensor.view_as(tensor) for tensor in inputs]
+        eps = None if call.eps is None else tensors.pop(0)
+        given = iter(tensors)
+        parts = Parts(*(None if part is None else next(given) for part in call.parts[:7]))
+        y = call.plain(x, eps, parts)
+        chosen = [view for view, want in zip(views, wanted[1:], strict=True) if want]
         found = iter(torch.autograd.grad(y, chosen, dy, create_graph=True))
     return (None, *(next(found) if want else None for want in wanted[1:]))
 
@@ -338,7 +338,7 @@ class _Proxy(torch.autograd.Function):
     def forward(ctx: Any, gamma: Tensor, beta: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
         grid, ends, eps, kernels, _ = ctx.rest = rest
         ctx.save_for_backward(gamma, beta)
-        scale, shift = kernels.quantiles.forward(gamma, beta, grid, ends, eps)
+        scale, shift = kernels.proxies.forward(gamma, beta, grid, ends, eps)
         return scale, shift
 
     @staticmethod
@@ -350,4 +350,4 @@ class _Proxy(torch.autograd.Function):
                 wanted = [t for t, want in zip((gamma, beta), ctx.needs_input_grad, strict=False) if want]
                 found = iter(torch.autograd.grad(again(gamma, beta), wanted, grads, create_graph=True))
             return (*(next(found) if want else None for want in ctx.needs_input_grad[:2]), *[None] * 5)
-        return (*kernels.quantiles.backward(gamma, beta, grid, ends, eps, *grads), *[None] * 5)
+        return (*kernels.proxies.backward(gamma, beta, grid, ends, eps, *grads), *[None] * 5)

@@ -89,7 +89,7 @@ def backward(
     shift: Tensor | None,
     gate_weight: Tensor | None,
     gate_bias: Tensor | None,
-    to_std: Tensor | None,
+    corrected: bool,
     fixed: bool,
 ) -> list[Tensor]:
     """The gradients of x, and of those of the first seven parts that there are."""
@@ -97,9 +97,9 @@ def backward(
 
     if dy.stride() != x.stride():
         dy = torch.empty_like(x).copy_(dy)
-    parts = Parts(weight, bias, threshold, scale, shift, gate_weight, gate_bias, to_std, to_std)
+    parts = Parts(weight, bias, threshold, scale, shift, gate_weight, gate_bias, None, work if corrected else None)
     shape = Shape(rows, groups, eps, centered, low, high)
-    use = cpu.Use(gate_weight is not None, to_std is not None, fixed, by_channel=True)
+    use = cpu.Use(gate_weight is not None, corrected, fixed, by_channel=True)
     saved = cpu.Saved(work, cpu.plan_for(x, shape, use))
     dx, found, _ = cpu.backward(dy, x, shape, parts, saved, fixed, wants_x=True, wants_var=False)
     assert dx is not None
@@ -113,15 +113,15 @@ def _(dy: Tensor, x: Tensor, *rest: Any) -> list[Tensor]:
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, *numbers = inputs[:7]
-    ctx.numbers, ctx.fixed = numbers, inputs[17] is not None
-    ctx.save_for_backward(x, output[1], *inputs[7:14], inputs[15])
+    ctx.numbers, ctx.flags = numbers, (inputs[15] is not None, inputs[17] is not None)
+    ctx.save_for_backward(x, output[1], *inputs[7:14])
 
 
 def _differentiate(ctx: Any, dy: Tensor, *_unused: Any) -> tuple[Any, ...]:
     x, work, *parts = ctx.saved_tensors
-    found = iter(backward(dy, x, work, *ctx.numbers, *parts, ctx.fixed))
+    found = iter(backward(dy, x, work, *ctx.numbers, *parts, *ctx.flags))
     dx = next(found)
-    gradients = [None if part is None else next(found) for part in parts[:7]]
+    gradients = [None if part is None else next(found) for part in parts]
     return (dx, *[None] * 6, *gradients, *[None] * 5)
 
 

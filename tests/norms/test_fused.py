@@ -281,17 +281,11 @@ HOOKS: dict[str, Callable[[nn.Module, Callable[..., None]], Any]] = {
     "forward": nn.Module.register_forward_hook,
     "before-forward": nn.Module.register_forward_pre_hook,
     "backward": nn.Module.register_full_backward_hook,
+    "before-backward": nn.Module.register_full_backward_pre_hook,
 }
 
 
-BEFORE_BACKWARD = pytest.param(
-    nn.Module.register_full_backward_pre_hook,
-    marks=pytest.mark.xfail(strict=True, reason="nobody looks at _backward_pre_hooks"),
-    id="before-backward",
-)
-
-
-@pytest.mark.parametrize("register", [*(pytest.param(hook, id=key) for key, hook in HOOKS.items()), BEFORE_BACKWARD])
+@pytest.mark.parametrize("register", HOOKS.values(), ids=HOOKS.keys())
 @pytest.mark.parametrize("name", ["bn", "gn"])
 def test_a_hook_at_the_activation_is_called(name: str, register: Callable[..., Any]) -> None:
     unit, calls = unit_of(name), list[object]()
@@ -354,9 +348,7 @@ def test_a_subclass_of_tensor_stays_one(name: str, training: bool) -> None:
 
 @every_name
 @both_modes
-def test_fake_tensors_pass_through(name: str, training: bool, request: pytest.FixtureRequest) -> None:
-    if name == "brn" and training:
-        request.applymarker(pytest.mark.xfail(strict=True, reason="its bounds read the count, which has no value here"))
+def test_fake_tensors_pass_through(name: str, training: bool) -> None:
     with FakeTensorMode() as mode:
         x = mode.from_tensor(pictures(4, C, 5, 3, dtype=torch.float32))
         unit = norms.build(name, C, activation=nn.ReLU(), **OPTIONS.get(name, {})).train(training)
@@ -475,8 +467,6 @@ def test_however_the_gradient_that_comes_in_lies_in_memory_the_result_is_the_sam
 
 # Twice differentiated.
 
-COUNTED_TWICE = "what a parameter does by way of another input of the kernels is counted here and once more behind it"
-
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 @both_modes
@@ -486,10 +476,7 @@ def test_second_derivatives_are_those_of_the_plain_way(
     training: bool,
     memory_format: torch.memory_format,
     monkeypatch: pytest.MonkeyPatch,
-    request: pytest.FixtureRequest,
 ) -> None:
-    if case.name == "proxy":
-        request.applymarker(pytest.mark.xfail(strict=True, reason=COUNTED_TWICE))
     if case.name == "brn" and training:
         pytest.skip("refused: test_batch_renormalization_refuses_to_be_differentiated_twice")
     unit = make(case, activation=nn.ReLU()).train(training)
@@ -519,7 +506,6 @@ def test_batch_renormalization_refuses_to_be_differentiated_twice() -> None:
     torch.autograd.grad(y.sum(), x)
 
 
-@pytest.mark.xfail(strict=True, reason="the plain form is given the parameters as they are by then, and nobody notices")
 @pytest.mark.parametrize("part", ["weight", "bias"])
 def test_a_parameter_changed_before_a_twice_differentiable_backward_is_not_taken_as_it_is_now(part: str) -> None:
     """An error, as with nn.BatchNorm2d, or the gradient as it was; never that of values that the forward had not."""
@@ -535,7 +521,6 @@ def test_a_parameter_changed_before_a_twice_differentiable_backward_is_not_taken
         torch.testing.assert_close(got, expected)
 
 
-@pytest.mark.xfail(strict=True, reason=COUNTED_TWICE)
 @pytest.mark.parametrize("name", ["gn", "proxy"])
 def test_a_unit_used_twice_has_the_same_gradients_with_create_graph_and_without(name: str) -> None:
     """Its parameters are then behind its input too."""
@@ -551,10 +536,7 @@ def test_a_unit_used_twice_has_the_same_gradients_with_create_graph_and_without(
 # In a graph.
 
 
-MOVED = pytest.mark.xfail(strict=True, reason="the operator saves running_std for its backward, and it is then moved")
-
-
-@pytest.mark.parametrize("name", ["bn", "gn", "frn", pytest.param("brn", marks=MOVED), "gbn", "iebn", "bgn"])
+@pytest.mark.parametrize("name", ["bn", "gn", "frn", "brn", "gbn", "iebn", "bgn"])
 def test_compiled_units_train_as_eager_ones_do(name: str) -> None:
     torch.compiler.reset()
     eager = unit_of(name, torch.float64)
@@ -641,24 +623,11 @@ def test_the_operators_keep_the_rules_of_torch(
     with torch.no_grad():
         work = operators.forward(x, *shape, *parts, *moments)[1]
     still = (None if part is None else part.detach() for part in parts[:7])
-    torch.library.opcheck(operators.backward, (torch.ones_like(x), x.detach(), work, *shape, *still, None, given))
+    torch.library.opcheck(operators.backward, (torch.ones_like(x), x.detach(), work, *shape, *still, False, given))
 
 
-LEFT = pytest.mark.xfail(
-    strict=True, reason="there is room for the moments of columns, and by given ones nobody wants them"
-)
-
-
-@pytest.mark.parametrize(
-    ("given", "memory_format"),
-    [
-        (False, torch.contiguous_format),
-        (False, torch.channels_last),
-        (True, torch.contiguous_format),
-        pytest.param(True, torch.channels_last, marks=LEFT),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("given", [False, True], ids=["of x", "given"])
+@both_formats
 def test_the_operator_gives_out_no_number_that_it_has_not_written(
     given: bool, memory_format: torch.memory_format, unwritten: None
 ) -> None:

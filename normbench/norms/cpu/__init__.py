@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from normbench.norms.call import Parts, Shape
-from normbench.norms.cpu import compiler, moving, positions, quantiles
+from normbench.norms.cpu import compiler, positional, proxies
+from normbench.norms.cpu.blocks import KINDS, RUNNING
 from normbench.norms.cpu.plan import DTYPES, Plan, Use, plan_for, run
 
 __all__ = [
@@ -22,7 +23,7 @@ __all__ = [
     "moments",
     "move",
     "plan_for",
-    "positions",
+    "positional",
     "prepare",
 ]
 
@@ -36,9 +37,9 @@ __all__ = [
     "moments",
     "move",
     "plan_for",
-    "positions",
+    "positional",
     "prepare",
-    "quantiles",
+    "proxies",
 ]
 
 NO_PARTS = (0,) * 8
@@ -62,7 +63,8 @@ def forward(
     use = Use(parts[5] is not None, parts[8] is not None, given is not None, by_channel)
     plan = plan_for(x, shape, use)
     y = torch.empty_like(x)
-    work = torch.empty(plan.work, dtype=torch.float64)
+    # An operator gives work out, and with given statistics a part of it is not written.
+    work = (torch.zeros if by_channel and use.fixed else torch.empty)(plan.work, dtype=torch.float64)
     saved = Saved(work, plan)
     if given is not None:
         for here, value in zip(moments(saved, shape), given, strict=True):
@@ -134,9 +136,9 @@ def move(
     length = len(first)
     start = plan.columns if by_channel else 0
     at = work.data_ptr() + 8 * start
-    moving.BLOCK.pack_into(
-        space := bytearray(moving.BLOCK.size), 0,
-        shape.rows, workers, length, moving.KINDS.index(kind),
+    RUNNING.pack_into(
+        space := bytearray(RUNNING.size), 0,
+        shape.rows, workers, length, KINDS.index(kind),
         at, at + 8 * shape.rows * length, first.data_ptr(), second.data_ptr(),
         share, unbiased, eps, plan.per_column if by_channel else 1.0,
     )  # fmt: skip

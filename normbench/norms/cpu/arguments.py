@@ -6,33 +6,10 @@ where an image has coefficients of its own. An address of 0 means: there is none
 
 from __future__ import annotations
 
-import struct
 from typing import Any, NamedTuple
 
+from normbench.norms.cpu.blocks import MOVING
 from normbench.norms.cpu.pointers import NUMBER, WHOLE, algebra, at
-
-# What differs from call to call.
-MOVING = struct.Struct(
-    "="
-    "4q"  # pieces of work: the next one, how many, how many at a time; what to do with them
-    "4q"  # x, y, dy, dx: T, (N, C, H, W)
-    "3q"  # work and sums, float64, which hold what is small; parts of sums, (K, spans, 3, C)
-    "10q"  # the parts, T, (C,), but bounds: float64, (2,)
-    "8q"  # gradients of the first seven parts; of σ², float64, (R, G)
-)
-HEAD = struct.Struct("=4q")
-# What is the same for all calls of one shape.
-FIXED = struct.Struct(
-    "="
-    "6q"  # N, C, S, R, G, K
-    "3q"  # images of a row of coefficients; rows of these in a row of statistics; channels of a group (0: uneven)
-    "2q"  # whether statistics are centred, and given
-    "2q"  # pixels that are gone over at once, and how often in a row of coefficients (channels_last)
-    "3q"  # where in work the moments of columns are, and whether they are kept; where the coefficients are
-    "3d"  # eps, and the lowest and highest value that the activation lets through
-    "3d"  # 1 / values of a map, of a column, of a group (0: uneven), as divisions cost more than a small map does
-)
-
 
 MOVING_SIZE = MOVING.size
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import math
 
+from normbench.norms.cpu.blocks import FINISHED
 from normbench.norms.cpu.pointers import NUMBER, WHOLE, algebra, at, number, root, scratch
 
-# Channels whose gradients are finished at once.
-BLOCK = 64
 # Groups whose algebra is done in one go, in vector registers, where every group is a column.
 RUN = 32
 
@@ -223,11 +222,11 @@ def pull(w, r, g):
 @algebra
 def finish(w, block):
     """The gradients of the parameters of a block of channels, from the sums of their columns, row by row of those."""
-    first = block * BLOCK
-    length, KC = min(BLOCK, w.C - first), w.K * w.C
-    gamma, beta, other = scratch(w.sums, BLOCK), scratch(w.sums, BLOCK), scratch(w.sums, BLOCK)
-    slope, bias, dy = scratch(w.sums, BLOCK), scratch(w.sums, BLOCK), scratch(w.sums, BLOCK)
-    group = scratch(at(w.block, WHOLE), BLOCK)
+    first = block * FINISHED
+    length, KC = min(FINISHED, w.C - first), w.K * w.C
+    gamma, beta, other = scratch(w.sums, FINISHED), scratch(w.sums, FINISHED), scratch(w.sums, FINISHED)
+    slope, bias, dy = scratch(w.sums, FINISHED), scratch(w.sums, FINISHED), scratch(w.sums, FINISHED)
+    group = scratch(at(w.block, WHOLE), FINISHED)
     for c in range(length):
         gamma[c], beta[c], other[c], slope[c], bias[c], dy[c] = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
         group[c] = (first + c) * w.G // w.C

@@ -5,16 +5,11 @@ Rows of statistics are those of workers, or of an equal number of ghosts for eac
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from typing import Any
 
 from normbench.norms.cpu.pointers import NUMBER, WHOLE, at, root
 
-# rows, workers, statistics of a row, kind; addresses of mean, var (float64), and of the two buffers; share, unbiased,
-# eps, and what var is yet to be multiplied by
-BLOCK = struct.Struct("=8q4d")
-KINDS = ("var", "std", "total")
 VAR, STD, TOTAL = range(3)
 
 

@@ -11,15 +11,12 @@ from collections.abc import Callable
 from typing import Any
 
 from normbench.norms.cpu.arguments import unpack
+from normbench.norms.cpu.blocks import COLUMNS, GROUP, MAPS, MERGE, SETTLE, TILE
 from normbench.norms.cpu.family import RUN, finish, plain, pooled, pull, pull_run, settle, settle_run
 from normbench.norms.cpu.pointers import NUMBER, algebra, claim, elementwise, number, reduction, scratch
 
-# Numbers of a kind that are kept near at hand: channels, or, where there are few, those of several pixels side by side
-# (lanes), so that the innermost loop is always a long one.
-TILE = 512
 # Numbers that are summed in the maps' own type before the sum goes on in float64: so many times a tile.
 BLOCK = 16
-GROUP, COLUMNS, MERGE, SETTLE, MAPS, FINISH = range(6)
 
 
 @algebra

@@ -15,10 +15,20 @@ from torch import Tensor
 
 from normbench.norms.call import Shape
 from normbench.norms.cpu import compiler, team
-from normbench.norms.cpu.arguments import FIXED, HEAD, MOVING
+from normbench.norms.cpu.blocks import (
+    COLUMNS,
+    FINISH,
+    FINISHED,
+    FIXED,
+    GROUP,
+    HEAD,
+    MAPS,
+    MERGE,
+    MOVING,
+    SETTLE,
+    TILE,
+)
 from normbench.norms.cpu.compiler import Kernel
-from normbench.norms.cpu.family import BLOCK as FINISHED
-from normbench.norms.cpu.pixels import COLUMNS, FINISH, GROUP, MAPS, MERGE, SETTLE, TILE
 
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 # Values that a piece of work should have at least, so that taking it from the shared counter costs nothing.

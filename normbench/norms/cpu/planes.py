@@ -12,6 +12,7 @@ from typing import Any
 
 from normbench.norms.cpu import maps
 from normbench.norms.cpu.arguments import unpack
+from normbench.norms.cpu.blocks import COLUMNS, GROUP, MAPS, SETTLE
 from normbench.norms.cpu.family import RUN, channels, finish, plain, pooled, pull, pull_run, settle, settle_run
 from normbench.norms.cpu.pointers import algebra, claim, number, scratch
 
@@ -19,7 +20,6 @@ from normbench.norms.cpu.pointers import algebra, claim, number, scratch
 SMALL = 4096
 # Values of a map from which its neighbour in the next image is worth fetching ahead.
 FAR = 256
-GROUP, COLUMNS, MERGE, SETTLE, MAPS, FINISH = range(6)
 
 
 @algebra

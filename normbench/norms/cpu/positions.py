@@ -1,4 +1,4 @@
-"""Positional normalization on CPU: each pixel over its channels. Kernels for both memory formats, and their calls.
+"""Kernels of positional normalization, each pixel over its channels, for both memory formats.
 
     t = (x − μ) r,   y = γ t + β;   dx = r (g − mean(g) − t Σ(g t) / d),   g = γ dz
 with r = 1/√(σ² + ε), and d the number of channels that the variance divides by. A piece of work is a span of pixels.
@@ -6,15 +6,11 @@ with r = 1/√(σ² + ε), and d the number of channels that the variance divide
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
-
-from normbench.norms.call import Parts
-from normbench.norms.cpu import compiler, maps, plan, team
+from normbench.norms.cpu import maps
+from normbench.norms.cpu.blocks import SPANS, TILE
 from normbench.norms.cpu.pointers import (
     NUMBER,
     WHOLE,
@@ -28,12 +24,8 @@ from normbench.norms.cpu.pointers import (
     scratch,
 )
 
-BLOCK = struct.Struct("=18q6d")
-# Pixels that are worked on at once where maps lie one after another, and channels elsewhere.
-TILE = 512
 # Terms of a sum in the maps' own type before it goes on in float64.
 FEW = 32
-SPANS, FINISH = range(2)
 
 
 class Job(NamedTuple):
@@ -368,60 +360,3 @@ positions_planes_forward = _kernel(forward_planes)
 positions_planes_backward = _kernel(backward_planes)
 positions_pixels_forward = _kernel(forward_pixels)
 positions_pixels_backward = _kernel(backward_pixels)
-
-
-class Shape(NamedTuple):
-    """ε, the activation's lowest and highest value, and what the variance's divisor is less than C."""
-
-    eps: float
-    low: float
-    high: float
-    less: int
-
-
-def forward(x: Tensor, shape: Shape, parts: Parts, *_: Any) -> tuple[Tensor, Tensor]:
-    """y, and what the backward needs beside x."""
-    y = torch.empty_like(x)
-    keep = x.new_empty(3, x.numel() // x.shape[1])
-    _run("forward", x, y, None, None, shape, parts, keep, None)
-    return y, keep
-
-
-def backward(
-    dy: Tensor, x: Tensor, shape: Shape, parts: Parts, saved: Tensor, *_: Any
-) -> tuple[Tensor, list[Tensor], None]:
-    """The gradients of x, γ and β; dy must lie in memory as x does."""
-    dx = torch.empty_like(x)
-    grads = x.new_empty(2, x.shape[1])
-    _run("backward", x, None, dy, dx, shape, parts, saved, grads)
-    return dx, [] if parts.weight is None else [grads[0], grads[1]], None
-
-
-def _run(
-    name: str,
-    x: Tensor,
-    y: Tensor | None,
-    dy: Tensor | None,
-    dx: Tensor | None,
-    shape: Shape,
-    parts: Parts,
-    keep: Tensor,
-    grads: Tensor | None,
-) -> None:
-    N, C, H, W = x.shape
-    S, pixels = H * W, plan.lies_by_pixel(x)
-    span = max(1, plan.SPAN // C) if pixels else min(S, TILE)
-    spans = -(-N * S // span) if pixels else N * -(-S // span)
-    sums = torch.empty(2 * spans * C if grads is not None else 1, dtype=torch.float64)
-    threads = team.threads_for(x.numel())
-    chunk = max(1, spans // (8 * threads))
-    less = C - shape.less
-    address = [0 if t is None else t.data_ptr() for t in (x, y, dy, dx, parts.weight, parts.bias, keep, sums, grads)]
-    extents = (N, C, S, span, spans)
-    floats = (shape.eps, shape.low, shape.high, 1 / C, 1 / less if less else float("nan"), 0.0)
-    layout = "pixels" if pixels else "planes"
-    kernel = compiler.kernel("positions", f"positions_{layout}_{name}", plan.DTYPES[x.dtype])
-    steps = [plan.Step(SPANS, spans, chunk, threads)]
-    if grads is not None:
-        steps.append(plan.Step(FINISH, -(-C // TILE), -(-C // TILE), 1))
-    plan.run_block(kernel, steps, BLOCK.pack(0, 0, 0, 0, *extents, *address, *floats))

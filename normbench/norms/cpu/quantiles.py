@@ -6,18 +6,10 @@ dozen operations a channel, where tensors need as many passes over all channels.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from normbench.norms.cpu import compiler, plan
 from normbench.norms.cpu.pointers import NUMBER, WHOLE, algebra, at, number, root
-
-# the head; channels, points of the grid; γ, β; grid, ends; scale, shift, and the gradients of both and of γ, β; ε
-BLOCK = struct.Struct("=4q2q4q6qd")
 
 
 @algebra
@@ -67,27 +59,3 @@ def quantiles(T: Any) -> Callable[[int], None]:
                 at(a[15], T)[c] = number(at(a[15], T), dinside)
 
     return run
-
-
-def forward(gamma: Tensor, beta: Tensor, grid: Tensor, ends: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Scale and shift that standardize relu(γ Y + β) by the grid, (C,) each."""
-    scale, shift = torch.empty_like(gamma), torch.empty_like(gamma)
-    _run(gamma, beta, grid, ends, scale, shift, None, None, None, None, eps)
-    return scale, shift
-
-
-def backward(
-    gamma: Tensor, beta: Tensor, grid: Tensor, ends: Tensor, eps: float, dscale: Tensor, dshift: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The gradients of γ and β."""
-    dgamma, dbeta = torch.empty_like(gamma), torch.empty_like(gamma)
-    _run(gamma, beta, grid, ends, None, None, dscale.contiguous(), dshift.contiguous(), dgamma, dbeta, eps)
-    return dgamma, dbeta
-
-
-def _run(gamma: Tensor, beta: Tensor, grid: Tensor, ends: Tensor, *rest: Any) -> None:
-    *tensors, eps = rest
-    addresses = [0 if t is None else t.data_ptr() for t in (gamma, beta, grid, ends, *tensors)]
-    block = BLOCK.pack(0, 0, 0, 0, len(gamma), len(grid), *addresses, eps)
-    kernel = compiler.kernel("quantiles", "quantiles", plan.DTYPES[gamma.dtype])
-    plan.run_block(kernel, (plan.Step(0, 1, 1, 1),), block)

@@ -70,7 +70,6 @@ def output(process: subprocess.Popen[str]) -> str:
     return out
 
 
-@pytest.mark.xfail(strict=True, reason="what cuts a call into pieces imports the kernels' own modules")
 def test_a_kernel_that_is_there_is_loaded_without_numba() -> None:
     code = (
         "import sys, torch; from normbench import norms\n"

@@ -218,7 +218,7 @@ def test_the_number_of_threads_changes_no_bit_of_float32(
 @pytest.mark.parametrize("unbiased", [False, True], ids=["biased", "unbiased"])
 @pytest.mark.parametrize("affine", [False, True], ids=["bare", "affine"])
 @pytest.mark.parametrize("activation", [None, nn.ReLU, nn.ReLU6], ids=["none", "relu", "relu6"])
-@pytest.mark.parametrize("shape", [*SMALL, *LARGE], ids=str)
+@pytest.mark.parametrize("shape", [*SMALL, (2, 5, 120, 120)], ids=str)
 def test_the_kernels_of_positions_do_what_plain_pytorch_does_in_one_thread_and_in_two(
     shape: tuple[int, ...],
     activation: type[nn.Module] | None,
@@ -258,10 +258,9 @@ def test_float32_is_float64_rounded(use: Use, memory_format: torch.memory_format
 
 
 @both_formats
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("use", USES.values(), ids=USES)
-def test_a_rerun_gives_the_same_bits(use: Use, dtype: torch.dtype, memory_format: torch.memory_format) -> None:
-    case = Case(use, (4, 6, 5, 3), memory_format, dtype)
+def test_a_rerun_gives_the_same_bits(use: Use, memory_format: torch.memory_format) -> None:
+    case = Case(use, (4, 6, 5, 3), memory_format, torch.float32)
     for rows, groups in case.ways():
         first = case.by_kernels(rows, groups)
         assert_same(case.by_kernels(rows, groups), first, f"{rows=}, {groups=}")
@@ -338,16 +337,12 @@ def test_a_mean_a_thousand_times_the_spread_costs_no_more_than_twice_what_it_cos
         assert error <= 2 * theirs[key] + 2**-23, f"{key}: {ours} against torch's {theirs}"
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the gradient of σ² by given statistics is not written, so ε's is what lay there"
-)
 @both_formats
 def test_a_learned_eps_has_its_gradient_by_given_statistics_too(memory_format: torch.memory_format) -> None:
     case = Case(Use(AFFINE, learned_eps=True, way="given"), (4, 6, 5, 3), memory_format)
     assert_close(case.by_kernels(2, 3), case.by_hand(2, 3), 1e-10, "given statistics")
 
 
-@pytest.mark.xfail(strict=True, reason="the gradient of a gate leaves out batch renormalization's r")
 @both_formats
 def test_a_gate_and_batch_renormalization_go_together(memory_format: torch.memory_format) -> None:
     case = Case(Use((*AFFINE, "renorm", *GATE), way="measured"), (4, 6, 5, 3), memory_format)
