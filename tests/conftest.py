@@ -16,13 +16,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No test reads or leaves decoded pictures in the user's cache. Compiled kernels are taken and kept there."""
     kernels = cache_folder() / "kernels"
     kernels.mkdir(parents=True, exist_ok=True)
-    monkeypatch.setenv("NORMBENCH_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / "kernels").symlink_to(kernels)
+    own = tmp_path_factory.mktemp("cache")
+    (own / "kernels").symlink_to(kernels)
+    monkeypatch.setenv("NORMBENCH_CACHE", str(own))
     return
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from data_files import noise
 
+from normbench import files
 from normbench.data import arrays, cache
 
 COUNTS = {"decodes": 0}
@@ -144,4 +145,4 @@ def test_where_the_cache_is(monkeypatch, variables, expected):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert os.fspath(cache.folder()) == expected
+    assert os.fspath(files.cache_folder()) == expected

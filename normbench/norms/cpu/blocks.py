@@ -37,8 +37,8 @@ FIXED = struct.Struct(
     "3d"  # 1 / values of a map, of a column, of a group (0: uneven), as divisions cost more than a small map does
 )
 
-# Running statistics: rows, workers, statistics of a row, kind; addresses of mean, var (float64), and of both buffers; the
-# share of the new value, unbiased, eps, and what var is yet to be multiplied by.
+# Running statistics: rows, workers, statistics of a row, kind; addresses of mean, var (float64), and of both buffers;
+# the share of the new value, unbiased, eps, and what var is yet to be multiplied by.
 RUNNING = struct.Struct("=8q4d")
 KINDS = ("var", "std", "total")
 
