@@ -58,7 +58,7 @@ def provenance(where: torch.device, threads: int) -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": threads,
-        "memory": keep_memory() or "the C library's own settings",
+        "memory": _kept or "the C library's own settings",
         "command": ["python", "-m", "normbench.sweep", *sys.argv[1:]],
     }
 
@@ -96,6 +96,9 @@ def numerics(deterministic: bool, values: int) -> Iterator[int]:
         torch.backends.cudnn.benchmark = benchmark
 
 
+_kept: str | None = None
+
+
 @functools.cache
 def keep_memory() -> str | None:
     """Let the C library keep freed memory for the next tensor, in this process from now on; what was set, or None.
@@ -105,6 +108,7 @@ def keep_memory() -> str | None:
     on its own (M_MMAP_MAX; the threshold for it, M_MMAP_THRESHOLD, ends at 32 MiB) and the heap is not trimmed
     (M_TRIM_THRESHOLD). Where the environment sets such (MALLOC_…) or the C library has none, all stays as it is.
     """
+    global _kept
     mmap_max, trim_threshold = -4, -1
     if any(name.startswith("MALLOC_") for name in os.environ):
         return None
@@ -113,7 +117,8 @@ def keep_memory() -> str | None:
         set_both = mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1)
     except (OSError, AttributeError, TypeError):
         return None
-    return "mallopt(M_MMAP_MAX=0, M_TRIM_THRESHOLD=2^31-1)" if set_both else None
+    _kept = "mallopt(M_MMAP_MAX=0, M_TRIM_THRESHOLD=2^31-1)" if set_both else None
+    return _kept
 
 
 def reset_peak_memory(where: torch.device) -> None:

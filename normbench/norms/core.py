@@ -172,7 +172,8 @@ def positional(
     """activation(γ (x − μ) / √(σ² + ε) + β), μ and σ² of each pixel over its channels: x (N, C, H, W); γ, β (C,)."""
     parts = Parts(weight, bias)
     kernels = fused.kernels_for(x, eps, parts, activation)
-    if kernels is None or kernels is fused.operators or not hasattr(kernels, "positional"):
+    alone = (weight is None) != (bias is None)
+    if kernels is None or kernels is fused.operators or alone or not hasattr(kernels, "positional"):
         return plain.positional(x, eps, unbiased, weight, bias, activation)
     return fused.positional(kernels.positional, x, eps, unbiased, activation, parts)
 

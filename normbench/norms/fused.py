@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
 
 from normbench.errors import InputError
@@ -44,17 +45,29 @@ def kernels_for(x: Tensor, eps: float | Tensor, parts: Parts, activation: nn.Mod
         return None
     dtype = x.dtype
     if x.is_cpu:
-        if dtype is not torch.float32 and dtype is not torch.float64:
+        if (dtype is not torch.float32 and dtype is not torch.float64) or not _fit(x, parts, dtype):
             return None
-        for part in parts[:9]:
-            if part is not None and (part.dtype is not dtype or not part.is_contiguous()):
-                return None
         if torch.compiler.is_compiling():
-            return None if isinstance(eps, Tensor) else operators
+            return operators if not isinstance(eps, Tensor) and _cpu_is_there() else None
         return _cpu() if _eager(x) else None
     if x.is_cuda and not (dtype is torch.float64 or isinstance(eps, Tensor) or torch.compiler.is_compiling()):
-        return _cuda() if _eager(x) else None
+        return _cuda() if _fit(x, parts, None) and _eager(x) else None
     return None
+
+
+def _fit(x: Tensor, parts: Parts, dtype: torch.dtype | None) -> bool:
+    """Whether every part is a tensor such as a kernel may read: of C numbers side by side, where x is, of ``dtype``."""
+    C, device, compiling = x.shape[1], x.device, torch.compiler.is_compiling()
+    for part in parts[:9]:
+        if part is None:
+            continue
+        if (dtype is not None and part.dtype is not dtype) or part.device != device:
+            return False
+        if part.shape != (C,) or not part.is_contiguous():
+            return False
+        if not compiling and ((type(part) is not nn.Parameter and type(part) is not Tensor) or part.is_neg()):
+            return False
+    return True
 
 
 def standardize(
@@ -138,8 +151,9 @@ def _watched(activation: nn.Module) -> bool:
 
 def _eager(x: Tensor) -> bool:
     """Whether x is an ordinary tensor in ordinary eager mode, whose memory a kernel may read."""
-    ordinary = type(x) is Tensor or type(x) is nn.Parameter
-    return ordinary and torch._C._functorch.peek_interpreter_stack() is None and not torch.jit.is_tracing()
+    if (type(x) is not Tensor and type(x) is not nn.Parameter) or x.is_neg() or torch.jit.is_tracing():
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is None and forward_ad._current_level < 0
 
 
 @functools.cache
@@ -154,6 +168,11 @@ def _cpu() -> ModuleType | None:
         warnings.warn(f"no fused kernels for the CPU, plain PyTorch instead: {error}", RuntimeWarning, stacklevel=2)
         return None
     return cpu
+
+
+@torch.compiler.assume_constant_result
+def _cpu_is_there() -> bool:
+    return _cpu() is not None
 
 
 @functools.cache
@@ -210,8 +229,8 @@ class Call:
         eps = shape.eps if learned is None else learned
         shared: dict[str, Any] = {
             "threshold": parts.threshold,
-            "gate": gate and Gate(*gate),
-            "after": after and After(*after),
+            "gate": gate,
+            "after": after,
         }
         if self.given is None:
             shared["centered"] = shape.centered
@@ -315,7 +334,8 @@ def move(
     for buffer in buffers:
         if buffer.dtype is not dtype or not (buffer.is_cpu and buffer.is_contiguous()) or type(buffer) is not Tensor:
             return False
-    if dtype not in kernels.DTYPES:
+    length = found.saved.plan.coefficients // found.shape.rows if found.by_channel else found.shape.groups
+    if dtype not in kernels.DTYPES or any([buffer.shape != (length,) for buffer in buffers]):  # noqa: C419
         return False
     share = unit.momentum if unit.momentum is not None else 1.0 / int(unit.num_batches_tracked)
     workers = workers or found.shape.rows
@@ -326,8 +346,11 @@ def move(
 
 def proxy(gamma: Tensor, beta: Tensor, grid: Tensor, ends: Tensor, eps: float, again: Again) -> tuple[Tensor, Tensor]:
     """Scale and shift by relu's proxy, (C,) each; ``again(γ, β)`` is the same in plain PyTorch."""
-    kernels = kernels_for(gamma, eps, Parts(gamma, beta), None) if gamma.is_cpu else None
-    if kernels is None or kernels is operators or gamma.dtype is not beta.dtype:
+    plain_ones = torch.compiler.is_compiling() or not (gamma.is_cpu and beta.is_cpu and grid.is_cpu)
+    if plain_ones or not (gamma.is_contiguous() and beta.is_contiguous() and _eager(gamma) and _eager(beta)):
+        return again(gamma, beta)
+    kernels = _cpu()
+    if kernels is None or gamma.dtype is not beta.dtype or gamma.dtype not in kernels.DTYPES:
         return again(gamma, beta)
     found: tuple[Tensor, Tensor] = _Proxy.apply(gamma, beta, grid, ends, eps, kernels, again)
     return found
@@ -347,7 +370,8 @@ class _Proxy(torch.autograd.Function):
         gamma, beta = ctx.saved_tensors
         if torch.is_grad_enabled():
             with torch.enable_grad():
-                wanted = [t for t, want in zip((gamma, beta), ctx.needs_input_grad, strict=False) if want]
-                found = iter(torch.autograd.grad(again(gamma, beta), wanted, grads, create_graph=True))
+                views = gamma.view_as(gamma), beta.view_as(beta)
+                wanted = [view for view, want in zip(views, ctx.needs_input_grad, strict=False) if want]
+                found = iter(torch.autograd.grad(again(*views), wanted, grads, create_graph=True))
             return (*(next(found) if want else None for want in ctx.needs_input_grad[:2]), *[None] * 5)
         return (*kernels.proxies.backward(gamma, beta, grid, ends, eps, *grads), *[None] * 5)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from normbench.errors import InputError
 from normbench.norms.call import Parts, Shape
 
 
@@ -30,7 +31,7 @@ def normalize(x: Tensor, shape: Shape, parts: Parts, given: tuple[Tensor, Tensor
     return forward(x, *shape, *parts, *given)[0]
 
 
-@torch.library.custom_op("normbench::standardize", mutates_args=())
+@torch.library.custom_op("normbench::standardize", mutates_args=(), device_types="cpu")
 def forward(
     x: Tensor,
     rows: int,
@@ -58,9 +59,22 @@ def forward(
     parts = Parts(
         weight, bias, threshold, scale, shift, gate_weight, gate_bias, to_mean, to_std, bounds
     )  # fmt: skip
+    _check(x, *parts[:9])
     given = None if given_mean is None or given_var is None else (given_mean, given_var)
     y, saved = cpu.forward(x, Shape(rows, groups, eps, centered, low, high), parts, given, by_channel=True)
     return y, saved.work
+
+
+def _check(x: Tensor, *parts: Tensor | None) -> None:
+    """Raise InputError for tensors that the kernels would misread: a graph may be fed, or converted, by anybody."""
+    if not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
+        raise InputError(f"normbench::standardize: got strides {x.stride()}, expected a contiguous or channels_last x")
+    for part in parts:
+        if part is not None and (part.dtype is not x.dtype or part.shape != x.shape[1:2] or not part.is_contiguous()):
+            raise InputError(
+                f"normbench::standardize: got a parameter of {part.dtype}, shape {tuple(part.shape)}, expected "
+                f"{x.dtype}, ({x.shape[1]},), as the input of shape {tuple(x.shape)} has it; convert both alike"
+            )
 
 
 @forward.register_fake
@@ -71,7 +85,7 @@ def _(x: Tensor, rows: int, groups: int, *rest: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), x.new_empty(statistics + 2 * KC + three, dtype=torch.float64)
 
 
-@torch.library.custom_op("normbench::standardize_backward", mutates_args=())
+@torch.library.custom_op("normbench::standardize_backward", mutates_args=(), device_types="cpu")
 def backward(
     dy: Tensor,
     x: Tensor,

@@ -25,20 +25,6 @@ __all__ = [
     "plan_for",
     "positional",
     "prepare",
-]
-
-__all__ = [
-    "DTYPES",
-    "Saved",
-    "Use",
-    "backward",
-    "channel_moments",
-    "forward",
-    "moments",
-    "move",
-    "plan_for",
-    "positional",
-    "prepare",
     "proxies",
 ]
 
@@ -63,8 +49,8 @@ def forward(
     use = Use(parts[5] is not None, parts[8] is not None, given is not None, by_channel)
     plan = plan_for(x, shape, use)
     y = torch.empty_like(x)
-    # An operator gives work out, and with given statistics a part of it is not written.
-    work = (torch.zeros if by_channel and use.fixed else torch.empty)(plan.work, dtype=torch.float64)
+    # An operator gives work out, of which not every number is written.
+    work = (torch.zeros if by_channel else torch.empty)(plan.work, dtype=torch.float64)
     saved = Saved(work, plan)
     if given is not None:
         for here, value in zip(moments(saved, shape), given, strict=True):
@@ -75,7 +61,7 @@ def forward(
         x.data_ptr(), y.data_ptr(), 0, 0,
         work.data_ptr(), 0, 0 if split is None else split.data_ptr(),
         *[0 if part is None else part.data_ptr() for part in parts],
-        *NO_PARTS,
+        *NO_PARTS, shape.eps,
     )  # fmt: skip
     return y, saved
 
@@ -101,7 +87,7 @@ def backward(
         work.data_ptr(), at, at + 8 * plan.sums,
         *[0 if part is None else part.data_ptr() for part in parts],
         *[0 if grad is None else grad.data_ptr() for grad in grads],
-        0 if dvar is None else dvar.data_ptr(),
+        0 if dvar is None else dvar.data_ptr(), shape.eps,
     )  # fmt: skip
     return dx, [grad for grad in grads if grad is not None], dvar
 

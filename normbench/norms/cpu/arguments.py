@@ -110,7 +110,7 @@ def unpack(block, T):
         at(sums + 24 * KC, T), at(sums, NUMBER), at(a[10], NUMBER),
         at(a[21], T), at(a[22], T), at(a[23], T), at(a[24], T), at(a[25], T), at(a[26], T), at(a[27], T),
         at(a[28], NUMBER),
-        f[0], f[1], f[2], f[3], f[4], f[5],
+        at(block + 29 * 8, NUMBER)[0], f[0], f[1], f[2], f[3], f[4],
         a[7] != 0,
         a[11] != 0, a[12] != 0, a[13] != 0, a[14] != 0, a[16] != 0, a[19] != 0,
         s[14] != 0,

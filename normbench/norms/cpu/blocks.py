@@ -23,6 +23,7 @@ MOVING = struct.Struct(
     "3q"  # work and sums, float64, which hold what is small; parts of sums, (K, spans, 3, C)
     "10q"  # the parts, T, (C,), but bounds: float64, (2,)
     "8q"  # gradients of the first seven parts; of σ², float64, (R, G)
+    "1d"  # eps, which may be learned
 )
 HEAD = struct.Struct("=4q")
 # What is the same for all calls of one shape.
@@ -33,7 +34,7 @@ FIXED = struct.Struct(
     "2q"  # whether statistics are centred, and given
     "2q"  # pixels that are gone over at once, and how often in a row of coefficients (channels_last)
     "3q"  # where in work the moments of columns are, and whether they are kept; where the coefficients are
-    "3d"  # eps, and the lowest and highest value that the activation lets through
+    "2d"  # the lowest and highest value that the activation lets through
     "3d"  # 1 / values of a map, of a column, of a group (0: uneven), as divisions cost more than a small map does
 )
 

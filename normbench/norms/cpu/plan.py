@@ -81,7 +81,8 @@ _plans: dict[Any, Plan] = {}
 
 def plan_for(x: Tensor, shape: Shape, use: Use) -> Plan:
     """The plan for a tensor like x."""
-    key = (x.shape, x.stride(), x.dtype, shape, use, torch.get_num_threads())
+    rows, groups, _, centered, low, high = shape  # eps may be another at every call
+    key = (x.shape, x.stride(), x.dtype, rows, groups, centered, low, high, use, torch.get_num_threads())
     found = _plans.get(key)
     if found is None:
         if len(_plans) >= MOST:
@@ -97,7 +98,7 @@ def lies_by_pixel(x: Tensor) -> bool:
 
 def _plan(x: Tensor, shape: Shape, use: Use) -> Plan:
     N, C, H, W = x.shape
-    R, G, eps, centered, low, high = shape
+    R, G, _, centered, low, high = shape
     S, values, pixels = H * W, x.numel(), lies_by_pixel(x)
     K = N if use.gated else R
     threads = team.threads_for(values)
@@ -129,7 +130,7 @@ def _plan(x: Tensor, shape: Shape, use: Use) -> Plan:
     extents = (N, C, S, R, G, K, N // K, K // R, 0 if C % G else C // G)
     per = (1 / S, K / (N * S), 0.0 if C % G else R * G / values)
     places = (columns, kept, coefficients)
-    fixed = FIXED.pack(*extents, centered, use.fixed, span, spans, *places, eps, low, high, *per)
+    fixed = FIXED.pack(*extents, centered, use.fixed, span, spans, *places, low, high, *per)
     layout, dtype = "pixels" if pixels else "planes", DTYPES[x.dtype]
     three = -(-3 * K * C * x.element_size() // 8)
     return Plan(
@@ -159,7 +160,7 @@ class _Space(threading.local):
 _space = _Space()
 
 
-def run(kernel: Kernel, steps: Iterable[Step], fixed: bytes, *moving: int) -> None:
+def run(kernel: Kernel, steps: Iterable[Step], fixed: bytes, *moving: float) -> None:
     """Run a kernel through its phases; ``moving``: what follows the head of the block."""
     block = _space.block
     MOVING.pack_into(block, 0, 0, 0, 0, 0, *moving)
