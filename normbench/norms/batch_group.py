@@ -86,7 +86,7 @@ class GhostGroupNorm(nn.Module):
             groups.ghost(batch, ghost_size, "batch_group")
         core.add_affine(self, num_features, affine, device=device, dtype=dtype)
         running.add(self, num_features, device=device, dtype=dtype)
-        self.register_load_state_dict_pre_hook(_load)
+        self.register_load_state_dict_pre_hook(running.take_statistics)
 
     def forward(self, x: Tensor) -> Tensor:
         N, *_ = core.check_input(x, self.num_features, "batch_group")
@@ -111,10 +111,6 @@ class GhostGroupNorm(nn.Module):
             f"{self.num_features}, num_groups={self.num_groups}, ghost_size={self.ghost_size}, eps={self.eps}, "
             f"momentum={self.momentum}, batch={self.batch}"
         )
-
-
-def _load(unit: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: Any, _strict: bool, *lists: Any) -> None:
-    running.leave_out(unit, state_dict, prefix, (), metadata, lists[-1])
 
 
 register(

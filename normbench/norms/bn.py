@@ -57,7 +57,7 @@ class BatchNorm(nn.Module):
         self.activation = activation
         core.add_affine(self, num_features, affine, device=device, dtype=dtype)
         running.add(self, num_features, device=device, dtype=dtype)
-        self.register_load_state_dict_pre_hook(_load)
+        self.register_load_state_dict_pre_hook(running.take_statistics)
 
     def forward(self, x: Tensor) -> Tensor:
         N, C, H, W = core.check_input(x, self.num_features, "bn")
@@ -75,10 +75,6 @@ class BatchNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, batch={self.batch}"
-
-
-def _load(unit: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: Any, _strict: bool, *lists: Any) -> None:
-    running.leave_out(unit, state_dict, prefix, (), metadata, lists[-1])
 
 
 register(

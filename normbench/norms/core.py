@@ -50,9 +50,7 @@ def check_input(x: Tensor, num_features: int, name: str) -> tuple[int, int, int,
         )
     if not x.is_floating_point():
         raise InputError(f"{name}: got {x.dtype}, expected a floating-point tensor; convert it with x.float()")
-    if x.numel() == 0:
-        raise InputError(f"{name}: got an empty tensor, shape {tuple(x.shape)}, expected one picture and pixel or more")
-    raise AssertionError(f"{name}: {tuple(shape)} was to be refused")
+    raise InputError(f"{name}: got an empty tensor, shape {tuple(x.shape)}, expected one picture and pixel or more")
 
 
 def workers(N: int, batch: int | None, name: str) -> int:
@@ -97,7 +95,7 @@ def standardize(
     parts = Parts(weight, bias, threshold, *(after or NEITHER), *(gate or NEITHER), *(renorm or NONE_OF_THREE))
     kernels = fused.kernels_for(x, eps, parts, activation)
     if kernels is not None:
-        return fused.standardize(kernels, x, rows, groups, eps, centered, activation, parts)
+        return fused.standardize(kernels, x, rows, groups, eps, activation, parts, centered=centered)[0]
     options: dict[str, Any] = {"threshold": threshold, "renorm": renorm, "gate": gate, "after": after}
     return plain.standardize(x, rows, groups, eps, weight, bias, activation, centered=centered, **options)[0]
 
@@ -122,7 +120,7 @@ def measured(
     parts = Parts(weight, bias, None, *NEITHER, *(gate or NEITHER), *(renorm or NONE_OF_THREE))
     kernels = fused.kernels_for(x, eps, parts, activation)
     if kernels is not None:
-        return fused.measure(kernels, x, rows, groups, eps, activation, parts, by_channel)
+        return fused.standardize(kernels, x, rows, groups, eps, activation, parts, by_channel=by_channel)
     options: dict[str, Any] = {"renorm": renorm, "gate": gate, "by_channel": by_channel}
     y, mean, var = plain.standardize(x, rows, groups, eps, weight, bias, activation, **options)
     return y, Moments(mean, var)

@@ -76,29 +76,14 @@ def standardize(
     rows: int,
     groups: int,
     eps: float | Tensor,
-    centered: bool,
     activation: nn.Module | None,
     parts: Parts,
-) -> Tensor:
-    """y by the moments of x."""
-    shape = Shape(rows, groups, _number(eps), centered, *CLIPS[type(activation)])
-    if kernels is operators:
-        return operators.standardize(dense(x), shape, parts)[0]
-    return Call(kernels, shape, parts).run(x, eps)
-
-
-def measure(
-    kernels: Any,
-    x: Tensor,
-    rows: int,
-    groups: int,
-    eps: float,
-    activation: nn.Module | None,
-    parts: Parts,
-    by_channel: bool,
+    *,
+    centered: bool = True,
+    by_channel: bool = False,
 ) -> tuple[Tensor, Moments]:
     """y by the moments of x, and these, or those of each channel."""
-    shape = Shape(rows, groups, eps, True, *CLIPS[type(activation)])
+    shape = Shape(rows, groups, _number(eps), centered, *CLIPS[type(activation)])
     if parts.bounds is not None:
         parts = parts._replace(bounds=parts.bounds.to(torch.float64 if x.is_cpu else torch.float32))
     by_channel = by_channel and groups < x.shape[1]

@@ -67,7 +67,7 @@ class GhostBatchNorm(nn.Module):
             groups.ghost(batch, ghost_size, "gbn")
         core.add_affine(self, num_features, affine, device=device, dtype=dtype)
         running.add(self, num_features, device=device, dtype=dtype)
-        self.register_load_state_dict_pre_hook(_load)
+        self.register_load_state_dict_pre_hook(running.take_statistics)
 
     def forward(self, x: Tensor) -> Tensor:
         N, C, *_ = core.check_input(x, self.num_features, "gbn")
@@ -91,10 +91,6 @@ class GhostBatchNorm(nn.Module):
             f"{self.num_features}, ghost_size={self.ghost_size}, eps={self.eps}, momentum={self.momentum}, "
             f"batch={self.batch}"
         )
-
-
-def _load(unit: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: Any, _strict: bool, *lists: Any) -> None:
-    running.leave_out(unit, state_dict, prefix, (), metadata, lists[-1])
 
 
 register(

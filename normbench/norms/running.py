@@ -118,6 +118,13 @@ def leave_statistics_out(
     leave_out(unit, state_dict, prefix, STATISTICS, metadata, lists[-1])
 
 
+def take_statistics(
+    unit: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: Any, _strict: bool, *lists: list[str]
+) -> None:
+    """A load_state_dict pre-hook for units whose statistics mean what a BatchNorm2d's do: they are taken over."""
+    leave_out(unit, state_dict, prefix, (), metadata, lists[-1])
+
+
 _last_load: list[str] | None = None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from typing import NamedTuple
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from normbench.norms.call import Parts, Shape
 from normbench.norms.cpu import compiler, positional, proxies
 from normbench.norms.cpu.blocks import KINDS, RUNNING
-from normbench.norms.cpu.plan import DTYPES, Plan, Use, plan_for, run
+from normbench.norms.cpu.plan import DTYPES, ONCE, Plan, Use, plan_for, run, run_block
 
 __all__ = [
     "DTYPES",
@@ -122,13 +121,13 @@ def move(
     length = len(first)
     start = plan.columns if by_channel else 0
     at = work.data_ptr() + 8 * start
-    RUNNING.pack_into(
-        space := bytearray(RUNNING.size), 0,
+    block = RUNNING.pack(
+        0, 0, 0, 0,
         shape.rows, workers, length, KINDS.index(kind),
         at, at + 8 * shape.rows * length, first.data_ptr(), second.data_ptr(),
         share, unbiased, eps, plan.per_column if by_channel else 1.0,
     )  # fmt: skip
-    compiler.kernel("moving", "moving", DTYPES[first.dtype]).call(ctypes.addressof(ctypes.c_char.from_buffer(space)))
+    run_block(compiler.kernel("moving", "moving", DTYPES[first.dtype]), ONCE, block)
 
 
 def prepare() -> None:

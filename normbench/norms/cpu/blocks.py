@@ -38,9 +38,9 @@ FIXED = struct.Struct(
     "3d"  # 1 / values of a map, of a column, of a group (0: uneven), as divisions cost more than a small map does
 )
 
-# Running statistics: rows, workers, statistics of a row, kind; addresses of mean, var (float64), and of both buffers;
-# the share of the new value, unbiased, eps, and what var is yet to be multiplied by.
-RUNNING = struct.Struct("=8q4d")
+# Running statistics: the head; rows, workers, statistics of a row, kind; addresses of mean, var (float64), and of both
+# buffers; the share of the new value, unbiased, eps, and what var is yet to be multiplied by.
+RUNNING = struct.Struct("=12q4d")
 KINDS = ("var", "std", "total")
 
 # Positional normalization: the head; N, C, S, pixels of a span, spans; x, y, dy, dx, γ, β, what is kept of positions,

@@ -17,9 +17,9 @@ def moving(T: Any) -> Callable[[int], None]:
     """For buffers of type T."""
 
     def run(block: int) -> None:
-        a, f = at(block, WHOLE), at(block + 64, NUMBER)
-        rows, workers, length, kind = a[0], a[1], a[2], a[3]
-        mean, var, first, second = at(a[4], NUMBER), at(a[5], NUMBER), at(a[6], T), at(a[7], T)
+        a, f = at(block, WHOLE), at(block + 12 * 8, NUMBER)
+        rows, workers, length, kind = a[4], a[5], a[6], a[7]
+        mean, var, first, second = at(a[8], NUMBER), at(a[9], NUMBER), at(a[10], T), at(a[11], T)
         share, unbiased, eps, scale = f[0], f[1], f[2], f[3]
         ghosts = rows // workers
         per_ghost, per_worker = 1.0 / ghosts, 1.0 / workers

@@ -7,13 +7,10 @@ GROUP) where there are rows enough for the threads, else a span of a row's pixel
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from normbench.norms.cpu.arguments import unpack
 from normbench.norms.cpu.blocks import COLUMNS, GROUP, MAPS, MERGE, SETTLE, TILE
 from normbench.norms.cpu.family import RUN, finish, plain, pooled, pull, pull_run, settle, settle_run
-from normbench.norms.cpu.pointers import NUMBER, algebra, claim, elementwise, number, reduction, scratch
+from normbench.norms.cpu.pointers import NUMBER, algebra, elementwise, number, reduction, scratch, worker
 
 # Numbers that are summed in the maps' own type before the sum goes on in float64: so many times a tile.
 BLOCK = 16
@@ -365,57 +362,48 @@ def backward_row(w, r):
                 back(w, k, p, min(p + w.span, pixels))
 
 
-def pixels_forward(T: Any) -> Callable[[int], None]:
-    """The forward of pixels of type T."""
-
-    def run(block: int) -> None:
-        w = unpack(block, T)
-        tiles, pixels = (w.C + TILE - 1) // TILE, w.images * w.S
-        while True:
-            start = claim(block, w.chunk)
-            if start >= w.total:
-                return
-            for i in range(start, min(start + w.chunk, w.total)):
-                if w.phase == GROUP:
-                    forward_row(w, i)
-                elif w.phase == COLUMNS:
-                    k, s, at = i // w.spans, i % w.spans, 3 * i * w.C
-                    moments(w, k, s * w.span, min((s + 1) * w.span, pixels), w.parts, at, at + w.C, 0)
-                elif w.phase == MERGE:
-                    merge(w, i // tiles, i % tiles * TILE)
-                elif w.phase == SETTLE:
-                    settle_row(w, i, 0, w.G)
-                else:
-                    k, s = i // w.spans, i % w.spans
-                    apply(w, k, s * w.span, min((s + 1) * w.span, pixels))
-
-    return run
+@algebra
+def span_of(w, i):
+    """Row, first pixel and the first one after it, of the i-th span."""
+    s = i % w.spans
+    return i // w.spans, s * w.span, min((s + 1) * w.span, w.images * w.S)
 
 
-def pixels_backward(T: Any) -> Callable[[int], None]:
-    """The backward of pixels of type T."""
+@algebra
+def forward_pieces(w, start, stop):
+    tiles = (w.C + TILE - 1) // TILE
+    for i in range(start, stop):
+        k, first, last = span_of(w, i)
+        if w.phase == GROUP:
+            forward_row(w, i)
+        elif w.phase == COLUMNS:
+            moments(w, k, first, last, w.parts, 3 * i * w.C, (3 * i + 1) * w.C, 0)
+        elif w.phase == MERGE:
+            merge(w, i // tiles, i % tiles * TILE)
+        elif w.phase == SETTLE:
+            settle_row(w, i, 0, w.G)
+        else:
+            apply(w, k, first, last)
 
-    def run(block: int) -> None:
-        w = unpack(block, T)
-        tiles, pixels = (w.C + TILE - 1) // TILE, w.images * w.S
-        while True:
-            start = claim(block, w.chunk)
-            if start >= w.total:
-                return
-            for i in range(start, min(start + w.chunk, w.total)):
-                if w.phase == GROUP:
-                    backward_row(w, i)
-                elif w.phase == COLUMNS:
-                    k, s = i // w.spans, i % w.spans
-                    sums(w, k, s * w.span, min((s + 1) * w.span, pixels), w.parts, 3 * i * w.C, w.C, 0)
-                elif w.phase == MERGE:
-                    merge_sums(w, i // tiles, i % tiles * TILE)
-                elif w.phase == SETTLE:
-                    pull_row(w, i, 0, w.G)
-                elif w.phase == MAPS:
-                    k, s = i // w.spans, i % w.spans
-                    back(w, k, s * w.span, min((s + 1) * w.span, pixels))
-                else:
-                    finish(w, i)
 
-    return run
+@algebra
+def backward_pieces(w, start, stop):
+    tiles = (w.C + TILE - 1) // TILE
+    for i in range(start, stop):
+        k, first, last = span_of(w, i)
+        if w.phase == GROUP:
+            backward_row(w, i)
+        elif w.phase == COLUMNS:
+            sums(w, k, first, last, w.parts, 3 * i * w.C, w.C, 0)
+        elif w.phase == MERGE:
+            merge_sums(w, i // tiles, i % tiles * TILE)
+        elif w.phase == SETTLE:
+            pull_row(w, i, 0, w.G)
+        elif w.phase == MAPS:
+            back(w, k, first, last)
+        else:
+            finish(w, i)
+
+
+pixels_forward = worker(unpack, forward_pieces)
+pixels_backward = worker(unpack, backward_pieces)

@@ -50,6 +50,10 @@ class Step(NamedTuple):
     threads: int
 
 
+# What is not worth sharing out.
+ONCE = (Step(0, 1, 1, 1),)
+
+
 class Use(NamedTuple):
     """What a call has beside its shape: a gate, a renormalization; statistics given; columns' moments wanted."""
 

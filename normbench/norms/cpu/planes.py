@@ -7,14 +7,11 @@ same is done in phases over columns, groups and maps.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from normbench.norms.cpu import maps
 from normbench.norms.cpu.arguments import unpack
 from normbench.norms.cpu.blocks import COLUMNS, GROUP, MAPS, SETTLE
 from normbench.norms.cpu.family import RUN, channels, finish, plain, pooled, pull, pull_run, settle, settle_run
-from normbench.norms.cpu.pointers import algebra, claim, number, scratch
+from normbench.norms.cpu.pointers import algebra, number, scratch, worker
 
 # Values of a column up to which a run of them is done together: it stays in the second cache.
 SMALL = 4096
@@ -168,63 +165,47 @@ def backward_run(w, first, last):
             back_column(w, row, i - row * w.C, 0, w.images)
 
 
-def planes_forward(T: Any) -> Callable[[int], None]:
-    """The forward of maps of type T."""
-
-    def run(block: int) -> None:
-        w = unpack(block, T)
-        while True:
-            start = claim(block, w.chunk)
-            if start >= w.total:
-                return
-            stop = min(start + w.chunk, w.total)
-            if w.phase == GROUP and w.S * w.images <= SMALL and plain(w):
-                while start < stop:
-                    last = min(start + RUN, stop, (start // w.C + 1) * w.C)
-                    forward_run(w, start, last)
-                    start = last
-                continue
-            for i in range(start, stop):
-                if w.phase == GROUP:
-                    forward_group(w, i // w.G, i % w.G)
-                elif w.phase == COLUMNS:
-                    note_moments(w, i // w.C, i % w.C)
-                elif w.phase == SETTLE:
-                    settle_group(w, i // w.G, i % w.G)
-                else:
-                    n, c = i // w.C, i % w.C
-                    apply_column(w, n // w.images, c, n % w.images, n % w.images + 1)
-
-    return run
+@algebra
+def forward_pieces(w, start, stop):
+    if w.phase == GROUP and w.S * w.images <= SMALL and plain(w):
+        while start < stop:
+            last = min(start + RUN, stop, (start // w.C + 1) * w.C)
+            forward_run(w, start, last)
+            start = last
+        return
+    for i in range(start, stop):
+        if w.phase == GROUP:
+            forward_group(w, i // w.G, i % w.G)
+        elif w.phase == COLUMNS:
+            note_moments(w, i // w.C, i % w.C)
+        elif w.phase == SETTLE:
+            settle_group(w, i // w.G, i % w.G)
+        else:
+            n, c = i // w.C, i % w.C
+            apply_column(w, n // w.images, c, n % w.images, n % w.images + 1)
 
 
-def planes_backward(T: Any) -> Callable[[int], None]:
-    """The backward of maps of type T."""
+@algebra
+def backward_pieces(w, start, stop):
+    if w.phase == GROUP and w.S * w.images <= SMALL and plain(w):
+        while start < stop:
+            last = min(start + RUN, stop, (start // w.C + 1) * w.C)
+            backward_run(w, start, last)
+            start = last
+        return
+    for i in range(start, stop):
+        if w.phase == GROUP:
+            backward_group(w, i // w.G, i % w.G)
+        elif w.phase == COLUMNS:
+            sum_column(w, i // w.C, i % w.C)
+        elif w.phase == SETTLE:
+            pull(w, i // w.G, i % w.G)
+        elif w.phase == MAPS:
+            n, c = i // w.C, i % w.C
+            back_column(w, n // w.images, c, n % w.images, n % w.images + 1)
+        else:
+            finish(w, i)
 
-    def run(block: int) -> None:
-        w = unpack(block, T)
-        while True:
-            start = claim(block, w.chunk)
-            if start >= w.total:
-                return
-            stop = min(start + w.chunk, w.total)
-            if w.phase == GROUP and w.S * w.images <= SMALL and plain(w):
-                while start < stop:
-                    last = min(start + RUN, stop, (start // w.C + 1) * w.C)
-                    backward_run(w, start, last)
-                    start = last
-                continue
-            for i in range(start, stop):
-                if w.phase == GROUP:
-                    backward_group(w, i // w.G, i % w.G)
-                elif w.phase == COLUMNS:
-                    sum_column(w, i // w.C, i % w.C)
-                elif w.phase == SETTLE:
-                    pull(w, i // w.G, i % w.G)
-                elif w.phase == MAPS:
-                    n, c = i // w.C, i % w.C
-                    back_column(w, n // w.images, c, n % w.images, n % w.images + 1)
-                else:
-                    finish(w, i)
 
-    return run
+planes_forward = worker(unpack, forward_pieces)
+planes_backward = worker(unpack, backward_pieces)

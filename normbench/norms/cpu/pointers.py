@@ -6,6 +6,7 @@ nothing at all, and so can be kept as an object file and loaded without Numba (c
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numba
@@ -32,17 +33,6 @@ algebra: Any = numba.njit(fastmath=EXACT, **SETTINGS)
 def at(typing: Any, address: Any, dtype: Any) -> Any:
     """The memory at ``address`` as a pointer to ``dtype``."""
     signature = types.CPointer(dtype.dtype)(types.int64, dtype)
-
-    def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], context.get_value_type(sig.return_type))
-
-    return signature, generate
-
-
-@intrinsic
-def same(typing: Any, address: Any, pointer: Any) -> Any:
-    """The memory at ``address`` as a pointer of the type of ``pointer``."""
-    signature = pointer(types.int64, pointer)
 
     def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], context.get_value_type(sig.return_type))
@@ -112,3 +102,20 @@ def claim(typing: Any, address: Any, count: Any) -> Any:
         return builder.atomic_rmw("add", pointer, arguments[1], "monotonic")
 
     return signature, generate
+
+
+def worker(unpack: Any, work: Any) -> Callable[[Any], Callable[[int], None]]:
+    """A kernel for each type: takes pieces of work while there are any, and does ``work(job, first, last)`` on them."""
+
+    def of_type(T: Any) -> Callable[[int], None]:
+        def run(block: int) -> None:
+            w = unpack(block, T)
+            while True:
+                start = claim(block, w.chunk)
+                if start >= w.total:
+                    return
+                work(w, start, min(start + w.chunk, w.total))
+
+        return run
+
+    return of_type

@@ -6,7 +6,6 @@ with r = 1/√(σ² + ε), and d the number of channels that the variance divide
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from normbench.norms.cpu import maps
@@ -16,12 +15,12 @@ from normbench.norms.cpu.pointers import (
     WHOLE,
     algebra,
     at,
-    claim,
     elementwise,
     number,
     reduction,
     root,
     scratch,
+    worker,
 )
 
 # Terms of a sum in the maps' own type before it goes on in float64.
@@ -337,26 +336,21 @@ def finish(w, block):
         w.gradients[w.C + first + c] = number(w.x, dbias[c])
 
 
-def _kernel(piece: Any) -> Callable[[Any], Callable[[int], None]]:
-    def of_type(T: Any) -> Callable[[int], None]:
-        def run(block: int) -> None:
-            w = unpack(block, T)
-            while True:
-                start = claim(block, w.chunk)
-                if start >= w.total:
-                    return
-                for i in range(start, min(start + w.chunk, w.total)):
-                    if w.phase == SPANS:
-                        piece(w, i)
-                    else:
-                        finish(w, i)
+def pieces(piece: Any) -> Any:
+    """Spans done by ``piece``, then the gradients of γ and β."""
 
-        return run
+    @algebra
+    def work(w, start, stop):
+        for i in range(start, stop):
+            if w.phase == SPANS:
+                piece(w, i)
+            else:
+                finish(w, i)
 
-    return of_type
+    return work
 
 
-positions_planes_forward = _kernel(forward_planes)
-positions_planes_backward = _kernel(backward_planes)
-positions_pixels_forward = _kernel(forward_pixels)
-positions_pixels_backward = _kernel(backward_pixels)
+positions_planes_forward = worker(unpack, pieces(forward_planes))
+positions_planes_backward = worker(unpack, pieces(backward_planes))
+positions_pixels_forward = worker(unpack, pieces(forward_pixels))
+positions_pixels_backward = worker(unpack, pieces(backward_pixels))
