@@ -1,6 +1,6 @@
-"""What a person sees while a sweep runs: the grid and the current cell, live; plain lines where there is no terminal.
+"""What a person sees while a sweep runs: the grid and the running cells, live; plain lines where there is no terminal.
 
-On a terminal a bar for the grid and a line for the current cell stay at the foot, and finished cells scroll above
+On a terminal a bar for the grid and a line for each running cell stay at the foot, and finished cells scroll above
 them. Elsewhere (a log, a pipe) one line per finished cell, and at most one every five seconds for finished epochs.
 Where nothing can be shown any more (a pipe that was closed, a full disk) the display goes quiet and the sweep goes on.
 """
@@ -15,12 +15,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
-from rich.cells import cell_len
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console, Group, OverflowMethod, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+from normbench.progress import Progress, clock, end
 
 REDRAW = 0.2  # seconds at least between two drawings
 EPOCH_LINES = 5.0  # seconds at least between two lines about epochs, where lines stay
@@ -30,18 +32,22 @@ COLOURS = {"ok": "green", "skipped": "yellow"}  # every other end is red
 
 
 class Display:
-    """``with Display(total) as display:`` shows the progress of ``total`` cells on the console, stdout by default.
+    """``with Display(total, slots) as display:`` shows ``total`` cells, ``slots`` at a time; on stdout by default.
 
-    Not for several threads. ``note`` works before and after the ``with`` block too.
+    ``begin``, ``step`` and ``row`` as often as there is something to say, ``finish``; in any order of the cells, and
+    what is said of a cell that is not running is not shown. Not for several threads, nor for a signal's handler.
+    ``note`` works before and after the ``with`` block too.
     """
 
-    def __init__(self, total: int, *, console: Console | None = None) -> None:
-        self.total = total
+    def __init__(self, total: int, slots: int = 1, *, console: Console | None = None) -> None:
+        self.total, self.slots = total, slots
         self.console = console or Console(highlight=False)
-        self.cell = Progress("", 1, 1)
-        self._ended: Counter[str] = Counter()
+        self.running: dict[str, Progress] = {}  # the one that has run longest first
+        self._ended: dict[str, str] = {}  # the status of each cell that ended in this session
         self._done: set[str] = set()
+        self._seconds = self._work = 0.0  # that ended cells ran, and shares of a cell that they did
         self._width = 0
+        self._foot = ""
         self._live: Live | None = None
         self._due = math.inf
         self._line_due = 0.0
@@ -70,43 +76,82 @@ class Display:
         """The grid: id, label and state of each cell. A state in ``UNFINISHED`` is still to be run, others are done."""
         cells = list(cells)
         self._done |= {cell_id for cell_id, _, state in cells if state not in UNFINISHED}
-        self._width = max((len(label) for _, label, _ in cells), default=0)
+        self._width = max((cell_len(label) for _, label, _ in cells), default=0)
         self._redraw()
 
     def begin(self, cell_id: str, label: str, epochs: int, steps_per_epoch: int) -> None:
-        """A cell starts; one that counted as done is run again."""
+        """A cell starts; one that counted as done, or was running, is run again."""
+        self._leave(cell_id)
         self._done.discard(cell_id)
-        self.cell = Progress(label, epochs, steps_per_epoch)
+        self._ended.pop(cell_id, None)
+        self.running[cell_id] = Progress(label, epochs, steps_per_epoch)
         self._redraw()
 
-    def step(self, epoch: int, step_in_epoch: int, loss: float, images_per_s: float) -> None:
+    def step(self, cell_id: str, epoch: int, step_in_epoch: int, loss: float, images_per_s: float) -> None:
         """A training step is over; both numbers count from 1. Costs next to nothing unless a drawing is due."""
-        self.cell.at = (epoch, step_in_epoch, loss, images_per_s)
-        if time.monotonic() >= self._due:
-            self._redraw()
+        if cell_id in self.running:
+            self.running[cell_id].step(epoch, step_in_epoch, loss, images_per_s)
+            self.refresh()
 
-    def row(self, row: Mapping[str, Any]) -> None:
+    def row(self, cell_id: str, row: Mapping[str, Any]) -> None:
         """An epoch is over: ``epoch train_loss top1 images_per_s`` of the row are shown."""
-        self.cell.close_epoch(row)
-        self._redraw()
-        if self._live is None and time.monotonic() >= self._line_due:
-            self._line_due = time.monotonic() + EPOCH_LINES
-            self.note(f"{self._place(self.cell.label, len(self._done) + 1)}  {self.cell.told()}")
+        if cell_id not in self.running:
+            return
+        cell = self.running[cell_id]
+        cell.close_epoch(row)
+        if self._live is None:
+            cell.news = cell.told()
+            self._tell_epoch()
+        self.refresh()
 
     def finish(self, cell_id: str, label: str, result: Mapping[str, Any]) -> None:
-        """A cell has ended with ``result`` (its ``status``, ``reason`` and measurements): one line that stays."""
-        self._done.add(cell_id)
+        """A cell has ended, or will never begin: a line that stays. result: ``status``, ``reason``, measurements."""
         status = str(result.get("status", "error"))
-        self._ended[status] += 1
-        self.cell = Progress("", 1, 1)
+        self._leave(cell_id, whole=status == "ok")
+        self._done.add(cell_id)
+        self._ended[cell_id] = status
         line = Text(self._encodable(f"{self._place(label, len(self._done))}  "))
         line.append(status, style=COLOURS.get(status, "red"))
-        self._print(line.append(self._encodable(_end(status, result))))
+        self._print(line.append(self._encodable(end(status, result))))
         self._redraw()
+
+    def refresh(self) -> None:
+        """Draw again if it is due: clocks go on while nothing happens."""
+        if time.monotonic() >= self._due:
+            self._redraw()
 
     def note(self, text: str) -> None:
         """A line of text that stays."""
         self._print(Text(self._encodable(text)))
+
+    def stopping(self, text: str) -> None:
+        """A line at the foot until the end, in place of an earlier one; a note where there is no terminal."""
+        self._foot = text
+        if self._live is None:
+            self.note(text)
+        self._redraw()
+
+    def release(self, cell_id: str) -> None:
+        """A cell is left to another process: it is not shown any more."""
+        self._leave(cell_id)
+        self._redraw()
+
+    def _leave(self, cell_id: str, *, whole: bool = False) -> None:
+        """The cell runs no more; its time and what it got done count for the pace."""
+        cell = self.running.pop(cell_id, None)
+        if cell is not None:
+            self._seconds += cell.seconds
+            self._work += cell.work + (1 - cell.share if whole else 0)
+
+    def _tell_epoch(self) -> None:
+        """One line, if it is time for one: of the cells with news the one whose last line is oldest."""
+        now = time.monotonic()
+        if now < self._line_due:
+            return
+        self._line_due = now + EPOCH_LINES
+        cell = min((cell for cell in self.running.values() if cell.news), key=lambda cell: cell.told_at)
+        self.note(f"{self._place(cell.label, len(self._done) + 1)}  {cell.news}")
+        cell.news, cell.told_at = "", now
 
     def _print(self, line: Text) -> None:
         with self._or_quiet():
@@ -135,7 +180,8 @@ class Display:
         return text.encode(self.console.encoding, "replace").decode(self.console.encoding)
 
     def _place(self, label: str, number: int) -> str:
-        return f"[{number:>{len(str(self.total))}}/{self.total}] {label:<{self._width}}"
+        label = label + " " * (self._width - cell_len(label))
+        return f"[{number:>{len(str(self.total))}}/{self.total}] {label}"
 
     def _redraw(self) -> None:
         if self._live is not None:
@@ -144,9 +190,20 @@ class Display:
             self._due = time.monotonic() + REDRAW
 
     def _view(self) -> RenderableType:
-        """A line for the grid and one for the cell; on a narrow terminal with fewer facts, never with half a word."""
-        room, bar = self.console.width - 1, min(30, self.console.width // 4)
-        failed = sum(count for status, count in self._ended.items() if status not in COLOURS)
+        """The grid, the cells, the foot; on a low terminal fewer cells, with a line left for what scrolls above."""
+        room, height = max(1, self.console.width - 1), self.console.height
+        foot = list(Text(self._encodable(self._foot), style="yellow").wrap(self.console, room)) if self._foot else []
+        cells, fit = list(self.running.values()), max(2, height - 2 - len(foot))
+        shown = cells if len(cells) <= fit else cells[: fit - 1]
+        lines = self._columns(shown, room)
+        if len(shown) < len(cells):
+            lines.append(Text(f"and {len(cells) - len(shown)} more", no_wrap=True))
+        return Group(*[self._grid(room), *lines, *foot][:height])
+
+    def _grid(self, room: int) -> RenderableType:
+        """The bar and what is to be said of all cells; on a narrow terminal less of it, never half a word."""
+        bar = min(30, self.console.width // 4)
+        failed = sum(status not in COLOURS for status in self._ended.values())
         facts = [
             Text(f"{len(self._done)}/{self.total} cell{'s'[: self.total != 1]}"),
             Text(f"{failed} failed" if failed else "", style="red"),
@@ -154,19 +211,55 @@ class Display:
             Text(self._time_left()),
         ]
         grid = Table.grid(padding=(0, 2, 0, 0))
-        done = ProgressBar(self.total, len(self._done) + self.cell.share, width=bar)
+        share = sum(cell.share for cell in self.running.values())
+        done = ProgressBar(self.total, len(self._done) + share, width=bar)
         grid.add_row(done, *_fitting([fact for fact in facts if fact], room - bar - 2))
-        said = [Text(self._encodable(part)) for part in (self.cell.label, *self.cell.facts()) if self.cell.label]
+        return grid
+
+    def _columns(self, cells: Iterable[Progress], room: int) -> list[Text]:
+        """A line per cell: label and facts, each in its column, as many columns as there is room for.
+
+        A label is cut only where it would leave no room for the epoch, and keeps half the line then.
+        """
+        rows = [[self._encodable(part) for part in (cell.label, *cell.facts())] for cell in cells]
+        widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+        if not rows:
+            return []
+        widths[0] = max(1, min(widths[0], max(room - 2 - widths[1], room // 2)))
         cut: OverflowMethod = "ellipsis" if self._encodable("…") == "…" else "crop"
-        return Group(grid, Text("  ").join(_fitting(said, room, cut)))
+        lines = []
+        for row in rows:
+            line = Text(row[0])
+            line.truncate(widths[0], overflow=cut, pad=True)
+            lines.append(line)
+        left = room - widths[0]
+        for number, width in enumerate(widths[1:], 1):
+            if width + 2 > left:
+                break
+            if width:
+                left -= width + 2
+                for line, row in zip(lines, rows, strict=True):
+                    gap = width - cell_len(row[number]) if number > 1 else 0  # numbers end alike, epochs begin alike
+                    line.append(set_cell_size("  " + " " * gap + row[number], width + 2))
+        return lines
 
     def _time_left(self) -> str:
-        """For the whole grid, as if the cells to come took as long as those of this session did on average."""
-        share = sum(self._ended.values()) - self._ended["skipped"] + self.cell.share
-        if not share:
+        """For the whole grid, as if the cells to come took as long as those of this session did on average.
+
+        That is the work to be done at the pace of the grid, or longer where the last cells will leave slots empty.
+        """
+        cells = self.running.values()
+        work = self._work + sum(cell.work for cell in cells)
+        if not work:
             return ""
-        pace = (time.monotonic() - self._start) / share
-        return f"~{clock(pace * (self.total - len(self._done) - self.cell.share))} left"
+        to_come = self.total - len(self._done)
+        at_this_pace = (to_come - sum(cell.share for cell in cells)) / work * (time.monotonic() - self._start)
+        each = (self._seconds + sum(cell.seconds for cell in cells)) / work
+        # When each slot is free, and when the last cell ends if they take the waiting ones in turn.
+        free = sorted([cell.expect(each) for cell in cells] + [0.0] * (self.slots - len(cells)))
+        rounds, last = divmod(max(0, to_come - len(cells)) - 1, len(free))
+        slowest = max(free[-1], free[last] + (rounds + 1) * each)
+        return f"~{clock(max(at_this_pace, slowest))} left"
 
     def _sum(self) -> str:
         if not self._ended:
@@ -176,92 +269,18 @@ class Display:
                 if before
                 else "no cell was finished"
             )
-        ends = ", ".join(f"{count} {status}" for status, count in self._ended.items())
-        count = self._ended.total()
+        ends = ", ".join(f"{count} {status}" for status, count in Counter(self._ended.values()).items())
+        count = len(self._ended)
         return f"{count} cell{'s'[: count != 1]} in {clock(time.monotonic() - self._start)}: {ends}"
 
 
-class Progress:
-    """How far the current cell is. ``at``: epoch, step in it (both from 1), loss, images/s."""
-
-    def __init__(self, label: str, epochs: int, steps_per_epoch: int) -> None:
-        self.label, self.epochs, self.steps = label, max(epochs, 1), max(steps_per_epoch, 1)
-        self.at: tuple[int, int, float, float] = (0, 0, math.nan, math.nan)
-        self.top1 = math.nan
-        self._start = time.monotonic()
-
-    @property
-    def share(self) -> float:
-        """Part of the training steps that are done, 0 to 1."""
-        epoch, step, *_ = self.at
-        return min(1.0, max(0.0, ((epoch - 1) * self.steps + step) / (self.epochs * self.steps))) if epoch else 0.0
-
-    def close_epoch(self, row: Mapping[str, Any]) -> None:
-        """Take over the row of a finished epoch."""
-        loss, speed = _number(row, "train_loss"), _number(row, "images_per_s")
-        self.at = (int(row.get("epoch") or self.at[0]), self.steps, loss, speed)
-        self.top1 = _number(row, "top1")
-
-    def told(self) -> str:
-        """``epoch 4/10  loss 0.213  top-1 97.2  1520 images/s  ~0:12 left``."""
-        return "  ".join(self.facts())
-
-    def facts(self) -> list[str]:
-        """The parts of ``told``, the first the most important."""
-        epoch, _, loss, speed = self.at
-        if not epoch:
-            return ["starting"]
-        said = (
-            f"epoch {epoch}/{self.epochs}",
-            _said("loss {:.3f}", loss),
-            _said("top-1 {:.1f}", self.top1),
-            _speed(speed),
-            f"~{clock((time.monotonic() - self._start) * (1 / self.share - 1))} left" if 0 < self.share < 1 else "",
-        )
-        return [part for part in said if part]
-
-
-def clock(seconds: float) -> str:
-    """``0:07``, ``12:40``, ``3:05:00``."""
-    minutes, second = divmod(round(max(seconds, 0)), 60)
-    hour, minute = divmod(minutes, 60)
-    return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
-
-
-def _end(status: str, result: Mapping[str, Any]) -> str:
-    """What follows the status: the measurements, or the reason."""
-    if status != "ok":
-        reason = " ".join(str(result.get("reason") or "").split())
-        return f"  {reason}" if reason else ""
-    said = (
-        _said("top-1 {:.1f}", _number(result, "top1")),
-        _said("{:.1f} s", _number(result, "train_seconds")),
-        _speed(_number(result, "images_per_s")),
-    )
-    return "".join(f"  {part}" for part in said if part)
-
-
-def _number(row: Mapping[str, Any], key: str) -> float:
-    value = row.get(key)
-    return float(value) if isinstance(value, int | float) else math.nan
-
-
-def _said(form: str, value: float) -> str:
-    return "" if math.isnan(value) else form.format(value)
-
-
-def _speed(value: float) -> str:
-    """Below ten with a decimal: a slow net is not at a standstill."""
-    return _said("{:.1f} images/s" if value < 9.95 else "{:.0f} images/s", value)
-
-
-def _fitting(parts: Iterable[Text], room: int, cut: OverflowMethod = "ellipsis") -> list[Text]:
+def _fitting(parts: Iterable[Text], room: int) -> list[Text]:
     """As many parts as fit beside each other, two spaces between; the first in any case, cut if it must be."""
     fitting: list[Text] = []
     for part in parts:
         if fitting and room < cell_len(part.plain):
             break
-        part.truncate(max(room, 1), overflow=cut)
+        part.truncate(max(room, 1), overflow="ellipsis")
         fitting.append(part)
         room -= cell_len(part.plain) + 2
     return fitting

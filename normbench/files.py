@@ -2,26 +2,51 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
-from collections.abc import Mapping
+import secrets
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 
 def write_atomically(path: Path, text: str | bytes) -> None:
     """Write a whole file or nothing: a temporary file beside it, flushed to disk, then renamed over it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     data = text.encode() if isinstance(text, str) else text
-    try:
-        with temporary.open("wb") as file:
+    with temporary(path) as own:
+        with own.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        own.replace(path)
+
+
+@contextlib.contextmanager
+def temporary(path: Path) -> Iterator[Path]:
+    """A name beside ``path`` that nobody else uses, on this machine or another; what is left there at the end goes."""
+    own = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield own
     finally:
-        temporary.unlink(missing_ok=True)
+        own.unlink(missing_ok=True)
+
+
+def sweep_up(folder: Path, older_than: float = 0.0) -> None:
+    """Delete what writers that were killed left half written, if it is so many seconds old."""
+    for path in folder.glob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime >= older_than:
+                path.unlink()
+
+
+def truncate_to_lines(path: Path, keep: int) -> None:
+    """Keep the first ``keep`` lines of a file."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    if len(lines) != keep:
+        write_atomically(path, b"".join(lines[:keep]))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

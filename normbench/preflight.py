@@ -33,7 +33,7 @@ Shapes = dict[str, tuple[int, int, int]]
 class Planned:
     """A cell, checked: its id, what the store knows of it, and why it would be skipped, if it would.
 
-    label: the cell for people, with what tells it from the others of the grid. values: in the maps of one forward, a
+    label: the cell for people, with what tells it from the others of the grid. attempts: made so far. values: in the maps of one forward, a
     measure of the cell's size.
     """
 
@@ -43,6 +43,7 @@ class Planned:
     changed: tuple[str, ...]
     description: Description
     status: str
+    attempts: int
     skip: str | None
     values: int
     evidence: Mapping[str, str | None]
@@ -87,17 +88,13 @@ class Preflight:
                 f"data={cell.data.name} has {description.train} to train on; "
                 f"take {'fewer workers' if cell.workers > description.train else 'batch=' + str(most) + ' or less'}"
             )
-        evidence = {
-            "data": description.fingerprint,
-            "arch": models.source_hash(cell.arch.name),
-            "norm": norms.get(cell.norm.name).source_hash,
-        }
-        cell_id = cell.identity(evidence)
+        cell_id, evidence = identify(cell, description)
         self.check_options(cell)
         shapes = self.site_shapes(cell, description)
         skip = self.skip_reason(cell, shapes)
         values = cell.batch * (cell.chunk or cell.workers) * sum(C * H * W for C, H, W in shapes.values())
-        return Planned(cell, cell_id, cell.label(), changed, description, store.status(cell_id), skip, values, evidence)
+        status, attempts = store.status(cell_id), store.attempts(cell_id)
+        return Planned(cell, cell_id, cell.label(), changed, description, status, attempts, skip, values, evidence)
 
     def describe(self, options: DataOptions) -> Description:
         key = repr(options)
@@ -138,6 +135,16 @@ class Preflight:
             net = models.outline(cell.arch, num_classes=len(description.classes), picture_size=pictures)
             self.shapes[key] = _trace(cell, net, fed)
         return self.shapes[key]
+
+
+def identify(cell: Cell, description: Description) -> tuple[str, Mapping[str, str | None]]:
+    """The cell's id, and what beside its configuration it is made from: fingerprints of pictures and own files."""
+    evidence = {
+        "data": description.fingerprint,
+        "arch": models.source_hash(cell.arch.name),
+        "norm": norms.get(cell.norm.name).source_hash,
+    }
+    return cell.identity(evidence), evidence
 
 
 def _labelled(planned: list[Planned]) -> list[Planned]:

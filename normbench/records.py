@@ -6,7 +6,9 @@
                        rows.jsonl   one line per epoch
                        result.json  how the cell ended; absent until then
                        provenance.json   versions, device, threads, attempt: what may not change a number
-                       running.json      the process that works on it, and on what; gone when it has ended
+                       running-<attempt>.json   the process that works on it, and on what; gone when it has ended
+                       checkpoint.pt     where it goes on after being stopped; gone when it has ended
+                       log.txt           what it printed, if anything
 
 Nothing here needs torch: a report can be made on a machine without it.
 """
@@ -18,18 +20,17 @@ import csv
 import io
 import json
 import math
-import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from normbench.claim import alive, process, take
+from normbench import attempt, claim
+from normbench.attempt import SCHEMA, Attempt
 from normbench.errors import StoreError
-from normbench.files import plain, read_json, write_atomically, write_json
+from normbench.files import read_json, sweep_up, write_atomically
 
-SCHEMA = 1
 STATUSES = ("ok", "diverged", "oom", "killed", "timeout", "error", "skipped", "interrupted")
 
 # The axes every row shows, whether or not they vary.
@@ -63,6 +64,7 @@ class Store:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(self.folder / "store.json", json.dumps({"schema": SCHEMA}) + "\n")
+            sweep_up(self.folder, older_than=3600)
         except OSError as error:
             raise StoreError(
                 f"runs: cannot write {str(self.folder)!r} ({error.strerror or error}); "
@@ -73,39 +75,18 @@ class Store:
         return self.folder / cell_id
 
     def status(self, cell_id: str) -> str:
-        """``new``, ``running``, or how the cell ended; ``killed`` when its process went away without a word."""
+        """See ``cell_status``."""
         return cell_status(self.cell(cell_id))
 
     def begin(
-        self, cell_id: str, config: Mapping[str, Any], known: Mapping[str, Any], provenance: Mapping[str, Any]
-    ) -> bool:
-        """Open a new attempt at a cell; what an earlier one left is replaced. False if another process is at it.
+        self, cell_id: str, config: Mapping[str, Any], known: Mapping[str, Any], *, after: int | None = None
+    ) -> Attempt | None:
+        """Open a new attempt at a cell (attempt.begin); None if another process is at it or was quicker."""
+        return attempt.begin(self.cell(cell_id), config, known, after=after)
 
-        config: nested, as a person reads it; known: the ``config`` (flat) and ``changed`` that ``finish`` will repeat,
-        so that a cell that is killed still has its row.
-        """
-        folder = self.cell(cell_id)
-        folder.mkdir(parents=True, exist_ok=True)
-        if not take(folder / "running.json", {**process(), "since": time.time(), **known}):
-            return False
-        attempt = read_json(folder / "provenance.json").get("attempt", 0) + 1
-        (folder / "result.json").unlink(missing_ok=True)
-        (folder / "rows.jsonl").write_bytes(b"")
-        write_atomically(folder / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
-        write_json(folder / "provenance.json", {"attempt": attempt, **provenance})
-        return True
-
-    def append_row(self, cell_id: str, row: Mapping[str, Any]) -> None:
-        """Add the line of one epoch. One write call: a reader never sees half of it but after a power cut."""
-        line = json.dumps(plain(row)) + "\n"
-        with (self.cell(cell_id) / "rows.jsonl").open("ab", buffering=0) as file:
-            file.write(line.encode())
-
-    def finish(self, cell_id: str, result: Mapping[str, Any]) -> None:
-        """Close the attempt with its result: ``status``, ``reason``, metrics, ``config`` (flat), ``changed`` (keys)."""
-        folder = self.cell(cell_id)
-        write_json(folder / "result.json", {"schema": SCHEMA, "cell_id": cell_id, **result})
-        (folder / "running.json").unlink(missing_ok=True)
+    def attempts(self, cell_id: str) -> int:
+        """How many attempts were made at a cell."""
+        return attempt.last(self.cell(cell_id))
 
     def write_results(self) -> Path:
         """Make results.csv again from the cell folders."""
@@ -167,11 +148,13 @@ def check_schema(folder: Path) -> None:
 
 
 def cell_status(folder: Path) -> str:
+    """``new``, ``running``, or how the cell ended; ``killed`` when its process went away without a word."""
     if (folder / "result.json").exists():
         return str(read_json(folder / "result.json").get("status", "killed"))
-    if not (folder / "config.yaml").exists() and not (folder / "running.json").exists():
-        return "new"
-    return "running" if alive(read_json(folder / "running.json")) else "killed"
+    _, claimed = claim.newest(folder)
+    if claimed is None:
+        return "killed" if (folder / "config.yaml").exists() else "new"
+    return "running" if claim.alive(claimed) else "killed"
 
 
 def epochs(folder: Path) -> list[dict[str, Any]]:
@@ -209,7 +192,8 @@ def _read_cell(folder: Path) -> dict[str, Any]:
     result = read_json(folder / "result.json")
     if result and isinstance(result.get("config"), dict):
         return result
-    started = read_json(folder / "running.json")
+    claimed = claim.newest(folder)[1]
+    started = read_json(claimed) if claimed else {}
     reason = "" if status == "running" else "its process ended without a result"
     last = (epochs(folder) or [{}])[-1]
     reached = {key: last.get(key) for key in ("epoch", "step", "train_seconds", "images_per_s")}

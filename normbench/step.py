@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from normbench import norms
 from normbench.cell import Cell
+from normbench.ranks import ALONE, Ranks
 
 # Weights of auxiliary heads' losses, by their number: InceptionV3's one, GoogLeNet's two (arXiv:1409.4842, section 5;
 # torchvision trains InceptionV3 with 0.4).
@@ -32,10 +33,12 @@ class Step:
         forward: Callable[..., Any],
         update: torch.optim.Optimizer,
         device: torch.device,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.cell, self.net, self.forward, self.update = cell, net, forward, update
-        self.images = cell.batch * self.workers_at_once(cell)
-        self.buffers = BufferMean(net) if self.images < cell.images else None
+        self.cell, self.net, self.forward, self.update, self.ranks = cell, net, forward, update, ranks
+        own = cell.images // ranks.count
+        self.images = min(cell.batch * self.workers_at_once(cell), own)
+        self.buffers = BufferMean(net) if self.images < own else None
         bf16 = cell.amp == "bfloat16"
         self.precision: Callable[[], contextlib.AbstractContextManager[Any]] = (
             (lambda: torch.autocast(device.type, torch.bfloat16)) if bf16 else contextlib.nullcontext
@@ -49,7 +52,7 @@ class Step:
         return (cell.chunk or cell.workers) if together else 1
 
     def __call__(self, x: Tensor, y: Tensor, lr: float) -> Tensor:
-        """The mean loss over all pictures, still on the device."""
+        """One step over this rank's pictures; the mean loss over those of all ranks, still on the device."""
         for group in self.update.param_groups:
             group["lr"] = lr
         self.update.zero_grad(set_to_none=True)
@@ -63,10 +66,18 @@ class Step:
             loss = loss + part_loss.detach()
         if self.buffers:
             self.buffers.settle()
+        if self.ranks.count > 1:
+            self._agree(loss)
         if self.cell.recipe.clip is not None:
             nn.utils.clip_grad_norm_(self.net.parameters(), self.cell.recipe.clip)
         self.update.step()
         return loss
+
+    def _agree(self, loss: Tensor) -> None:
+        """Gradients, the units' statistics and the loss become the mean over the ranks."""
+        grads = (parameter.grad for parameter in self.net.parameters() if parameter.grad is not None)
+        statistics = (buffer for buffer in self.net.buffers() if buffer.is_floating_point())
+        self.ranks.average([loss, *grads, *statistics])
 
 
 class BufferMean:

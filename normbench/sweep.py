@@ -22,7 +22,8 @@ import yaml
 from normbench import __version__, grid, track
 from normbench.errors import ConfigError, NormbenchError, UnknownName, one_line
 from normbench.files import plain
-from normbench.options import one_of
+from normbench.launch import forkserver
+from normbench.options import at_least, one_of
 from normbench.records import Store, cell_status
 
 DONE, FAILED, BAD_COMMAND, STOPPED = 0, 1, 2, 130
@@ -90,6 +91,8 @@ def sweep(argv: Sequence[str]) -> int:
     store = Store(settings["runs"], settings["name"])
 
     # torch is imported from here on: whatever can be told without it has been told.
+    if not settings["plan"]:
+        forkserver.shared()  # it imports torch too, meanwhile
     from normbench.preflight import Preflight
 
     try:
@@ -114,21 +117,22 @@ def sweep(argv: Sequence[str]) -> int:
 
 def _run(planned: Sequence[Any], store: Store, settings: Mapping[str, Any]) -> int:
     from normbench.display import Display
-    from normbench.launch.local import Local, skip
+    from normbench.launch.local import Local, record_skip
     from normbench.preflight import will_run
 
     todo = {item.cell_id: item for item in will_run(planned, settings["rerun"])}
     tracker = track.make(settings["track"], folder=store.folder)
     try:
-        with Display(len(planned)) as display:
+        with Display(len(planned), settings["slots"]) as display:
             states = {item.cell_id: "new" if item.cell_id in todo else item.status for item in planned}
             display.plan([(item.cell_id, item.label, states[item.cell_id]) for item in planned])
             tracker.note = display.note
             for item in planned:
                 if item.skip is not None:
-                    skip(item, store)
+                    record_skip(item, store)
                     display.finish(item.cell_id, item.label, {"status": "skipped", "reason": item.skip})
-            Local(store, display, tracker).run(todo.values())
+            local = Local(store, display, tracker, settings["slots"], settings["ranks"], settings["cell_timeout"])
+            local.run(todo.values(), [item for item in planned if item.cell_id not in todo])
     finally:
         tracker.close()
         _report(store)
@@ -164,10 +168,9 @@ def _check(settings: Mapping[str, Any]) -> None:
     one_of("track", settings["track"] or "none", track.KINDS)
     one_of("launch", settings["launch"], ("local",))
     for key in ("slots", "ranks"):
-        if settings[key] != 1:
-            raise ConfigError(
-                f"{key}: got {settings[key]}, expected 1; this version runs one cell at a time in one process"
-            )
+        at_least(key, settings[key], 1)
+    if settings["cell_timeout"] is not None and not settings["cell_timeout"] > 0:
+        raise ConfigError(f"cell_timeout: got {settings['cell_timeout']}, expected seconds, more than 0, or null")
     if not settings["name"] or "/" in settings["name"] or settings["name"].startswith("."):
         raise ConfigError(
             f"name: got {settings['name']!r}, expected the plain name of a folder below runs={settings['runs']}"

@@ -39,16 +39,17 @@ Note = Callable[[str], None]
 
 
 class Tracker(Protocol):
-    """Mirrors the cells of a sweep, one after another: ``begin``, ``row`` per epoch, ``finish``; at the end ``close``.
+    """Mirrors the cells of a sweep: for each ``begin``, ``row`` per epoch, ``finish``; at the end ``close``.
 
-    cell: ``cell_id``, ``sweep`` (its name) and the flat configuration. No method raises.
+    cell: ``cell_id``, ``sweep`` (its name) and the flat configuration. Several may be open at once, and what is said
+    of one that is not open is nothing. No method raises.
     """
 
     note: Note
 
     def begin(self, cell: Mapping[str, Any]) -> None: ...
-    def row(self, row: Mapping[str, Any]) -> None: ...
-    def finish(self, result: Mapping[str, Any]) -> None: ...
+    def row(self, cell_id: str, row: Mapping[str, Any]) -> None: ...
+    def finish(self, cell_id: str, result: Mapping[str, Any]) -> None: ...
     def close(self) -> None: ...
 
 
@@ -72,8 +73,8 @@ class Off:
         self.note = note
 
     def begin(self, cell: Mapping[str, Any]) -> None: ...
-    def row(self, row: Mapping[str, Any]) -> None: ...
-    def finish(self, result: Mapping[str, Any]) -> None: ...
+    def row(self, cell_id: str, row: Mapping[str, Any]) -> None: ...
+    def finish(self, cell_id: str, result: Mapping[str, Any]) -> None: ...
     def close(self) -> None: ...
 
 
@@ -83,46 +84,51 @@ class Wandb:
     def __init__(self, folder: Path | None, note: Note) -> None:
         self.folder, self.note = folder, note
         self.off = False
-        self._run: Any = None
+        self._runs: dict[str, Any] = {}  # those that are open
         self._told = False
 
     def begin(self, cell: Mapping[str, Any]) -> None:
         self._try(self._begin, cell)
 
-    def row(self, row: Mapping[str, Any]) -> None:
-        self._try(self._row, row)
+    def row(self, cell_id: str, row: Mapping[str, Any]) -> None:
+        self._try(self._row, cell_id, row)
 
-    def finish(self, result: Mapping[str, Any]) -> None:
-        self._try(self._finish, result)
+    def finish(self, cell_id: str, result: Mapping[str, Any]) -> None:
+        self._try(self._finish, cell_id, result)
 
     def close(self) -> None:
-        """End a run that was left open: its cell was stopped from outside."""
-        self.finish({"status": "interrupted"})
+        """End the runs that were left open: their cells were stopped from outside."""
+        for cell_id in list(self._runs):
+            self.finish(cell_id, {"status": "interrupted"})
 
-    def _try(self, action: Callable[[Mapping[str, Any]], None], content: Mapping[str, Any]) -> None:
+    def _try(self, action: Callable[..., None], *content: Any) -> None:
         """Nothing of W&B's gets out of here but Ctrl-C: the first error is told, and is the last."""
         if self.off:
             return
         try:
-            action(content)
+            action(*content)
         except (Exception, SystemExit) as error:
-            self.off, self._run = True, None
+            self.off = True
+            self._runs.clear()  # what they have will be sent when the process ends, if it can be
             self.note(f"W&B: {_reason(error)}; tracking is off from here on, the sweep goes on, the store has it all")
 
     def _begin(self, cell: Mapping[str, Any]) -> None:
-        self._run = self._init(importlib.import_module("wandb"), cell)
-        self._run.define_metric("epoch")
+        cell_id = str(cell["cell_id"])
+        if cell_id in self._runs:  # its process was lost and it goes on in another
+            return
+        run = self._runs[cell_id] = self._init(importlib.import_module("wandb"), cell)
+        run.define_metric("epoch")
         for name in ("train/*", "val/*"):
-            self._run.define_metric(name, step_metric="epoch")
-        self._run.define_metric("val/top1", step_metric="epoch", summary="max,last")
-        self._tell_where()
+            run.define_metric(name, step_metric="epoch")
+        run.define_metric("val/top1", step_metric="epoch", summary="max,last")
+        self._tell_where(run)
 
-    def _row(self, row: Mapping[str, Any]) -> None:
-        if self._run is not None:
-            self._run.log({NAMES.get(key, key): value for key, value in row.items() if value is not None})
+    def _row(self, cell_id: str, row: Mapping[str, Any]) -> None:
+        if cell_id in self._runs:
+            self._runs[cell_id].log({NAMES.get(key, key): value for key, value in row.items() if value is not None})
 
-    def _finish(self, result: Mapping[str, Any]) -> None:
-        run, self._run = self._run, None
+    def _finish(self, cell_id: str, result: Mapping[str, Any]) -> None:
+        run = self._runs.pop(cell_id, None)
         if run is not None:
             run.summary.update({key: result[key] for key in SUMMARY if result.get(key) is not None})
             run.finish(exit_code=0 if result.get("status") in FINE else 1)
@@ -134,23 +140,28 @@ class Wandb:
             "init_timeout": INIT_SECONDS,
             "finish_timeout": FINISH_SECONDS,
             "finish_timeout_raises": True,
+            "reinit": "create_new",  # else a second cell would be written into the run of the first
         }
-        known = getattr(wandb.Settings, "model_fields", wanted)  # the last two are young
+        known = getattr(wandb.Settings, "model_fields", wanted)  # the last three are young
+        if "create_new" not in str(known.get("reinit")):
+            del wanted["reinit"]
+            if self._runs:
+                raise RuntimeError("this version has one run open at a time; from 0.19.10 on there can be several")
         settings = wandb.Settings(**{key: value for key, value in wanted.items() if key in known})
         place = {} if os.environ.get("WANDB_DIR") or self.folder is None else {"dir": str(self.folder)}
         with _nobody_to_ask():
             return wandb.init(**describe(cell), **place, resume="allow", settings=settings)
 
-    def _tell_where(self) -> None:
+    def _tell_where(self, run: Any) -> None:
         """Once per sweep: the page, or the files where there is none."""
         told, self._told = self._told, True
         if told:
             return
         files = os.environ.get("WANDB_DIR") or self.folder or "."
-        if getattr(self._run, "offline", False):
+        if getattr(run, "offline", False):
             self.note(f"W&B: offline; to send it:  wandb sync {files}/wandb/offline-run-*")
-        elif self._run.url:
-            self.note(f"W&B: {self._run.url}")
+        elif run.url:
+            self.note(f"W&B: {run.url}")
 
 
 def describe(cell: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,43 +4,49 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from normbench import machine, models, norms, surgery
 from normbench.cell import Cell
+from normbench.checkpoint import CheckpointError, draws, set_draws
 from normbench.data import Description, Pictures, open_pictures
-from normbench.errors import NormbenchError
+from normbench.errors import one_line
 from normbench.evaluate import evaluate
+from normbench.meter import DivergedError, Meter, StoppedError, Watch
 from normbench.optimize import learning_rate, optimizer, warmup_steps
+from normbench.ranks import ALONE, Ranks
 from normbench.step import Step, memory_format
 
-# Reading the loss makes the host wait for the device; on a CPU it costs a microsecond. A loss that is no longer finite
-# is noticed within so many steps.
-CHECK_EVERY = {"cpu": 1}
-CHECK_EVERY_ELSEWHERE = 50
+# A run's own numbers that a checkpoint holds.
+KEPT = ("done", "seconds", "untimed", "compile_seconds")
 # Side in pixels of streamed pictures where neither the data nor the network asks for one.
 STREAMED_SIZE = 224
 
 
-class Watch(Protocol):
-    """Who looks on: the live display, the store, W&B."""
+class Keeper(Protocol):
+    """Who writes checkpoints, and is told when the run shall stop."""
 
-    def step(self, epoch: int, step: int, loss: float, images_per_s: float) -> None: ...
-    def row(self, row: dict[str, Any]) -> None: ...
+    stop: bool
+
+    def due(self, at_end: bool) -> bool: ...
+    def save(self, state: dict[str, Any]) -> None: ...
 
 
-class DivergedError(NormbenchError):
-    """The loss is no longer finite. ``reached``: epoch, step, last_loss (the last finite one)."""
+class Forget:
+    """Keeps nothing, and never stops."""
 
-    def __init__(self, what: str, reached: dict[str, Any]) -> None:
-        self.reached = reached
-        super().__init__(f"{what} in epoch {reached['epoch']}, step {reached['step']}")
+    stop = False
+
+    def due(self, at_end: bool) -> bool:
+        return False
+
+    def save(self, state: dict[str, Any]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -102,109 +108,148 @@ def tell_steps(net: nn.Module, total: int) -> None:
             unit.run_steps = total  # type: ignore[assignment]
 
 
-def train(cell: Cell, net: nn.Module, pictures: Pictures, device: torch.device, watch: Watch) -> dict[str, Any]:
+def train(
+    cell: Cell,
+    net: nn.Module,
+    pictures: Pictures,
+    device: torch.device,
+    watch: Watch,
+    keep: Keeper | None = None,
+    state: Mapping[str, Any] | None = None,
+    ranks: Ranks = ALONE,
+) -> dict[str, Any]:
     """Train ``net`` as the cell says; the result of the last epoch, with times and peak memory.
 
-    Raises DivergedError when the training or the evaluation loss is no longer finite.
+    keep: writes checkpoints. state: one of these, to go on from, bit for bit. ranks: who shares the work.
+    Raises DivergedError when the training or the evaluation loss is no longer finite, StoppedError when ``keep`` was
+    asked to stop.
     """
-    run = length(cell, pictures.description)
-    tell_steps(net, run.total)
-    update = optimizer(net, cell.recipe, cell.peak_lr)
-    warmup = warmup_steps(cell.recipe, run.per_epoch, run.total)
-    rate = partial(learning_rate, peak=cell.peak_lr, total=run.total, warmup=warmup, recipe=cell.recipe)
-    forward: nn.Module = torch.compile(net) if cell.compile else net  # type: ignore[assignment]
-    step = Step(cell, net, forward, update, device)
-    machine.reset_peak_memory(device)
-    # Dropout and the like draw from here on; the weights' draws differ in number between architectures, not norms.
-    torch.manual_seed(cell.seed + 1)
-
-    done, seconds, compile_seconds, last, row = 0, 0.0, 0.0, math.nan, {}
-    for epoch in range(1, run.epochs + 1):
-        steps = min(run.per_epoch, run.total - done)
-        batches = pictures.train(seed=cell.seed, epoch=epoch, batch=cell.images)
-        meter = Meter(epoch, done, cell.images, device, watch, last)
-        net.train()
-        for x, y in itertools.islice(batches, steps):
-            meter.add(step(x, y, rate(done)))
-            done += 1
-            if done == 1 and cell.compile:
-                compile_seconds = meter.restart()
-        epoch_seconds = meter.close()
-        seconds, last = seconds + epoch_seconds, meter.last
-
-        found = evaluate(
-            forward, pictures.test(cell.data.eval_batch), pictures.description.test,
-            precision=step.precision, memory_format=memory_format(cell),
-        )  # fmt: skip
-        row = {
-            "epoch": epoch, "step": done, "lr": rate(done - 1), "train_loss": meter.mean, **found,
-            "images_per_s": meter.images_per_s(epoch_seconds), "train_seconds": seconds,
-        }  # fmt: skip
-        watch.row(row)
-        if not math.isfinite(found["loss"]):
-            reached = {"epoch": epoch, "step": done, "last_loss": meter.last}
-            raise DivergedError(f"the evaluation loss is {found['loss']}", reached)
-    timed = done - 1 if cell.compile and done > 1 else done
-    measured = {"images_per_s": timed * cell.images / seconds, "peak_memory_mib": machine.peak_memory_mib(device)}
-    if cell.compile:
-        measured["compile_seconds"] = compile_seconds
-    del row["lr"]  # the last step's; a cell's lr is its peak
-    return row | measured | {"last_loss": last, "split": pictures.description.split}
+    return Run(cell, net, pictures, device, watch, keep or Forget(), ranks).go(state)
 
 
-class Meter:
-    """Adds up an epoch's losses on the device, and tells the watch when it has read them.
-
-    last: the last loss that was read and finite, from the epoch before until this one has its own.
-    """
+class Run:
+    """A cell's training from its first step, or from a checkpoint, to its result."""
 
     def __init__(
-        self, epoch: int, done: int, images: int, device: torch.device, watch: Watch, last: float = math.nan
+        self,
+        cell: Cell,
+        net: nn.Module,
+        pictures: Pictures,
+        device: torch.device,
+        watch: Watch,
+        keep: Keeper,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.epoch, self.done, self.images, self.device, self.watch = epoch, done, images, device, watch
-        self.every = CHECK_EVERY.get(device.type, CHECK_EVERY_ELSEWHERE)
-        self.steps, self.unread, self.read = 0, torch.zeros((), device=device), 0.0
-        self.last = last
-        self.untimed = 0
-        self.since = time.perf_counter()
+        self.cell, self.net, self.pictures, self.device = cell, net, pictures, device
+        self.watch, self.keep, self.ranks = watch, keep, ranks
+        self.length = run = length(cell, pictures.description)
+        tell_steps(net, run.total)
+        self.update = optimizer(net, cell.recipe, cell.peak_lr)
+        warmup = warmup_steps(cell.recipe, run.per_epoch, run.total)
+        self.rate = partial(learning_rate, peak=cell.peak_lr, total=run.total, warmup=warmup, recipe=cell.recipe)
+        self.forward: nn.Module = torch.compile(net) if cell.compile else net  # type: ignore[assignment]
+        self.step = Step(cell, net, self.forward, self.update, device, ranks)
+        self.done, self.seconds = 0, 0.0
+        self.uncompiled, self.untimed, self.compile_seconds = cell.compile, 0, 0.0
+        self.row: dict[str, Any] = {}
+        self.meter = Meter(1, 0, cell.images, device, watch)
 
-    @property
-    def mean(self) -> float:
-        return self.read / max(1, self.steps)
+    def go(self, state: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Train from the start, or from ``state``; the result."""
+        machine.reset_peak_memory(self.device)
+        if state is None:
+            # Dropout and the like draw from here on; the weights' draws differ in number between architectures, not
+            # norms. Ranks draw apart, as pictures of one step do.
+            torch.manual_seed(self.cell.seed + 1 + 2**32 * self.ranks.rank)
+        else:
+            self.restore(state)
+        while self.done < self.length.total or self.meter.steps:
+            self._epoch()
+        timed = self.done - self.untimed or self.done
+        measured = {
+            "images_per_s": timed * self.cell.images / self.seconds,
+            "peak_memory_mib": machine.peak_memory_mib(self.device),
+        }
+        if self.cell.compile:
+            measured["compile_seconds"] = self.compile_seconds
+        row = {key: value for key, value in self.row.items() if key != "lr"}  # the last step's; a cell's is its peak
+        last = {"last_loss": self.meter.last, "split": self.pictures.description.split}
+        return row | measured | last
 
-    def add(self, loss: Tensor) -> None:
-        self.unread = self.unread + loss
-        self.steps += 1
-        if self.steps % self.every == 0:
-            self.check()
+    def _epoch(self) -> None:
+        """What is left of the epoch at work, its evaluation and its row."""
+        meter, cell, run, epoch = self.meter, self.cell, self.length, self.meter.epoch
+        steps = min(run.per_epoch, run.total - meter.done)
+        batches = self.pictures.train(
+            seed=cell.seed,
+            epoch=epoch,
+            batch=cell.images,
+            start=meter.steps,
+            rank=self.ranks.rank,
+            ranks=self.ranks.count,
+        )
+        self.net.train()
+        for x, y in itertools.islice(batches, steps - meter.steps):
+            meter.add(self.step(x, y, self.rate(self.done)))
+            self.done += 1
+            if self.uncompiled:
+                self.uncompiled, self.untimed = False, self.untimed + 1
+                self.compile_seconds += meter.restart()
+            self._stop_or_save()
+        epoch_seconds = meter.close()
+        self.seconds += epoch_seconds
 
-    def restart(self) -> float:
-        """Leave what has been done so far out of the time: the first step of a compiled network. Its seconds."""
-        seconds = self._seconds()
-        self.since, self.untimed = time.perf_counter(), self.steps
-        return seconds
+        found = evaluate(
+            self.forward,
+            self.pictures.test(cell.data.eval_batch, rank=self.ranks.rank, ranks=self.ranks.count),
+            self.pictures.description.test,
+            precision=self.step.precision,
+            memory_format=memory_format(cell),
+            reduce=self.ranks.total if self.ranks.count > 1 else None,
+        )
+        self.row = {
+            "epoch": epoch, "step": self.done, "lr": self.rate(self.done - 1), "train_loss": meter.mean, **found,
+            "images_per_s": meter.images_per_s(epoch_seconds), "train_seconds": self.seconds,
+        }  # fmt: skip
+        self.watch.row(self.row)
+        if not math.isfinite(found["loss"]):
+            reached = {"epoch": epoch, "step": self.done, "last_loss": meter.last}
+            raise DivergedError(f"the evaluation loss is {found['loss']}", reached)
+        self.meter = Meter(epoch + 1, self.done, cell.images, self.device, self.watch, meter.last)
+        if self.done < run.total:
+            self._stop_or_save(at_end=True)
 
-    def images_per_s(self, seconds: float) -> float:
-        """Over the steps that were timed; over all if there was only one."""
-        return (self.steps - self.untimed or self.steps) * self.images / seconds
+    def _stop_or_save(self, at_end: bool = False) -> None:
+        if self.ranks.count > 1 and self.meter.waiting:  # they wait for each other only where the device is waited for
+            return
+        due, stop = self.ranks.any([self.keep.due(at_end), self.keep.stop], self.device)
+        if stop or due:
+            with self.meter.paused():
+                self.keep.save(self.state())
+        if stop:
+            reached = {"epoch": self.meter.epoch, "step": self.done, "last_loss": self.meter.last}
+            raise StoppedError("stopped by Ctrl-C or a signal", reached)
 
-    def check(self) -> None:
-        waiting = (self.steps - 1) % self.every + 1
-        value = float(self.unread)
-        if not math.isfinite(value):
-            reached = {"epoch": self.epoch, "step": self.done + self.steps, "last_loss": self.last}
-            raise DivergedError(f"the training loss is {value}", reached)
-        self.read, self.last, self.unread = self.read + value, value / waiting, torch.zeros_like(self.unread)
-        speed = self.images_per_s(time.perf_counter() - self.since)
-        self.watch.step(self.epoch, self.steps, self.last, speed)
+    def state(self) -> dict[str, Any]:
+        """All that the numbers to come depend on."""
+        return {
+            "net": self.net.state_dict(),
+            "update": self.update.state_dict(),
+            "draws": self.ranks.everybodys(draws(self.device)),
+            "meter": self.meter.state(),
+            "row": self.row,
+            **{key: getattr(self, key) for key in KEPT},
+        }
 
-    def close(self) -> float:
-        """Read what is left; seconds since the epoch began, the device's work done."""
-        if self.steps % self.every:
-            self.check()
-        return self._seconds()
-
-    def _seconds(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter() - self.since
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Stand where ``state`` was taken. Raises CheckpointError if it is of another network."""
+        try:
+            self.net.load_state_dict(state["net"])
+            self.update.load_state_dict(state["update"])
+            self.meter.restore(state["meter"])
+            set_draws(state["draws"][self.ranks.rank], self.device)
+            self.row = state["row"]
+            for key in KEPT:
+                setattr(self, key, state[key])
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"checkpoint.pt does not fit this cell: {one_line(error)[:200]}") from None

@@ -18,18 +18,34 @@ FLOORS = [
     {"errors"},
     {"options", "targets", "files"},
     {"claim"},
+    {"attempt"},
     {"cell", "records"},
-    {"norms", "machine"},
+    {"norms", "machine", "ranks", "checkpoint"},
     {"surgery", "models", "data"},
-    {"optimize", "evaluate", "step"},
-    {"train"},
+    {"optimize", "evaluate", "step", "meter"},
+    {"train", "rehearse"},
     {"grid"},
     {"preflight"},
+    {"progress"},
     {"report", "display", "track"},
     {"launch", "bench"},
     {"sweep"},
 ]
-TORCH_FREE = {"errors", "options", "files", "claim", "cell", "records", "report", "display", "track", "grid", "sweep"}
+TORCH_FREE = {
+    "errors",
+    "options",
+    "files",
+    "claim",
+    "attempt",
+    "cell",
+    "records",
+    "report",
+    "progress",
+    "display",
+    "track",
+    "grid",
+    "sweep",
+}
 
 
 def room(path: Path) -> str:

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from normbench import display
-from normbench.display import Display, clock
+from normbench.display import Display
 
 OK = {"status": "ok", "top1": 98.25, "train_seconds": 12.1, "images_per_s": 1534.2}
 ROW = {"epoch": 1, "train_loss": 0.213, "top1": 97.2, "images_per_s": 1520.0}
@@ -29,8 +29,8 @@ def run(view):
         view.plan(PLAN)
         view.begin("a", "bgn-b8-s0", 2, 10)
         for step in range(1, 11):
-            view.step(1, step, 0.5, 1500.0)
-        view.row(ROW)
+            view.step("a", 1, step, 0.5, 1500.0)
+        view.row("a", ROW)
         view.finish("a", "bgn-b8-s0", OK)
         view.finish("b", "bn-b16-s0", {"status": "diverged", "reason": "loss [nan]\nat step 3"})
     return shown(view)
@@ -60,7 +60,7 @@ def test_epochs_are_told_at_most_every_five_seconds(monkeypatch):
         view.begin("a", "bn-b2-s0", 100, 1)
         for epoch in range(1, 31):
             now += 1.0
-            view.row({**ROW, "epoch": epoch})
+            view.row("a", {**ROW, "epoch": epoch})
         told = [line.split("epoch ")[1].split("/")[0] for line in shown(view).splitlines()]
         assert told == ["1", "6", "11", "16", "21", "26"]
 
@@ -96,24 +96,26 @@ def test_terminal_is_left_in_order_after_an_error():
     assert shown(view).endswith("afterwards\n")
 
 
-def test_a_line_of_the_current_cell_never_wraps(monkeypatch):
+def test_a_line_of_a_cell_never_wraps(monkeypatch):
     monkeypatch.setattr(display, "REDRAW", 0.0)
     view = Display(1, console=console(terminal=True, width=30))
     with view:
         view.begin("a", "a-very-long-name-of-a-cell-b2-s0", 2, 10)
-        view.step(1, 1, 0.5, 1500.0)
-        assert "…" in shown(view)
+        view.step("a", 1, 1, 0.5, 1500.0)
+        assert "a-very-long-name-…  epoch 1/2\n" in shown(view) + "\n"
 
 
 def test_time_left():
     view = Display(4, console=console())
     view.plan([(name, "x", "new") for name in "abcd"])
-    view._start = time.monotonic() - 60
+    view.begin("a", "x", 2, 10)
+    view._start = view.running["a"]._start = time.monotonic() - 60
     assert view._time_left() == ""
     view.finish("a", "x", OK)
     assert view._time_left() == "~3:00 left"
     view.begin("b", "x", 2, 10)
-    view.step(2, 10, 0.1, 1.0)
+    view.step("b", 1, 1, 0.1, 1.0)
+    view.step("b", 2, 10, 0.1, 1.0)
     assert view._time_left() == "~1:00 left"
 
 
@@ -141,7 +143,7 @@ def test_a_step_costs_next_to_nothing(monkeypatch, terminal):
         for _ in range(5):
             start = time.perf_counter()
             for step in range(2000):
-                view.step(1, step, 0.5, 1500.0)
+                view.step("a", 1, step, 0.5, 1500.0)
             costs.append((time.perf_counter() - start) / 2000)
     assert min(costs) < 50e-6
 
@@ -151,21 +153,16 @@ def test_drawings_are_throttled(monkeypatch):
         view.begin("a", "bgn-b8-s0", 1, 10_000)
         before = len(shown(view))
         for step in range(1000):
-            view.step(1, step, 0.5, 1500.0)
+            view.step("a", 1, step, 0.5, 1500.0)
         assert len(shown(view)) - before < 3000
 
 
 def test_values_that_are_missing_or_not_finite_are_no_obstacle():
     view = Display(1, console=console())
     view.begin("a", "x", 0, 0)
-    view.row({"epoch": 1, "train_loss": float("nan"), "top1": None})
+    view.row("a", {"epoch": 1, "train_loss": float("nan"), "top1": None})
     view.finish("a", "x", {})
     assert "[1/1] x  error" in shown(view)
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (7.4, "0:07"), (59.6, "1:00"), (11100, "3:05:00")])
-def test_clock(seconds, text):
-    assert clock(seconds) == text
 
 
 def test_import_is_light():
@@ -173,21 +170,12 @@ def test_import_is_light():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-def test_a_cell_that_is_done_has_no_time_left():
-    view = Display(1, console=console())
-    view.begin("a", "x", 2, 10)
-    view.row(ROW)
-    assert "left" in view.cell.told()
-    view.row({**ROW, "epoch": 2})
-    assert view.cell.told() == "epoch 2/2  loss 0.213  top-1 97.2  1520 images/s"
-
-
 @pytest.mark.parametrize(("speed", "text"), [(0.31, "0.3"), (9.94, "9.9"), (9.96, "10"), (1534.2, "1534")])
 def test_slow_nets_are_not_at_a_standstill(speed, text):
     view = Display(1, console=console())
     view.begin("a", "x", 1, 10)
-    view.step(1, 1, 0.5, speed)
-    assert f"  {text} images/s" in view.cell.told()
+    view.step("a", 1, 1, 0.5, speed)
+    assert f"  {text} images/s" in view.running["a"].told()
     view.finish("a", "x", {**OK, "images_per_s": speed})
     assert shown(view).endswith(f"  {text} images/s\n")
 
@@ -201,14 +189,14 @@ def test_one_cell_is_no_cells(total, text):
 @pytest.mark.parametrize("width", range(20, 90, 3))
 def test_a_narrow_terminal_shows_whole_words(width):
     view = Display(3, console=console(width=width))
-    view._ended["error"] = 1
+    view._ended["lost"] = "error"
     view.begin("a", "bn-b2-s0", 2, 10)
-    view.step(1, 1, 0.5, 1500.0)
-    view.row(ROW)
+    view.step("a", 1, 1, 0.5, 1500.0)
+    view.row("a", ROW)
     view.console.print(view._view())
     grid, cell = shown(view).splitlines()[-2:]
     assert max(len(grid), len(cell)) <= width
-    whole = ["bn-b2-s0", *view.cell.facts()]
+    whole = ["bn-b2-s0", *view.running["a"].told().split("  ")]
     said = cell.strip().split("  ")
     assert said == whole[: len(said)]
     assert "…" not in grid
@@ -242,7 +230,7 @@ def test_what_cannot_be_shown_costs_nothing(monkeypatch, terminal, after, error)
     view = Display(3, console=Console(file=file, force_terminal=terminal, width=100, color_system=None))
     run(view)
     view.note("afterwards")
-    assert view._ended == {"ok": 1, "diverged": 1}
+    assert view._ended == {"a": "ok", "b": "diverged"}
     assert sys.stdout is out
     assert file.left >= 0 or view.console.quiet
 
@@ -283,6 +271,6 @@ def test_a_terminal_that_knows_ascii_alone_is_drawn_on(monkeypatch):
     view = Display(3, console=Console(file=file, force_terminal=True, width=30, color_system=None))
     with view:
         view.begin("a", "größe-of-a-very-long-name-of-a-cell", 2, 10)
-        view.step(1, 1, 0.5, 1500.0)
+        view.step("a", 1, 1, 0.5, 1500.0)
         assert not view.console.quiet
     assert b"gr??e-of-a-very" in raw.getvalue()

@@ -72,8 +72,9 @@ def test_what_rerun_lets_run(tmp_path: Path) -> None:
     states = ("ok", "diverged", "interrupted", "error")
     items = plan(tmp_path, "norm=bn", "seed=range(5)")
     for item, status in zip(items, states, strict=False):
-        store.begin(item.cell_id, {}, item.known, {})
-        store.finish(item.cell_id, {"status": status, **item.known})
+        attempt = store.begin(item.cell_id, {}, item.known)
+        assert attempt is not None
+        attempt.finish({"status": status, **item.known})
     again = plan(tmp_path, "norm=bn", "seed=range(5)")
     assert [item.status for item in again] == [*states, "new"]
     chosen = {rerun: [item.status for item in will_run(again, rerun)] for rerun in ("none", "failed", "all")}

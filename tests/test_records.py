@@ -23,9 +23,10 @@ def config(**changed: object) -> dict[str, object]:
 
 def finished(store: Store, name: str, *, status: str = "ok", changed: tuple[str, ...] = (), **keys: object) -> None:
     known = {"config": config(**keys), "changed": list(changed)}
-    store.begin(name, {"batch": 2}, known, {})
-    store.append_row(name, {"epoch": 1, "step": 5, "top1": 50.0})
-    store.finish(name, {"status": status, "reason": "", "top1": 97.5, "epoch": 1, **known})
+    attempt = store.begin(name, {"batch": 2}, known)
+    assert attempt is not None
+    attempt.append_row({"epoch": 1, "step": 5, "top1": 50.0})
+    attempt.finish({"status": status, "reason": "", "top1": 97.5, "epoch": 1, **known})
 
 
 @pytest.fixture
@@ -37,19 +38,19 @@ def store(tmp_path: Path) -> Store:
 
 def test_a_cell_goes_from_new_to_running_to_its_result(store: Store) -> None:
     assert store.status("a") == "new"
-    store.begin("a", {"batch": 2}, {"config": config(), "changed": []}, {"torch": "2"})
+    attempt = store.begin("a", {"batch": 2}, {"config": config(), "changed": []})
+    assert attempt is not None
     assert store.status("a") == "running"
-    store.finish("a", {"status": "ok", "config": config(), "changed": []})
+    attempt.finish({"status": "ok", "config": config(), "changed": []})
     assert store.status("a") == "ok"
-    assert not (store.cell("a") / "running.json").exists()
+    assert not list(store.cell("a").glob("running*"))
 
 
 def test_a_cell_whose_process_is_gone_is_killed_and_keeps_its_row(store: Store) -> None:
     script = f"""
 from normbench.records import Store
 store = Store({str(store.folder.parent)!r}, "t")
-store.begin("a", {{}}, {{"config": {config(batch=8)!r}, "changed": []}}, {{}})
-store.append_row("a", {{"epoch": 1, "step": 7}})
+store.begin("a", {{}}, {{"config": {config(batch=8)!r}, "changed": []}}).append_row({{"epoch": 1, "step": 7}})
 import os, signal
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -89,9 +90,13 @@ def test_an_option_of_one_norm_alone_is_empty_for_the_others(store: Store) -> No
 
 def test_a_new_attempt_replaces_rows_and_result_and_counts_up(store: Store) -> None:
     finished(store, "a")
-    store.begin("a", {}, {"config": config(), "changed": []}, {})
+    attempt = store.begin("a", {}, {"config": config(), "changed": []})
+    assert attempt is not None
     assert store.status("a") == "running"
+    assert not (store.cell("a") / "result.json").exists()
+    attempt.keep_rows(0)
     assert records.epochs(store.cell("a")) == []
+    attempt.write_provenance({"torch": "2"})
     assert files.read_json(store.cell("a") / "provenance.json")["attempt"] == 2
 
 

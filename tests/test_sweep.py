@@ -346,7 +346,9 @@ BAD = [
     (["norm=nothere.py:X"], "nothere.py"),
     (["track=tensorboard"], "track"),
     (["rerun=some"], "rerun: got 'some'"),
-    (["slots=2"], "slots: got 2"),
+    (["slots=0"], "slots: got 0"),
+    (["ranks=many"], "ranks: got 'many'"),
+    (["cell_timeout=0"], "cell_timeout: got 0"),
     (["name=a/b"], "name: got 'a/b'"),
     (["lr=nan"], "lr: got nan"),
     (["lr=inf"], "lr: got inf"),
@@ -461,7 +463,7 @@ def test_a_stopped_sweep_says_so_and_the_same_command_goes_on(
         assert "the same command goes on from here" in err
         assert [row["status"] for row in results("t")] == [status]
     (cell,) = folder.glob("bn-b2-*")
-    assert cell_status(cell) == status
+    wait_for(lambda: cell_status(cell) == status)  # what a killed sweep leaves follows it at once
     assert sweep(*endless, "plan=true") == 0
     assert f"{status}, to be run again" in capsys.readouterr().out
     # The same command goes on: a cell of few steps in place of the endless one, taken over from the dead process.

@@ -62,8 +62,13 @@ def wandb(monkeypatch):
 
 def follow(tracker, result=OK):
     tracker.begin(CELL)
-    tracker.row(ROW)
-    tracker.finish(result)
+    tracker.row(CELL["cell_id"], ROW)
+    tracker.finish(CELL["cell_id"], result)
+
+
+def told(run):
+    """What a run was told, without the definitions of its metrics."""
+    return [(name, values, named) for name, values, named in run.said if name != "define_metric"]
 
 
 @pytest.mark.parametrize("kind", [None, "none", "off"])
@@ -81,14 +86,14 @@ def test_unknown_kind():
 
 def test_a_cell_is_a_run_laid_out_for_grouping(wandb, tmp_path):
     follow(track.make("wandb", folder=tmp_path, note=print))
-    (told,) = wandb.inits
-    assert told["project"] == "normbench"
-    assert told["group"] == "first/digits-resnet8"
-    assert told["job_type"] == "cell"
-    assert told["name"] == "bgn-b8-s0"
-    assert told["resume"] == "allow"
-    assert told["dir"] == str(tmp_path)
-    assert told["config"] == {
+    (asked,) = wandb.inits
+    assert asked["project"] == "normbench"
+    assert asked["group"] == "first/digits-resnet8"
+    assert asked["job_type"] == "cell"
+    assert asked["name"] == "bgn-b8-s0"
+    assert asked["resume"] == "allow"
+    assert asked["dir"] == str(tmp_path)
+    assert asked["config"] == {
         "sweep": "first", "cell_id": CELL["cell_id"], "norm": "bgn", "batch": 8, "workers": 4, "global_batch": 32,
         "seed": 0, "arch": "resnet8", "data": "digits", "recipe": "quick", "epochs": 2, "steps": None, "lr": 0.1,
         "amp": "none",
@@ -104,15 +109,14 @@ def test_the_id_is_stable_and_a_cells_own():
 
 
 def test_a_users_folders_are_not_in_names():
-    told = track.describe({**CELL, "norm": "/home/me/my.py:Norm", "arch": "/home/me/net.py:net"})
-    assert told["name"] == "my.py:Norm-b8-s0"
-    assert told["group"] == "first/digits-net.py:net"
+    asked = track.describe({**CELL, "norm": "/home/me/my.py:Norm", "arch": "/home/me/net.py:net"})
+    assert asked["name"] == "my.py:Norm-b8-s0"
+    assert asked["group"] == "first/digits-net.py:net"
 
 
 def test_rows_and_summary(wandb):
     follow(track.make("wandb", note=print), {**OK, "status": "diverged", "top1": None})
-    said = [(name, values, named) for name, values, named in wandb.runs[0].said if name != "define_metric"]
-    assert said == [
+    assert told(wandb.runs[0]) == [
         ("log", ({"epoch": 1, "step": 10, "train/lr": 0.1, "train/loss": 0.5, "val/top1": 91.0, "val/loss": 0.3},), {}),
         ("update", ({"status": "diverged", "reason": "", "train_seconds": 1.5},), {}),
         ("finish", (), {"exit_code": 1}),
@@ -131,6 +135,87 @@ def test_close_ends_a_run_left_open(wandb):
     tracker.close()
     tracker.close()
     assert [name for name, *_ in wandb.runs[0].said].count("finish") == 1
+
+
+def test_several_cells_are_open_at_once(wandb):
+    tracker = track.make("wandb", note=print)
+    for name in ("a", "b", "c"):
+        tracker.begin({**CELL, "cell_id": name})
+    tracker.row("b", {"epoch": 1})
+    tracker.row("a", {"epoch": 7})
+    tracker.finish("a", {"status": "ok"})
+    tracker.row("b", {"epoch": 2})
+    tracker.finish("b", {"status": "oom"})
+    tracker.close()
+    assert [asked["settings"]["reinit"] for asked in wandb.inits] == ["create_new"] * 3
+    assert len({asked["id"] for asked in wandb.inits}) == 3
+    a, b, c = map(told, wandb.runs)
+    assert a == [
+        ("log", ({"epoch": 7},), {}), ("update", ({"status": "ok"},), {}), ("finish", (), {"exit_code": 0}),
+    ]  # fmt: skip
+    assert b == [
+        ("log", ({"epoch": 1},), {}), ("log", ({"epoch": 2},), {}),
+        ("update", ({"status": "oom"},), {}), ("finish", (), {"exit_code": 1}),
+    ]  # fmt: skip
+    assert c == [("update", ({"status": "interrupted"},), {}), ("finish", (), {"exit_code": 1})]
+
+
+def test_a_cell_begun_again_while_its_run_is_open_goes_on_in_it(wandb):
+    tracker = track.make("wandb", note=print)
+    tracker.begin(CELL)
+    follow(tracker)
+    assert len(wandb.inits) == 1
+    assert [name for name, *_ in told(wandb.runs[0])] == ["log", "update", "finish"]
+
+
+def test_a_cell_that_goes_on_after_its_end_is_the_same_run(wandb):
+    tracker = track.make("wandb", note=print)
+    follow(tracker, {"status": "killed"})
+    follow(tracker)
+    assert [(asked["id"], asked["resume"]) for asked in wandb.inits] == [(wandb.inits[0]["id"], "allow")] * 2
+
+
+def test_what_is_said_of_a_cell_that_is_not_open_is_nothing(wandb):
+    tracker = track.make("wandb", note=pytest.fail)
+    tracker.row("skipped", ROW)
+    tracker.finish("skipped", {"status": "skipped"})
+    tracker.close()
+    assert wandb.inits == []
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_a_package_that_keeps_one_run_open_is_not_given_two(wandb, several):
+    """Before 0.19.10 the second cell would be logged into the run of the first."""
+
+    class Settings(dict):
+        model_fields = dict.fromkeys(("console", "silent", "init_timeout"), "") | {
+            "reinit": "'default' | 'create_new'" if several else "bool"
+        }
+
+    wandb.Settings, notes = Settings, []
+    tracker = track.make("wandb", note=notes.append)
+    follow(tracker)
+    follow(tracker)
+    assert len(wandb.inits) == 2, "one after another they are fine"
+    assert all(set(asked["settings"]) <= set(Settings.model_fields) for asked in wandb.inits)
+    assert all(("reinit" in asked["settings"]) == several for asked in wandb.inits)
+    for name in ("a", "b"):
+        tracker.begin({**CELL, "cell_id": name})
+    assert len(wandb.inits) == (4 if several else 3)
+    assert len([note for note in notes if "one run open at a time; from 0.19.10 on" in note]) == (not several)
+
+
+def test_a_failure_of_one_cell_ends_the_tracking_of_all(wandb):
+    notes = []
+    tracker = track.make("wandb", note=notes.append)
+    for name in ("a", "b"):
+        tracker.begin({**CELL, "cell_id": name})
+    wandb.runs[0].fail = "log"
+    tracker.row("a", ROW)
+    tracker.row("b", ROW)
+    tracker.close()
+    assert len([note for note in notes if "tracking is off" in note]) == 1
+    assert told(wandb.runs[1]) == []
 
 
 def test_environment_wins(wandb, monkeypatch, tmp_path):
@@ -202,8 +287,11 @@ import sys
 from normbench import track
 from test_track import CELL, OK, ROW
 tracker = track.make("wandb", folder=sys.argv[1], note=print)
-tracker.begin(CELL); tracker.row(ROW); tracker.finish(OK)
-tracker.begin({**CELL, "cell_id": "other"}); tracker.finish({"status": "oom", "reason": "too large"})
+one = CELL["cell_id"]
+tracker.begin(CELL); tracker.begin({**CELL, "cell_id": "other", "seed": 1})
+tracker.row(one, ROW); tracker.row("other", {**ROW, "top1": 50.0}); tracker.row(one, {**ROW, "epoch": 2})
+tracker.finish("other", {"status": "oom", "reason": "too large"})
+tracker.begin({**CELL, "cell_id": "left", "seed": 2}); tracker.finish(one, OK)
 tracker.close()
 """
 
@@ -228,19 +316,31 @@ def test_offline_for_real(tmp_path):
     assert told.stdout == f"W&B: offline; to send it:  wandb sync {folder}/wandb/offline-run-*\n"
     assert told.stderr == ""
     assert list(cwd.iterdir()) == []
-    files = sorted(folder.glob("wandb/offline-run-*/*.wandb"))
-    assert len(files) == 2
-    inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(files[0])]
+    ids = [track.describe({**CELL, "cell_id": name})["id"] for name in (CELL["cell_id"], "other", "left")]
+    files = [list(folder.glob(f"wandb/offline-run-*/run-{one}.wandb")) for one in ids]
+    assert [len(found) for found in files] == [1, 1, 1]
+    first, other, left = (read_back(found[0], env) for found in files)
+    run = first["run"][0]
+    assert (run["run_group"], run["job_type"], run["display_name"]) == ("first/digits-resnet8", "cell", "bgn-b8-s0")
+    assert run["config"]["update"]["norm"] == "bgn"
+    assert [row["item"]["val/top1"] for row in first["history"]] == [91.0, 91.0]
+    assert [row["item"]["epoch"] for row in first["history"]] == [1, 2]
+    assert [row["item"]["val/top1"] for row in other["history"]] == [50.0]
+    assert "history" not in left
+    assert {"status": "interrupted"} in [summary.get("update") for summary in left["summary"]]
+    assert [records["exit"][0].get("exit_code", 0) for records in (first, other, left)] == [0, 1, 1]
+
+
+def read_back(file, env):
+    """The records of an offline run, by type."""
+    inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
     read = subprocess.run(inspect, env=env, capture_output=True, text=True, timeout=60)
     if read.returncode:
         pytest.skip("this wandb cannot read an offline run back (it can from 0.29 on)")
-    records = [json.loads(line) for line in read.stdout.splitlines()]
-    run = next(record["run"] for record in records if record["type"] == "run")
-    history = [record["history"]["item"] for record in records if record["type"] == "history"]
-    assert (run["run_group"], run["job_type"], run["display_name"]) == ("first/digits-resnet8", "cell", "bgn-b8-s0")
-    assert run["config"]["update"]["norm"] == "bgn"
-    assert history[0]["val/top1"] == 91.0
-    assert records[-1]["exit"].get("exit_code", 0) == 0
+    records = {}
+    for record in map(json.loads, read.stdout.splitlines()):
+        records.setdefault(record["type"], []).append(record.get(record["type"]))
+    return records
 
 
 @real

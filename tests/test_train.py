@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from normbench import cell as cells
-from normbench import norms, train
+from normbench import checkpoint, norms, train
 from normbench.cell import Cell
 from normbench.data import Description
+from normbench.meter import DivergedError, StoppedError
 from normbench.optimize import optimizer
 from normbench.step import Step, classification_loss
 
@@ -52,17 +54,19 @@ class Made:
         draws = [torch.randn(3, side, side, generator=torch.Generator().manual_seed(int(i))) for i in indices]
         return torch.stack(draws), indices % 10
 
-    def train(self, *, seed: int, epoch: int, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def train(
+        self, *, seed: int, epoch: int, batch: int, start: int = 0, rank: int = 0, ranks: int = 1
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         self.asked.append((seed, epoch, batch))
         order = torch.randperm(self.description.train, generator=torch.Generator().manual_seed(seed + epoch))
-        for step in range(self.train_steps(batch)):
-            yield self._pair(order[step * batch : (step + 1) * batch])
+        for step in range(start, self.train_steps(batch)):
+            yield self._pair(order[step * batch : (step + 1) * batch].chunk(ranks)[rank])
 
     def train_steps(self, batch: int) -> int:
         return self.description.train // batch
 
-    def test(self, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for part in torch.arange(self.description.test).split(batch):
+    def test(self, batch: int, *, rank: int = 0, ranks: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        for part in torch.arange(self.description.test).split(batch)[rank::ranks]:
             yield self._pair(part)
 
 
@@ -171,7 +175,7 @@ def test_virtual_workers_are_not_one_large_batch() -> None:
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_the_last_finite_one() -> None:
-    with pytest.raises(train.DivergedError, match=r"training loss is (nan|inf) in epoch \d, step \d") as caught:
+    with pytest.raises(DivergedError, match=r"training loss is (nan|inf) in epoch \d, step \d") as caught:
         run(make("none", lr=1e12, epochs=2))
     assert math.isfinite(caught.value.reached["last_loss"])
     assert caught.value.reached["step"] >= 2
@@ -217,3 +221,74 @@ def test_a_compiled_run_agrees_with_an_eager_one(norm: str) -> None:
     eager, _, _, _ = run(make(norm, batch=4, steps=3))
     compiled, _, _, _ = run(make(norm, batch=4, steps=3, compile=True))
     assert compiled["train_loss"] == pytest.approx(eager["train_loss"], rel=1e-3)
+
+
+class Stops:
+    """A keeper that asks a run to stop at one step, and keeps what it leaves on disk."""
+
+    def __init__(self, path: Path, at: int) -> None:
+        self.path, self.at, self.seen, self.stop = path, at, 0, False
+
+    def due(self, at_end: bool) -> bool:
+        self.seen += not at_end
+        self.stop = self.seen == self.at
+        return False
+
+    def save(self, state: dict[str, Any]) -> None:
+        checkpoint.save(self.path, state)
+
+
+DROPOUT = """
+import torch
+from torch import nn
+
+class Noisy(nn.BatchNorm2d):
+    def forward(self, x):
+        return nn.functional.dropout(super().forward(x), 0.1, self.training)
+"""
+
+
+@pytest.mark.parametrize(
+    ("norm", "keys"),
+    [
+        *((name, {}) for name in norms.names()),
+        ("bn", {"workers": 4, "chunk": 1}),
+        ("bn", {"memory_format": "channels_last"}),
+        ("bn", {"recipe": {"optimizer": "adamw"}}),
+        ("mine.py:Noisy", {}),
+    ],
+)
+@pytest.mark.parametrize("at", [1, 7, 12, 13])
+def test_a_run_goes_on_bit_for_bit(
+    norm: str, keys: dict[str, Any], at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in the first epoch, at its last step, in the second: weights, rows and result are those of one run."""
+    (tmp_path / "mine.py").write_text(DROPOUT)
+    monkeypatch.chdir(tmp_path)
+    cell = make(norm, deterministic=True, **{"epochs": 2, **keys})
+    description = described(train_count=12 * cell.images)
+
+    def begin() -> tuple[nn.Module, Notes]:
+        return train.prepare(cell, description, CPU), Notes()
+
+    whole, notes = begin()
+    result = train.train(cell, whole, Made(description), CPU, notes)
+
+    first, before = begin()
+    with pytest.raises(StoppedError, match=rf"step {at}$"):
+        train.train(cell, first, Made(description), CPU, before, Stops(tmp_path / "c.pt", at))
+    second, after = begin()
+    state = checkpoint.load(tmp_path / "c.pt")
+    assert state is not None
+    again = train.train(cell, second, Made(description), CPU, after, state=state)
+
+    def compared(row: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in row.items() if key not in TIMES}
+
+    assert compared(again) == compared(result)
+    kept = before.rows[: state["meter"]["epoch"] - 1]
+    assert [compared(row) for row in kept + after.rows] == [compared(row) for row in notes.rows]
+    assert checkpoint.digest(second.state_dict()) == checkpoint.digest(whole.state_dict())
+
+
+TIMES = ("train_seconds", "images_per_s", "peak_memory_mib")

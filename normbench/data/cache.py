@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from normbench.data.arrays import Arrays
-from normbench.files import cache_folder
+from normbench.files import cache_folder, read_json, write_json
 
 # Raise this when decoding changes: what older versions kept does not count then.
 VERSION = 1
@@ -51,6 +51,20 @@ def kept(
         arrays = decode()
         save(file, signature, arrays)
     return arrays
+
+
+def noted(source: Path, signature: str, read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """``read()``, or what an earlier call of it left: something small that JSON can hold, such as a list of names."""
+    file = path_of(source, None).with_suffix(".json")
+    note = read_json(file)
+    if note.get("signature") != signature:
+        note = {**read(), "signature": signature}
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(file, note)
+        except OSError as error:
+            complain(f"{file}: cannot be kept here ({error.strerror}); set NORMBENCH_CACHE=FOLDER")
+    return note
 
 
 def load(file: Path, signature: str, *, verify: bool = True) -> Arrays | None:

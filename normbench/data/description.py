@@ -41,14 +41,25 @@ class Pictures(Protocol):
     description: Description
     num_classes: int
 
-    def train(self, *, seed: int, epoch: int, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """One epoch in random order, augmented, whole batches only. Order and draws depend on (seed, epoch) alone."""
+    def train(
+        self, *, seed: int, epoch: int, batch: int, start: int = 0, rank: int = 0, ranks: int = 1
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """One epoch in random order, augmented, whole batches only. Order and draws depend on (seed, epoch) alone.
+
+        batch: pictures of a step, on all ranks together.
+        start: the first step handed out; it and those after it are, bit for bit, the steps of an epoch begun at 0.
+        rank, ranks: of every step the consecutive share ``rank`` of ``ranks`` equal ones.
+        What is not handed out is not read either. Raises ConfigError if ``ranks`` does not divide ``batch``.
+        """
         ...
 
     def train_steps(self, batch: int) -> int:
         """Batches in one epoch."""
         ...
 
-    def test(self, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every evaluation picture once, in order, as it is; the last batch may be short."""
+    def test(self, batch: int, *, rank: int = 0, ranks: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every evaluation picture once, in order, as it is; the last batch may be short.
+
+        rank, ranks: of these same batches, number rank, rank + ranks, rank + 2 · ranks …; there may be none.
+        """
         ...

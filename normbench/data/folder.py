@@ -30,10 +30,12 @@ class Listing:
     root: what the names in ``tree`` start from.
     signature: of names, sizes and times; a cache made from another one does not count.
     fingerprint: of names and sizes, for sets that are never decoded as a whole.
+    sizes: name → bytes.
     """
 
     root: Path
     tree: Tree
+    sizes: Mapping[str, int]
     signature: str
     fingerprint: str
 
@@ -143,15 +145,17 @@ def walk(folder: Path, prefix: str, stats: dict[str, tuple[int, int]], folders: 
 def listed(root: Path, tree: Tree, stats: Stats) -> Listing:
     """A listing whose signature and fingerprint cover the pictures of ``tree``."""
     names = sorted({*tree.train, *tree.test})
-    mark, sign = hashlib.sha256("\n".join(tree.classes).encode()), hashlib.sha256()
-    for name in names:
-        size, changed = stats[name]
-        line = f"{name} {size}\n".encode(errors="surrogateescape")
-        mark.update(line)
-        sign.update(line + b"%d" % changed)
+    sizes = {name: stats[name][0] for name in names}
+    marks = "".join(f"{name} {size}\n" for name, size in sizes.items())
+    signs = "".join(f"{name} {size}\n{stats[name][1]}" for name, size in sizes.items())
     # The labels too: the same files can be split anew.
-    sign.update("\n".join(tree.train).encode(errors="surrogateescape"))
-    return Listing(root, tree, sign.hexdigest(), mark.hexdigest()[:16])
+    signature, fingerprint = sha256(signs + "\n".join(tree.train)), sha256("\n".join(tree.classes) + marks)
+    return Listing(root, tree, sizes, signature, fingerprint[:16])
+
+
+def sha256(text: str) -> str:
+    """Hex digits of the SHA-256 of ``text``, in which file names may be any bytes."""
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
 def decoded_bytes(listing: Listing, size: int | None) -> int:

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from normbench.data import share
 from normbench.data.arrays import CHUNK, Arrays, fit
 from normbench.data.description import Description
-from normbench.errors import ConfigError
 
 
 class InMemory:
@@ -44,7 +44,7 @@ class InMemory:
         self.pad, self.flip, self.size, self.device = pad, flip, size, torch.device(device)
         self.train_x = bordered(arrays.train_x, train_at, pad).to(device)
         self.train_y = torch.from_numpy(arrays.train_y[train_at])
-        self.test_x = torch.from_numpy(test_x[test_at]).to(device)
+        self.test_x = bordered(test_x, test_at, 0).to(device)
         self.test_y = torch.from_numpy(test_y[test_at]).to(device)
         # (x − μ) / σ as one product and one sum; a grey picture becomes three channels in the product.
         mean, std = (torch.tensor(v, dtype=torch.float64).view(1, -1, 1, 1) for v in (arrays.mean, arrays.std))
@@ -56,23 +56,26 @@ class InMemory:
         """Whole batches in one epoch."""
         return self.description.train // batch
 
-    def train(self, *, seed: int, epoch: int, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """See ``Pictures.train``. Raises ConfigError for a batch larger than the training set."""
-        steps = whole_batches(self.description, batch)
+    def train(
+        self, *, seed: int, epoch: int, batch: int, start: int = 0, rank: int = 0, ranks: int = 1
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """See ``Pictures.train``. Raises ConfigError as share.of_epoch()."""
+        places = share.of_epoch(self.description, batch=batch, start=start, rank=rank, ranks=ranks)
         order, corner, mirrored = self.draws(seed, epoch)
-        used = slice(0, steps * batch)
-        y = self.train_y[order][used].to(self.device).split(batch)
-        corners = corner[order][used].to(self.device).unsqueeze(1).split(batch)
-        sides = mirrored[order][used].to(self.device).split(batch)
+        used = order[torch.from_numpy(places)]
+        y = self.train_y[used].to(self.device).unbind()
+        corners = corner[used].to(self.device).unsqueeze(2).unbind()
+        sides = mirrored[used].to(self.device).unbind()
         H, W = self.test_x.shape[2:]
-        flat, shape = self.train_x.view(-1), (batch, -1, H, W)
-        for i in range(steps):
+        flat, shape = self.train_x.view(-1), (batch // ranks, -1, H, W)
+        for i in range(len(places)):
             at = self.templates.index_select(0, sides[i]).add_(corners[i])
             yield self.normalised(flat.index_select(0, at.view(-1)).view(shape)), y[i]
 
-    def test(self, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def test(self, batch: int, *, rank: int = 0, ranks: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
         """See ``Pictures.test``."""
-        for x, y in zip(self.test_x.split(batch), self.test_y.split(batch), strict=True):
+        batches = list(zip(self.test_x.split(batch), self.test_y.split(batch), strict=True))
+        for x, y in share.of_batches(batches, rank, ranks):
             yield self.normalised(x), y
 
     def draws(self, seed: int, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -96,23 +99,17 @@ class InMemory:
         return (x * self.scale).add_(self.shift)
 
 
-def whole_batches(description: Description, batch: int) -> int:
-    """Batches in one epoch. Raises ConfigError if there is none."""
-    if not 1 <= batch <= description.train:
-        raise ConfigError(
-            f"batch: got {batch} images a step, expected 1 to {description.train}, "
-            f"the training pictures of {description.name}; take a smaller batch"
-        )
-    return description.train // batch
-
-
 def bordered(x: np.ndarray, at: np.ndarray, pad: int) -> Tensor:
     """The pictures ``at`` of uint8 (N, C, H, W), with ``pad`` black pixels on every side."""
     _, C, H, W = x.shape
+    x = np.asarray(x)  # a memory map's own indexing is slower
     out = np.zeros((len(at), C, H + 2 * pad, W + 2 * pad), dtype=np.uint8)
     for start in range(0, len(at), CHUNK):
         part = at[start : start + CHUNK]
-        out[start : start + len(part), :, pad : pad + H, pad : pad + W] = x[part]
+        run = slice(part[0], part[0] + len(part))
+        together = np.array_equal(part, np.arange(run.start, run.stop))
+        chosen = x[run] if together else x[part]  # a slice is not copied twice
+        out[start : start + len(part), :, pad : pad + H, pad : pad + W] = chosen
     return torch.from_numpy(out)
 
 

@@ -12,7 +12,7 @@ import hashlib
 import json
 import socket
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,9 +97,7 @@ def find(
     if not known.pinned:
         listing = flowers(options, root) if options.name == "flowers102" else caltech(root)
         return open_listing(listing, options, verify=verify, progress=progress)
-    stats = [(root / name).stat() for name in known.files]
-    signature = " ".join(f"{status.st_size}-{status.st_mtime_ns}" for status in stats)
-
+    signature = signature_of(root / name for name in known.files)
     source = root / known.files[0]
     return cache.kept(source, signature, options.size, lambda: decoded(options, known, root), verify=verify)
 
@@ -187,10 +185,16 @@ def checksum(name: str) -> str:
 
 def flowers(options: DataOptions, root: Path) -> Listing:
     """Flowers-102: train and val lists, test list. Classes go by their official numbers."""
-    parts = opened(options, KNOWN["flowers102"], root)
-    base = root / "flowers-102/jpg"
-    names = [[Path(file).name for file in part._image_files] for part in parts]
-    labels = [np.array(part._labels, dtype=np.int64) for part in parts]
+    base, *lists = (root / name for name in KNOWN["flowers102"].files)
+
+    def read() -> dict[str, Any]:
+        parts = opened(options, KNOWN["flowers102"], root)
+        names = [[Path(file).name for file in part._image_files] for part in parts]
+        return {"names": names, "labels": [list(map(int, part._labels)) for part in parts]}
+
+    # The lists are checksummed when they are read; torchvision and SciPy take seconds to load for it.
+    found = cache.noted(base, signature_of(lists), read)
+    names, labels = found["names"], [np.array(part, dtype=np.int64) for part in found["labels"]]
     tree = Tree(
         classes=tuple(f"{number:03d}" for number in range(1, 103)),
         train=(*names[0], *names[1]),
@@ -199,6 +203,11 @@ def flowers(options: DataOptions, root: Path) -> Listing:
         test_y=labels[2],
     )
     return on_disk(base, tree)
+
+
+def signature_of(files: Iterable[Path]) -> str:
+    """Sizes and times of ``files`` as they are now."""
+    return " ".join(f"{status.st_size}-{status.st_mtime_ns}" for status in (file.stat() for file in files))
 
 
 def caltech(root: Path) -> Listing:

@@ -18,9 +18,9 @@ UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, 
 
 def is_picture(name: str) -> bool:
     """Has ``name`` a picture's suffix, and is no part of its path hidden (or a Mac's resource fork)?"""
-    parts = name.split("/")
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-    return not hidden and name.lower().endswith(SUFFIXES)
+    if not name.lower().endswith(SUFFIXES):
+        return False
+    return not (name.startswith(".") or "/." in name or "__MACOSX" in name.split("/"))
 
 
 def read(data: bytes, name: str) -> Image.Image:

@@ -13,7 +13,7 @@ from normbench.data.description import Description, Pictures
 from normbench.data.folder import Listing
 from normbench.data.memory import InMemory
 from normbench.data.progress import Tick
-from normbench.errors import ConfigError, UnknownName
+from normbench.errors import ConfigError, DataError, UnknownName, one_line
 from normbench.options import DataOptions
 from normbench.targets import is_target
 
@@ -40,17 +40,25 @@ def describe(options: DataOptions, *, fetch: bool = True, progress: Tick | None 
 
 
 def open_pictures(
-    options: DataOptions, *, size: int | None, device: torch.device | str, progress: Tick | None = None
+    options: DataOptions,
+    *,
+    size: int | None,
+    device: torch.device | str,
+    described: Description | None = None,
+    progress: Tick | None = None,
 ) -> Pictures:
     """The pictures of ``options`` on ``device``, handed out at ``size`` × ``size`` (None: as stored).
 
+    described: what describe() said of them before; DataError if they are not those any more.
     progress: called with the share decoded, in place of the bar. Raises UnknownName, ConfigError, DataError.
     """
     found = find(options, progress=progress)
     assert found is not None  # only a plan may leave the pictures where they are
     if isinstance(found, user.Own):
+        same(found.description, described)
         return found.on(size, device)
     description, train_at, test_at = chosen(found, options)
+    same(description, described)
     if isinstance(found, Arrays):
         return InMemory(
             found, description, train_at, test_at, pad=options.pad, flip=options.flip, size=size, device=device
@@ -77,14 +85,46 @@ def find(
     if is_target(name):
         return user.find(options)
     check(options)
-    if name == "digits":
-        refuse_stream(options)
-        return digits.find(options.size)
-    if name in official.KNOWN:
-        return official.find(options, fetch=fetch, verify=verify, progress=progress)
-    if name == "imagenet":
-        return imagenet(options, fetch=fetch, verify=verify, progress=progress)
-    return folder.find(options, verify=verify, progress=progress)
+    try:
+        if name == "digits":
+            refuse_stream(options)
+            return digits.find(options.size)
+        if name in official.KNOWN:
+            return official.find(options, fetch=fetch, verify=verify, progress=progress)
+        if name == "imagenet":
+            return imagenet(options, fetch=fetch, verify=verify, progress=progress)
+        return folder.find(options, verify=verify, progress=progress)
+    except OSError as error:  # a place that may not be looked at, or that goes away while it is
+        raise DataError(
+            f"{error.filename or name}: cannot be read ({error.strerror or one_line(error)}); expected the pictures "
+            f"of {name}; change its permissions, put it back, or give data.root=…"
+        ) from error
+
+
+def same(found: Description, before: Description | None) -> None:
+    """Raise DataError if the pictures ``found`` are not those that were described ``before``.
+
+    What could not be known then (a plan without the pictures) is not held against them; classes count by their number,
+    since a plan may not know their names and the fingerprint covers them.
+    """
+    if before is None:
+        return
+    facts = [
+        ("pictures to train on", found.train, before.train),
+        ("pictures to evaluate on", found.test, before.test),
+        ("evaluation split", found.split, before.split),
+        ("classes", len(found.classes), len(before.classes)),
+        ("height", found.height, before.height),
+        ("width", found.width, before.width),
+        ("channels", found.channels, before.channels),
+        ("fingerprint of the content", found.fingerprint, before.fingerprint),
+    ]
+    changed = [f"{fact} {now} (was {then})" for fact, now, then in facts if then and now != then]
+    if changed:
+        raise DataError(
+            f"{found.name}: the pictures have changed since they were described: found {', '.join(changed)}; expected "
+            "the same ones all through; put them back, or start again and let them be described anew"
+        )
 
 
 def check(options: DataOptions) -> None:

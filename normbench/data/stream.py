@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.context
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
+from normbench.data import share
 from normbench.data.arrays import fit
 from normbench.data.description import Description
 from normbench.data.files import content, cores
 from normbench.data.folder import Listing
-from normbench.data.memory import whole_batches
 from normbench.data.picture import read
 from normbench.errors import DataError
 
@@ -54,10 +54,14 @@ class Names:
 
 @dataclass
 class Files(Dataset[tuple[Tensor, int] | str]):
-    """Picture i as uint8 (3, size, size) and its label; a message (str) where it cannot be decoded."""
+    """Picture i as uint8 (3, size, size) and its label; a message (str) where it cannot be read or decoded.
+
+    sizes: of the files in bytes when they were listed; one of another size is another picture, or half of one.
+    """
 
     root: Path
     names: Names
+    sizes: np.ndarray
     labels: np.ndarray
     transform: v2.Transform
 
@@ -68,7 +72,13 @@ class Files(Dataset[tuple[Tensor, int] | str]):
         i, seed = wanted
         path = self.root / self.names[i]
         try:
-            image = read(content(path, str(path)), str(path)).convert("RGB")
+            data = content(path, self.names[i])
+            if len(data) != self.sizes[i]:
+                raise DataError(
+                    f"{path}: holds {len(data)} bytes, expected the {self.sizes[i]} it had when the pictures were "
+                    "listed; it has changed meanwhile; put it back, or start again"
+                )
+            image = read(data, str(path)).convert("RGB")
         except DataError as error:
             return str(error)  # an exception would come out of a loader process as a page of traceback
         with torch.random.fork_rng(devices=[]):
@@ -80,7 +90,7 @@ class Batches(Sampler[list[Wanted]]):
     """What the loader asks for next; set before every pass, so that the loader's processes live on between passes."""
 
     def __init__(self) -> None:
-        self.batches: list[list[Wanted]] = []
+        self.batches: Sequence[list[Wanted]] = []
 
     def __iter__(self) -> Iterator[list[Wanted]]:
         return iter(self.batches)
@@ -104,7 +114,7 @@ class Streamed:
     train_at, test_at: positions of the pictures trained and evaluated on; the latter lie in the training set where
     ``description.split`` is ``valid``.
     crop: side in pixels that pictures are cropped to.  size: that they are handed out at (None: as cropped).
-    loaders: processes that decode; None: one per core; 0: this process.
+    loaders: processes that decode; None: one per core, shared out among the ranks; 0: this process.
     """
 
     def __init__(
@@ -128,14 +138,16 @@ class Streamed:
         self.train_at = train_at
         self.count = len(test_at)
         seen = [names[i] for i in test_at]
-        self.training = self.loader(Files(listing.root, Names([*tree.train]), tree.train_y, augment(crop)), loaders)
-        self.testing = self.loader(Files(listing.root, Names(seen), labels[test_at], centre(crop)), loaders)
+        train, test = Names([*tree.train]), Names(seen)
+        self.loaders = loaders
+        self.training = self.loader(Files(listing.root, train, sizes(listing, tree.train), tree.train_y, augment(crop)))
+        self.testing = self.loader(Files(listing.root, test, sizes(listing, seen), labels[test_at], centre(crop)))
         self.mean = torch.tensor(MEAN).mul(255).view(1, 3, 1, 1).to(device)
         self.std = torch.tensor(STD).mul(255).view(1, 3, 1, 1).to(device)
 
-    def loader(self, files: Files, loaders: int | None) -> DataLoader[Any]:
+    def loader(self, files: Files) -> DataLoader[Any]:
         """Reads ``files`` in the batches of its own ``Batches``; its processes start at the first pass and stay."""
-        workers = cores() if loaders is None else loaders
+        workers = cores() if self.loaders is None else self.loaders
         return DataLoader(
             files,
             batch_sampler=Batches(),
@@ -151,26 +163,36 @@ class Streamed:
         """Whole batches in one epoch."""
         return self.description.train // batch
 
-    def train(self, *, seed: int, epoch: int, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """See ``Pictures.train``. Raises ConfigError for a batch larger than the training set."""
-        steps = whole_batches(self.description, batch)
+    def train(
+        self, *, seed: int, epoch: int, batch: int, start: int = 0, rank: int = 0, ranks: int = 1
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """See ``Pictures.train``. Raises ConfigError as share.of_epoch(), DataError for a picture that is damaged."""
+        places = share.of_epoch(self.description, batch=batch, start=start, rank=rank, ranks=ranks)
         generator = np.random.default_rng(np.random.SeedSequence([seed, epoch]))
         order = generator.permutation(len(self.train_at))
         # One seed per picture, not per place in the order.
         seeds = generator.integers(0, 2**63 - 1, len(self.train_at))
-        wanted = list(zip(self.train_at[order].tolist(), seeds[order].tolist(), strict=True))
-        yield from self.batches(self.training, [wanted[i * batch : (i + 1) * batch] for i in range(steps)])
+        at, draws = self.train_at[order][places].tolist(), seeds[order][places].tolist()
+        wanted = [list(zip(*pair, strict=True)) for pair in zip(at, draws, strict=True)]
+        yield from self.batches(self.training, wanted, ranks)
 
-    def test(self, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """See ``Pictures.test``."""
+    def test(self, batch: int, *, rank: int = 0, ranks: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        """See ``Pictures.test``. Raises DataError for a picture that is damaged."""
         wanted = [(i, 0) for i in range(self.count)]
-        yield from self.batches(self.testing, [wanted[i : i + batch] for i in range(0, self.count, batch)])
+        batches = [wanted[i : i + batch] for i in range(0, self.count, batch)]
+        yield from self.batches(self.testing, share.of_batches(batches, rank, ranks), ranks)
 
-    def batches(self, loader: DataLoader[Any], wanted: list[list[Wanted]]) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(
+        self, loader: DataLoader[Any], wanted: Sequence[list[Wanted]], ranks: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches ``wanted``, on the device and normalised. Raises DataError for a damaged picture."""
+        if not wanted:
+            return  # and no process is started for it
         sampler = loader.batch_sampler
         assert isinstance(sampler, Batches)
         sampler.batches = wanted
+        if self.loaders is None:
+            loader.num_workers = max(1, cores() // ranks)  # counts at the first pass, which starts them
         for found in loader:
             if isinstance(found, str):
                 raise DataError(found)
@@ -183,6 +205,11 @@ class Streamed:
         if self.size is not None:
             x = fit(x, self.size)
         return (x - self.mean).div_(self.std)
+
+
+def sizes(listing: Listing, names: Sequence[str]) -> np.ndarray:
+    """Bytes of the files ``names`` when they were listed. int64 (N,)."""
+    return np.fromiter((listing.sizes[name] for name in names), dtype=np.int64, count=len(names))
 
 
 def augment(crop: int) -> v2.Transform:

@@ -31,9 +31,10 @@ class Tree:
 
 def base(names: Iterable[str], where: str, expected: str = EXPECTED) -> str:
     """What stands before train/ in ``names``: nothing, or one top folder with its slash."""
-    parts = [name.split("/") for name in names]
-    if any(part[0] == "train" for part in parts):
+    names = list(names)
+    if any(name == "train" or name.startswith("train/") for name in names):
         return ""
+    parts = [name.split("/") for name in names]
     tops = sorted({part[0] for part in parts if len(part) > 1 and part[1] == "train"})
     if len(tops) == 1:
         return f"{tops[0]}/"
@@ -77,13 +78,14 @@ def group(files: Iterable[str], folders: Iterable[str], top: str) -> dict[str, d
     """split → class → picture names, classes without pictures included."""
     grouped: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for folder in folders:
-        split, *rest = folder.removeprefix(top).split("/")
-        if folder.startswith(top) and rest and not rest[0].startswith("."):
-            grouped[split][rest[0]]  # makes the class known, with or without pictures
+        split, inside, rest = folder.removeprefix(top).partition("/")
+        if folder.startswith(top) and inside and not rest.startswith("."):
+            grouped[split][rest.partition("/")[0]]  # makes the class known, with or without pictures
     for name in files:
-        split, *rest = name.removeprefix(top).split("/")
-        if name.startswith(top) and rest and is_picture("/".join(rest)):
-            grouped[split][rest[0] if len(rest) > 1 else ""].append(name)
+        split, _, rest = name.removeprefix(top).partition("/")
+        if name.startswith(top) and is_picture(rest):
+            label, below, _ = rest.partition("/")
+            grouped[split][label if below else ""].append(name)
     return grouped
 
 

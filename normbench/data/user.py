@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from normbench.data import arrays
+from normbench.data import arrays, share
 from normbench.data.arrays import Arrays, fit, refuse_stream
 from normbench.data.description import Description, Pictures
+from normbench.data.picture import one_line
 from normbench.errors import ConfigError, DataError, UnknownName
 from normbench.options import DataOptions
 from normbench.targets import load
@@ -132,7 +134,11 @@ def own(found: Pictures, options: DataOptions, fingerprint: str) -> Own:
 
 
 class Own:
-    """A user's Pictures, brought to the device and the net's size."""
+    """A user's Pictures, brought to the device and the net's size.
+
+    Theirs may be as plain as ``train(*, seed, epoch, batch)`` and ``test(batch)``: what they then hand out beyond what
+    was asked for (steps before ``start``, other ranks' pictures) is passed over here.
+    """
 
     def __init__(
         self,
@@ -152,18 +158,54 @@ class Own:
         """Batches in one epoch."""
         return self.pictures.train_steps(batch)
 
-    def train(self, *, seed: int, epoch: int, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """See ``Pictures.train``."""
-        return map(self.moved, self.pictures.train(seed=seed, epoch=epoch, batch=batch))
+    def train(
+        self, *, seed: int, epoch: int, batch: int, start: int = 0, rank: int = 0, ranks: int = 1
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """See ``Pictures.train``. Raises DataError for a step that has another number of pictures."""
+        function, part = self.pictures.train, share.of_step(batch, rank, ranks)
+        skips, shares = takes(function, "start"), takes(function, "rank", "ranks")
+        asked = {"start": start} if skips else {}
+        asked |= {"rank": rank, "ranks": ranks} if shares else {}
+        expected = batch // ranks if shares else batch
+        steps = self.read(function(seed=seed, epoch=epoch, batch=batch, **asked))
+        for x, y in islice(steps, 0 if skips else start, None):
+            if not len(x) == len(y) == expected:
+                raise DataError(
+                    f"{self.description.name}: gave {len(x)} pictures and {len(y)} labels for a step, expected "
+                    f"{expected}; whole steps only, in train() of your own pictures"
+                )
+            yield self.moved(x, y) if shares else self.moved(x[part], y[part])
 
-    def test(self, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def test(self, batch: int, *, rank: int = 0, ranks: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
         """See ``Pictures.test``."""
-        return map(self.moved, self.pictures.test(batch))
+        share.check_rank(rank, ranks)
+        if takes(self.pictures.test, "rank", "ranks"):
+            batches = self.read(self.pictures.test(batch, rank=rank, ranks=ranks))
+        else:
+            batches = islice(self.read(self.pictures.test(batch)), rank, None, ranks)
+        for x, y in batches:
+            yield self.moved(x, y)
 
-    def moved(self, pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def read(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """``batches``, with a file that is gone as a DataError."""
+        try:
+            yield from batches
+        except OSError as error:
+            raise DataError(
+                f"{self.description.name}: its pictures cannot be read ({type(error).__name__}: {one_line(error)}); "
+                "expected them to stay where they were; put them back"
+            ) from error
+
+    def moved(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """(x, y) where and as the net wants them."""
-        x, y = (part.to(self.device, non_blocking=True) for part in pair)
+        x, y = (part.to(self.device, non_blocking=True) for part in (x, y))
         return x if self.size is None else fit(x, self.size), y
+
+
+def takes(function: Callable[..., Any], *names: str) -> bool:
+    """Does ``function`` take all of the keywords ``names``?"""
+    parameters = inspect.signature(function).parameters
+    return all(name in parameters for name in names) or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def described(found: Any) -> str:

@@ -29,10 +29,10 @@ WHAT = {"arch": "architecture", "data": "data set", "norm": "normalizer", "recip
 # Keys of the sweep, the same for every cell of it: they cannot be swept.
 SWEEP_KEYS = {
     "name": str, "runs": str, "track": str, "launch": str, "slots": int, "ranks": int,
-    "plan": bool, "rerun": str, "strict": bool,
+    "cell_timeout": float, "plan": bool, "rerun": str, "strict": bool,
 }  # fmt: skip
 # Those that may be null.
-MAY_BE_NULL = ("name", "track")
+MAY_BE_NULL = ("name", "track", "cell_timeout")
 # Values of these groups that are no config file are looked up further: registered names, torchvision, a user's file.
 OPEN_GROUPS = ("arch", "data", "norm")
 
@@ -134,8 +134,10 @@ def _setting(axis: Axis, kind: type) -> Any:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if kind is str and number:  # name=2026 is a name
         return str(value)
+    if kind is float and number:
+        return float(value)
     if not isinstance(value, kind) or value == "" or (kind is int and not number):
-        wanted = {str: "a word", int: "a whole number", bool: "true or false"}[kind]
+        wanted = {str: "a word", int: "a whole number", bool: "true or false", float: "a number"}[kind]
         raise ConfigError(f"{axis.key}: got {value!r}, expected {wanted}")
     return value
 

@@ -1,135 +1,361 @@
-"""Cells one after another on this machine: each ends as a result, however it ends, and the grid goes on."""
+"""Cells on this machine, each in a process of its own, so many side by side: each ends as a result, however it ends."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import tempfile
+import threading
 import time
-import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
-import torch
-
-from normbench import machine, norms, surgery
-from normbench.data import Pictures
+from normbench import attempt, claim
 from normbench.display import Display
-from normbench.errors import one_line
+from normbench.errors import StoreError
+from normbench.files import read_json
+from normbench.launch import child, ends, forkserver
+from normbench.launch.forkserver import ForkServer, ServerError
+from normbench.launch.order import Order
+from normbench.launch.places import Places
 from normbench.preflight import Planned
 from normbench.records import Store
 from normbench.track import Tracker
-from normbench.train import DivergedError, length, net_size, open_for, prepare, train
+from normbench.train import length
 
-Result = dict[str, Any]
+# Seconds between two looks at clocks and signals while nothing happens.
+TICK = 0.2
+# results.csv is made again when so many times the seconds have gone by that making it took.
+SELDOM = 10
+STOPPING = "stopping after checkpoints; Ctrl-C again stops at once"
+
+# What a step costs beside its maps, as so many values in them: it decides only which cell starts first.
+OVERHEAD = 500_000
 
 
-class Onlookers:
-    """Hands every row of a cell to the store first, then to those who only look."""
+class Running:
+    """A cell at work: its processes (one for each rank), what they told, and how they ended."""
 
-    def __init__(self, cell_id: str, store: Store, display: Display, tracker: Tracker) -> None:
-        self.cell_id, self.store, self.display, self.tracker = cell_id, store, display, tracker
+    def __init__(self, item: Planned, slot: int, order: Order, log: Path) -> None:
+        self.item, self.slot, self.order, self.log = item, slot, order, log
+        self.pids: dict[int, int] = {}  # of the processes that have not ended: number → rank
+        self.first = 0  # process number of rank 0, which keeps the records
+        self.codes: list[tuple[int, int]] = []  # rank and wait status, in the order they ended
+        self.talk, self.child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.talk.setblocking(False)
+        self.began = time.monotonic()
+        self.memory_kills = ends.memory_kills()
+        self.attempt: int | None = None
         self.last: dict[str, Any] = {}
+        self.store_error: str | None = None
+        self.why: dict[str, Any] | None = None  # the end that this process gave it
 
-    def step(self, epoch: int, step: int, loss: float, images_per_s: float) -> None:
-        self.display.step(epoch, step, loss, images_per_s)
+    def signal(self, number: signal.Signals, *, group: bool) -> None:
+        for pid in self.pids:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                (os.killpg if group else os.kill)(pid, number)
 
-    def row(self, row: dict[str, Any]) -> None:
-        self.last = row
-        self.store.append_row(self.cell_id, row)
-        self.display.row(row)
-        self.tracker.row(row)
+    def messages(self) -> Iterator[dict[str, Any]]:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                yield json.loads(self.talk.recv(2**20))
+
+    def close(self) -> None:
+        self.talk.close()
+        with contextlib.suppress(OSError):
+            if self.log.stat().st_size == 0:
+                self.log.unlink()
+        if self.order.meeting:
+            shutil.rmtree(Path(self.order.meeting).parent, ignore_errors=True)
 
 
 class Local:
-    """Runs cells in this process, keeping the pictures of the last data set at hand for the next cell."""
+    """Runs cells in child processes of the fork server: ``slots`` at a time, each of ``ranks`` processes.
 
-    def __init__(self, store: Store, display: Display, tracker: Tracker) -> None:
+    timeout: seconds that a cell may take in this session; None: as long as it wants.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        display: Display,
+        tracker: Tracker,
+        slots: int = 1,
+        ranks: int = 1,
+        timeout: float | None = None,
+    ) -> None:
         self.store, self.display, self.tracker = store, display, tracker
-        self.pictures: tuple[str, Pictures] | None = None
+        self.slots, self.ranks, self.timeout = slots, ranks, timeout
+        self.places = Places(slots, ranks)
+        self.running: list[Running] = []
+        self.asked = self._passed = 0  # how often to stop, and as often the cells were told
+        self.too_large: dict[str, int] = {}  # family → the smallest number of images that ran out of memory
+        self._csv_due, self._csv_dirty = 0.0, False
 
-    def run(self, planned: Iterable[Planned]) -> None:
-        """Run each cell to its result. KeyboardInterrupt closes the current one as ``interrupted`` and goes up.
+    def run(self, planned: Iterable[Planned], standing: Iterable[Planned] = ()) -> None:
+        """Run each cell to its result. Stopped, it raises KeyboardInterrupt when every cell at work has ended.
 
-        Cells whose process was killed come last: what killed it may kill this one too, and the others are done then.
-        A cell that another process took or finished meanwhile is left to it.
+        standing: other cells of the grid, which are not run: where one ran out of memory, larger ones are skipped.
+        A cell that another process took or finished meanwhile is left to it; one whose process died is taken over.
+        Raises StoreError when the store cannot be written any more.
         """
-        machine.keep_memory()
-        for item in sorted(planned, key=lambda item: item.status == "killed"):
-            if self.store.status(item.cell_id) == item.status:
-                self.run_cell(item)
-
-    def run_cell(self, item: Planned) -> None:
-        cell, device = item.cell, machine.device(item.cell.device)
-        whole = length(cell, item.description)
-        with machine.numerics(cell.deterministic, item.values) as threads:
-            provenance = {**machine.provenance(device, threads), "kernels": norms.kernels(device)}
-            if not self.store.begin(item.cell_id, cell.nested(), item.known, provenance):
-                return
-            self.display.begin(item.cell_id, item.label, whole.epochs, whole.per_epoch)
-            self.tracker.begin({"cell_id": item.cell_id, "sweep": self.store.folder.name, **cell.flat()})
-            onlookers = Onlookers(item.cell_id, self.store, self.display, self.tracker)
+        queue = list(planned)
+        if self.slots > 1:
+            queue.sort(key=_cost, reverse=True)
+        for item in standing:
+            self._remember(item, item.status)
+        elsewhere: list[Planned] = []
+        with self._stoppable():
             try:
-                result = {"status": "ok", "reason": "", **self._train(item, device, onlookers)}
-            except KeyboardInterrupt as error:
-                self._close(item, _failure(error, onlookers.last))
-                raise
-            except (Exception, SystemExit) as error:  # a user's code may call sys.exit: its cell's end, not the grid's
-                result = _failure(error, onlookers.last)
-            self._close(item, result)
+                while queue or self.running:
+                    while queue and len(self.running) < self.slots and not self.asked:
+                        self._start(queue.pop(0))
+                    self._wait()
+                    self._pass_on()
+                    for done in [cell for cell in self.running if not cell.pids]:
+                        self.running.remove(done)
+                        if not self._close(done):
+                            elsewhere.append(done.item)
+                    if self.asked:
+                        queue.clear()
+                    elif not queue and elsewhere:
+                        queue, elsewhere = self._orphans(elsewhere)
+            finally:
+                self._end_all()
+        if self.asked:
+            raise KeyboardInterrupt
 
-    def _train(self, item: Planned, device: torch.device, onlookers: Onlookers) -> Result:
-        pictures = self._open(item, device)
-        net = prepare(item.cell, item.description, device)
-        result = train(item.cell, net, pictures, device, onlookers)
-        return result | site_summary(net)
+    def _start(self, item: Planned) -> None:
+        skip = self._too_large(item)
+        if skip:
+            record_skip(dataclasses.replace(item, skip=skip), self.store)
+            self.display.finish(item.cell_id, item.label, {"status": "skipped", "reason": skip})
+            return
+        folder = self.store.cell(item.cell_id)
+        with attempt.writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            log = (folder / "log.txt").open("ab")
+        slot = min(set(range(self.slots)) - {cell.slot for cell in self.running})
+        order = Order(
+            folder=str(self.store.folder.resolve()),
+            cell_id=item.cell_id,
+            config=item.cell.nested(),
+            known=item.known,
+            after=item.attempts,
+            values=item.values,
+            threads=self.places.threads,
+            ranks=self.ranks,
+            meeting=os.path.join(tempfile.mkdtemp(prefix="normbench-"), "meeting") if self.ranks > 1 else "",
+            env={**os.environ, **self.places.environment(slot, item.cell.device)},
+        )
+        cell = Running(item, slot, order, folder / "log.txt")
+        whole = length(item.cell, item.description)
+        self.display.begin(item.cell_id, item.label, whole.epochs, whole.per_epoch)
+        self.running.append(cell)
+        with log, cell.child_end:
+            server = self._server()
+            for rank in range(self.ranks):
+                text = dataclasses.replace(order, rank=rank).text()
+                pid = server.fork(text, cell.child_end.fileno(), log.fileno())
+                cell.pids[pid] = rank
+                cell.first = cell.first or pid
 
-    def _close(self, item: Planned, result: Result) -> None:
-        result = {**result, **item.known, "ended": time.time()}
-        self.store.finish(item.cell_id, result)
+    def _server(self) -> ForkServer:
+        return forkserver.shared()
+
+    def _wait(self) -> None:
+        """Until something happens, or the next tick: messages shown, ends noted, time kept."""
+        server = self._server()
+        with contextlib.suppress(InterruptedError):
+            select.select([server.fileno(), *(cell.talk.fileno() for cell in self.running)], [], [], TICK)
+        for cell in self.running:
+            for message in cell.messages():
+                self._hear(cell, message)
+        try:
+            ended = server.ended()
+        except ServerError:  # with it all its children went
+            ended = [(pid, signal.SIGKILL) for cell in self.running for pid in cell.pids]
+        for pid, status in ended:
+            for cell in self.running:
+                if pid in cell.pids:
+                    cell.codes.append((cell.pids.pop(pid), status))
+                    if status and cell.pids:  # the other ranks wait for one that will not come
+                        cell.signal(signal.SIGKILL, group=True)
+        for cell in self.running:
+            if self.timeout is not None and cell.why is None and time.monotonic() - cell.began > self.timeout:
+                cell.why = {"status": "timeout", "reason": f"not done within cell_timeout={self.timeout:g} seconds"}
+                cell.signal(signal.SIGKILL, group=True)
+        self.display.refresh()
+        if self._csv_dirty and time.monotonic() >= self._csv_due:
+            self._write_results()
+
+    def _hear(self, cell: Running, message: dict[str, Any]) -> None:
+        item = cell.item
+        if "step" in message:
+            self.display.step(item.cell_id, *message["step"])
+        elif "row" in message:
+            cell.last = message["row"]
+            self.display.row(item.cell_id, cell.last)
+            self.tracker.row(item.cell_id, cell.last)
+        elif "began" in message:
+            cell.attempt = message["began"]
+            self.tracker.begin({"cell_id": item.cell_id, "sweep": self.store.folder.name, **item.cell.flat()})
+        elif "store" in message:
+            cell.store_error = message["store"]
+
+    def _close(self, cell: Running) -> bool:
+        """Every process of the cell has ended: its result, from the store or from how they ended. False: not ours."""
+        for message in cell.messages():
+            self._hear(cell, message)
+        cell.close()
+        code = os.waitstatus_to_exitcode(cell.codes[0][1])
+        if cell.store_error or code == child.STORE:
+            raise StoreError(cell.store_error or f"cannot write {str(self.store.folder)!r}")
+        if code == child.TAKEN:
+            self.display.release(cell.item.cell_id)
+            return False
+        result = self._result(cell)
+        if result is None:
+            self.display.release(cell.item.cell_id)
+            return False
+        self._remember(cell.item, result["status"])
+        self.display.finish(cell.item.cell_id, cell.item.label, result)
+        self.tracker.finish(cell.item.cell_id, result)
+        self._csv_dirty = True
+        return True
+
+    def _result(self, cell: Running) -> dict[str, Any] | None:
+        """What the child wrote, else what its end says; None if another process has the cell."""
+        folder = self.store.cell(cell.item.cell_id)
+        number = cell.attempt or self._claimed(cell)
+        if number is not None and attempt.ended(folder) == number:
+            return read_json(folder / "result.json")
+        result = {**self._end(cell), **cell.item.known, "ended": time.time()}
+        if number is None:  # it died before it could claim the cell
+            mine = self.store.begin(cell.item.cell_id, cell.order.config, cell.order.known, after=cell.order.after)
+            if mine is None:
+                return None
+            mine.finish(result)
+        elif not attempt.close(folder, number, result):
+            return None
+        return result
+
+    def _claimed(self, cell: Running) -> int | None:
+        """The attempt that the cell's process claimed, if it did and could not tell."""
+        number, path = claim.newest(self.store.cell(cell.item.cell_id))
+        return number if path is not None and read_json(path).get("pid") == cell.first else None
+
+    def _end(self, cell: Running) -> dict[str, Any]:
+        """How a cell ended whose processes left no result."""
+        reached = ends.reached(cell.last)
+        if cell.why is not None:
+            return {**cell.why, **reached}
+        if self.asked:
+            return {"status": "interrupted", "reason": "stopped by Ctrl-C or a signal", **reached}
+        log = ""
+        with contextlib.suppress(OSError):
+            log = cell.log.read_text(errors="replace")[-4000:]
+        failed = next((status for _, status in cell.codes if status), 0)
+        return {**ends.of_process(failed, ends.memory_kills() > cell.memory_kills, log), **reached}
+
+    def _orphans(self, elsewhere: list[Planned]) -> tuple[list[Planned], list[Planned]]:
+        """Cells that another process took and died over: to be run; and the others."""
+        fresh = [
+            dataclasses.replace(
+                item, status=self.store.status(item.cell_id), attempts=self.store.attempts(item.cell_id)
+            )
+            for item in elsewhere
+        ]
+        return [item for item in fresh if item.status == "killed"], [i for i in fresh if i.status == "running"]
+
+    def _remember(self, item: Planned, status: str) -> None:
+        if status == "oom":
+            family = _family(item)
+            self.too_large[family] = min(_at_once(item), self.too_large.get(family, _at_once(item)))
+
+    def _too_large(self, item: Planned) -> str | None:
+        """Why a cell has no chance: one of the same family with fewer images ran out of memory."""
+        least = self.too_large.get(_family(item))
+        if least is None or _at_once(item) <= least:
+            return None
+        return f"{least} images at once ran out of memory in another cell of the same configuration"
+
+    def _write_results(self) -> None:
+        began = time.monotonic()
         self.store.write_results()
-        self.display.finish(item.cell_id, item.label, result)
-        self.tracker.finish(result)
+        now = time.monotonic()
+        self._csv_dirty, self._csv_due = False, now + SELDOM * (now - began)
 
-    def _open(self, item: Planned, device: torch.device) -> Pictures:
-        key = repr((item.cell.data, net_size(item.cell, item.description), device))
-        if self.pictures is None or self.pictures[0] != key:
-            self.pictures = None  # let go of the old ones before the new ones are read
-            self.pictures = (key, open_for(item.cell, item.description, device))
-        return self.pictures[1]
+    def _end_all(self) -> None:
+        """Kill what still runs: nothing of a sweep outlives it."""
+        for cell in self.running:
+            cell.signal(signal.SIGKILL, group=True)
+        until = time.monotonic() + 10
+        with contextlib.suppress(ServerError):
+            while any(cell.pids for cell in self.running) and time.monotonic() < until:
+                select.select([self._server()], [], [], TICK)
+                for pid, _ in self._server().ended():
+                    for cell in self.running:
+                        cell.pids.pop(pid, None)
+        for cell in self.running:
+            cell.close()
+        self.running = []
+
+    @contextlib.contextmanager
+    def _stoppable(self) -> Iterator[None]:
+        """Hear SIGINT and SIGTERM: the first ends each cell after a checkpoint, the second at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _ask(self, *_: object) -> None:
+        self.asked += 1
+
+    def _pass_on(self) -> None:
+        """Tell the cells what was asked of this process."""
+        if self.asked == self._passed:
+            return
+        if not self._passed:
+            self.display.stopping(STOPPING)
+        self._passed = self.asked
+        for cell in self.running:
+            if self.asked == 1:
+                cell.signal(signal.SIGTERM, group=False)
+            else:
+                cell.signal(signal.SIGKILL, group=True)
 
 
-def skip(item: Planned, store: Store) -> None:
-    """Record a cell that its normalizer cannot do, unless another process is just doing so."""
-    if not store.begin(item.cell_id, item.cell.nested(), item.known, {}):
-        return
-    store.finish(item.cell_id, {"status": "skipped", "reason": item.skip, **item.known})
+def record_skip(item: Planned, store: Store) -> None:
+    """Record a cell that cannot be done, unless another process is just doing so."""
+    found = store.begin(item.cell_id, item.cell.nested(), item.known)
+    if found is not None:
+        found.finish({"status": "skipped", "reason": item.skip, **item.known})
 
 
-def site_summary(net: torch.nn.Module) -> Result:
-    """Sites, effective groups (one number, or least-most) and parameters: what the report says of every cell."""
-    rows = surgery.report(net).rows
-    groups = sorted({row.num_groups for row in rows if row.num_groups})
-    text = "-".join(str(number) for number in dict.fromkeys((groups[0], groups[-1]))) if groups else ""
-    return {"sites": len(rows), "groups": text, "parameters": sum(parameter.numel() for parameter in net.parameters())}
+def _cost(item: Planned) -> float:
+    """About how long a cell takes, in a unit of its own."""
+    return length(item.cell, item.description).total * (OVERHEAD + item.values)
 
 
-def _failure(error: BaseException, last: dict[str, Any]) -> Result:
-    """Status, reason, how far the cell came, and where it failed."""
-    if isinstance(error, DivergedError):
-        return {"status": "diverged", "reason": str(error), **error.reached}
-    reached = {"epoch": last.get("epoch"), "step": last.get("step"), "last_loss": last.get("train_loss")}
-    if isinstance(error, KeyboardInterrupt):
-        return {"status": "interrupted", "reason": "stopped by Ctrl-C or a signal", **reached}
-    status = "oom" if _out_of_memory(error) else "error"
-    text = "".join(traceback.format_exception(error))
-    return {
-        "status": status,
-        "reason": f"{type(error).__name__}: {one_line(error)}"[:500],
-        **reached,
-        "traceback": text,
-    }
+def _at_once(item: Planned) -> int:
+    """Images in one forward."""
+    return item.cell.batch * (item.cell.chunk or item.cell.workers)
 
 
-def _out_of_memory(error: BaseException) -> bool:
-    """CUDA's own error, Python's, the CPU allocator's, and cuDNN's way of saying it."""
-    words = str(error)
-    cpu = "DefaultCPUAllocator" in words or "can't allocate memory" in words
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or cpu or "CUDNN_STATUS_ALLOC_FAILED" in words
+def _family(item: Planned) -> str:
+    """Cells that differ in nothing but how many images they have at once, and the draws."""
+    flat = item.cell.flat()
+    return repr([(key, value) for key, value in flat.items() if key not in ("batch", "workers", "chunk", "lr", "seed")])

@@ -6,6 +6,7 @@ import hashlib
 import http.client
 import pickle
 import urllib.error
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import scipy.io
 import torchvision.datasets as tv
 from data_files import encoded, noise, one_line
 
-from normbench.data import describe, official, open_pictures
+from normbench.data import cache, describe, official, open_pictures
 from normbench.errors import ConfigError, DataError
 from normbench.options import DataOptions
 
@@ -237,3 +238,36 @@ def test_a_plan_needs_no_files_and_fetches_none(tmp_path, monkeypatch, name):
 def test_sets_in_one_piece_are_not_streamed():
     with pytest.raises(ConfigError, match=r"data.stream: got true for svhn"):
         describe(DataOptions("svhn", stream=True), fetch=False)
+
+
+def test_the_lists_of_flowers_are_read_once_for_as_long_as_they_stay(tmp_path, monkeypatch):
+    root = write_flowers(tmp_path / "f", monkeypatch)
+    options = DataOptions("flowers102", root=str(root), size=8)
+    about = describe(options)
+    opened = official.opened
+    monkeypatch.setattr(official, "opened", lambda *args: pytest.fail("read again"))
+    assert open_pictures(options, size=None, device="cpu", described=about).description == about
+    monkeypatch.setattr(official, "opened", opened)
+    lists = root / "flowers-102/setid.mat"
+    lists.write_bytes(lists.read_bytes() + b"x")
+    with pytest.raises(DataError, match="damaged or incomplete"):
+        open_pictures(options, size=None, device="cpu", described=about)
+    lists.unlink()
+    with pytest.raises(DataError, match=r"flowers-102/setid.mat is not there"):
+        open_pictures(replace(options, download=False), size=None, device="cpu", described=about)
+
+
+def test_what_is_noted_of_a_source_is_made_again_when_that_changes_or_the_note_is_damaged(tmp_path, cache_folder):
+    made = []
+
+    def read():
+        made.append(len(made))
+        return {"names": ["a", "ä"]}
+
+    for signature in ("1", "1", "2", "2"):
+        assert cache.noted(tmp_path / "x", signature, read)["names"] == ["a", "ä"]
+    assert made == [0, 1]
+    (file,) = cache_folder.iterdir()
+    file.write_text(file.read_text()[:-9])
+    assert cache.noted(tmp_path / "x", "2", read)["names"] == ["a", "ä"]
+    assert made == [0, 1, 2]

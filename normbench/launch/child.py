@@ -1,0 +1,199 @@
+"""A cell in its own process: from the order to the result in the store, or to an end that the parent sees."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from normbench import checkpoint, machine, norms, surgery
+from normbench.attempt import Attempt
+from normbench.checkpoint import CheckpointError, Clock
+from normbench.data import describe
+from normbench.errors import DataError, StoreError
+from normbench.launch import ends, meeting
+from normbench.launch.order import Order
+from normbench.preflight import identify
+from normbench.ranks import Ranks
+from normbench.rehearse import rehearse
+from normbench.train import open_for, prepare, train
+
+# Seconds at least between two lines to the parent about steps.
+TELL = 0.1
+# Exit codes: the result, if there is one, is in the store; the cell was another's; the store cannot be written.
+DONE, TAKEN, STORE = 0, 75, 74
+
+
+def main(text: str, talk: int) -> int:
+    """Run the cell of an order; the exit code. talk: a datagram socket for what the parent shows meanwhile."""
+    order = Order.read(text)
+    os.environ.clear()
+    os.environ.update(order.env)
+    os.chdir(order.cwd)
+    sys.path[:], sys.argv = order.path, list(order.argv)
+    faulthandler.enable()
+    parent = Parent(talk)
+    try:
+        return _attempt(order, parent)
+    except StoreError as error:
+        parent.tell(store=str(error))
+        return STORE
+
+
+class Parent:
+    """The line to the parent. What does not go through at once is left out: the store has it all."""
+
+    def __init__(self, fd: int) -> None:
+        self.socket = socket.socket(fileno=fd)
+        self.socket.setblocking(False)
+        self.due = 0.0
+
+    def tell(self, **message: Any) -> None:
+        with contextlib.suppress(OSError):
+            self.socket.send(json.dumps(message).encode())
+
+    def step(self, epoch: int, step: int, loss: float, images_per_s: float) -> None:
+        if (now := time.monotonic()) >= self.due:
+            self.due = now + TELL
+            self.tell(step=[epoch, step, loss, images_per_s])
+
+
+class Onlookers:
+    """Hands every row of a cell to the store first, then to the parent."""
+
+    def __init__(self, attempt: Attempt | None, parent: Parent) -> None:
+        self.attempt, self.parent = attempt, parent
+        self.last: dict[str, Any] = {}
+
+    def step(self, epoch: int, step: int, loss: float, images_per_s: float) -> None:
+        if self.attempt is not None:
+            self.parent.step(epoch, step, loss, images_per_s)
+
+    def row(self, row: dict[str, Any]) -> None:
+        self.last = row
+        if self.attempt is not None:
+            self.attempt.append_row(row)
+            self.parent.tell(row=row)
+
+
+class Keeper:
+    """Writes checkpoints when they are due, unless the cell has been taken over; hears the signal to stop."""
+
+    def __init__(self, attempt: Attempt | None) -> None:
+        self.attempt, self.clock = attempt, Clock()
+        self.stop = False
+        signal.signal(signal.SIGTERM, self._asked)
+
+    def _asked(self, *_: object) -> None:
+        self.stop = True
+
+    def due(self, at_end: bool) -> bool:
+        return self.attempt is not None and self.clock.due(at_end)
+
+    def save(self, state: dict[str, Any]) -> None:
+        if self.attempt is None:
+            return
+        began = time.monotonic()
+        if not self.attempt.held:
+            raise StoreError(f"{self.attempt.folder.name}: another process took the cell over and goes on with it")
+        checkpoint.save(self.attempt.folder / "checkpoint.pt", {"cell": self.attempt.folder.name, **state})
+        self.clock.saved(began)
+
+
+def _attempt(order: Order, parent: Parent) -> int:
+    """Claim the cell (as rank 0), run it, close it."""
+    attempt = None
+    if order.rank == 0:
+        attempt = order.store.begin(order.cell_id, order.config, order.known, after=order.after)
+        if attempt is None:
+            return TAKEN
+        parent.tell(began=attempt.number)
+    keeper = Keeper(attempt)
+    with attempt.beating() if attempt else contextlib.nullcontext():
+        onlookers = Onlookers(attempt, parent)
+        try:
+            result = {"status": "ok", "reason": "", **_run(order, attempt, keeper, onlookers)}
+        except StoreError:
+            raise
+        except (Exception, SystemExit, KeyboardInterrupt) as error:  # a user's code may call sys.exit
+            if attempt is None:  # the parent ends the cell when a rank ends so
+                raise
+            result = ends.of_exception(error, onlookers.last)
+            print(result.get("traceback", result["reason"]), file=sys.stderr)
+        if attempt is not None:
+            attempt.finish({**result, **order.known, "ended": time.time()})
+    return DONE
+
+
+def _run(order: Order, attempt: Attempt | None, keeper: Keeper, onlookers: Onlookers) -> dict[str, Any]:
+    cell = order.cell
+    device = machine.device(cell.device)
+    if order.ranks > 1 and device.type == "cuda":
+        device = torch.device("cuda", order.rank)
+    machine.keep_memory()
+    if order.threads is not None:
+        torch.set_num_threads(order.threads)
+    with machine.numerics(cell.deterministic, order.values) as threads, _joined(order, device) as ranks:
+        if attempt is not None:
+            attempt.write_provenance({
+                **machine.provenance(device, threads), "ranks": order.ranks, "kernels": norms.kernels(device)
+            })  # fmt: skip
+        description = describe(cell.data, fetch=False)
+        if identify(cell, description)[0] != order.cell_id:
+            raise DataError(
+                f"the pictures of data={cell.data.name}, or a file of the user's own, have changed since the sweep was "
+                "planned; put them back, or start the sweep again: it makes a new cell of the new pictures"
+            )
+        pictures = open_for(cell, description, device)
+        net = prepare(cell, description, device)
+        state = _resume(attempt, ranks)
+        if state is None:
+            rehearse(cell, net, pictures, device, ranks)
+        if attempt is not None:
+            attempt.keep_rows(0 if state is None else state["meter"]["epoch"] - 1)
+        result = train(cell, net, pictures, device, onlookers, keeper, state, ranks)
+        return result | site_summary(net) | {"weights": checkpoint.digest(net.state_dict())[:16]}
+
+
+@contextlib.contextmanager
+def _joined(order: Order, device: torch.device) -> Iterator[Ranks]:
+    """The ranks of the cell, met."""
+    if order.ranks == 1:
+        yield Ranks()
+        return
+    with meeting.joined(order.rank, order.ranks, order.meeting, device) as ranks:
+        yield ranks
+
+
+def _resume(attempt: Attempt | None, ranks: Ranks) -> dict[str, Any] | None:
+    """The state to go on from, the same for all ranks. What cannot be read is set aside, and the cell starts anew."""
+    state = None
+    if attempt is not None:
+        path = attempt.folder / "checkpoint.pt"
+        try:
+            state = checkpoint.load(path)
+            if state is not None and state.get("cell") != attempt.folder.name:
+                raise CheckpointError(f"{path.name} is another cell's and is not gone on from")
+        except CheckpointError as error:
+            state = None
+            print(f"{error}; the cell starts from its beginning", file=sys.stderr)
+            with contextlib.suppress(OSError):
+                path.unlink()
+    return ranks.everybodys(state)[0] if ranks.count > 1 else state  # type: ignore[return-value]
+
+
+def site_summary(net: torch.nn.Module) -> dict[str, Any]:
+    """Sites, effective groups (one number, or least-most) and parameters: what the report says of every cell."""
+    rows = surgery.report(net).rows
+    groups = sorted({row.num_groups for row in rows if row.num_groups})
+    text = "-".join(str(number) for number in dict.fromkeys((groups[0], groups[-1]))) if groups else ""
+    return {"sites": len(rows), "groups": text, "parameters": sum(parameter.numel() for parameter in net.parameters())}

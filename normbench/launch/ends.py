@@ -1,0 +1,103 @@
+"""How cells end: from an exception, or from what is left of a process."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+Result = dict[str, Any]
+
+# Statuses after which the same cell at a larger batch has no chance.
+WORDS = {
+    signal.SIGSEGV: "a segmentation fault",
+    signal.SIGBUS: "a bus error",
+    signal.SIGABRT: "an abort",
+    signal.SIGFPE: "an arithmetic fault",
+    signal.SIGILL: "an illegal instruction",
+}
+
+
+def of_exception(error: BaseException, last: Mapping[str, Any]) -> Result:
+    """Status, reason, how far the cell came (``last``: its last row), and where it failed."""
+    from normbench.errors import one_line
+    from normbench.meter import DivergedError, StoppedError
+
+    if isinstance(error, DivergedError):
+        return {"status": "diverged", "reason": str(error), **error.reached}
+    if isinstance(error, StoppedError):
+        return {"status": "interrupted", "reason": str(error), **error.reached}
+    status = "oom" if _out_of_memory(error) else "error"
+    text = "".join(traceback.format_exception(error))
+    reason = f"{type(error).__name__}: {one_line(error)}"[:500]
+    return {"status": status, "reason": reason, **reached(last), "traceback": text}
+
+
+def reached(last: Mapping[str, Any]) -> Result:
+    """How far a cell came, by the last row of it."""
+    return {"epoch": last.get("epoch"), "step": last.get("step"), "last_loss": last.get("train_loss")}
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """CUDA's own error, Python's, the CPU allocator's, and cuDNN's way of saying it."""
+    import torch
+
+    words = str(error)
+    cpu = "DefaultCPUAllocator" in words or "can't allocate memory" in words
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or cpu or "CUDNN_STATUS_ALLOC_FAILED" in words
+
+
+def of_process(status: int, out_of_memory: bool, log: str = "") -> Result:
+    """Status and reason of a cell whose process left no result. status: as waitpid gives it.
+
+    out_of_memory: the kernel has ended a process for want of memory meanwhile.
+    """
+    if not os.WIFSIGNALED(status):
+        code = os.waitstatus_to_exitcode(status)
+        return {"status": "error", "reason": f"its process ended with exit code {code} and no result{_told(log)}"}
+    number = os.WTERMSIG(status)
+    name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+    if number == signal.SIGKILL and out_of_memory:
+        return {"status": "oom", "reason": "the system ran out of memory and killed its process (SIGKILL)"}
+    words = WORDS.get(signal.Signals(number)) if number in set(signal.Signals) else None
+    reason = f"its process ended by {words} ({name})" if words else f"its process was killed ({name})"
+    return {"status": "killed", "reason": reason + (_told(log) if words else "")}
+
+
+def _told(log: str) -> str:
+    """The last line that a process said, if it said something."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    return f"; its last words: {lines[-1][:200]}" if lines else ""
+
+
+def memory_kills() -> int:
+    """How many processes the kernel has ended for want of memory: in this process's control group, and at all."""
+    count = 0
+    for path in _counters():
+        try:
+            count += sum(int(found) for found in re.findall(r"^oom_kill (\d+)$", path.read_text(), re.MULTILINE))
+        except OSError:
+            continue
+    return count
+
+
+def _counters() -> list[Path]:
+    """Where Linux counts them: control groups of version 2 and of version 1, and the whole system."""
+    found = [Path("/proc/vmstat")]
+    try:
+        groups = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    root = Path("/sys/fs/cgroup")
+    for line in groups:
+        _, controllers, group = line.split(":", 2)
+        if not controllers:
+            found.append(root / group.lstrip("/") / "memory.events")
+        elif "memory" in controllers.split(","):
+            found.append(root / "memory" / group.lstrip("/") / "memory.oom_control")
+            found.append(root / "memory" / "memory.oom_control")
+    return found

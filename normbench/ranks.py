@@ -1,0 +1,59 @@
+"""The processes that share one cell: how many there are, which this is, and what they tell each other.
+
+Every rank takes its share of each step's workers. After the backward pass one exchange makes gradients, buffers of the
+units and the loss the mean over the ranks, so all ranks hold the same network at every step: what virtual workers do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+
+class Ranks:
+    """This process among the ``count`` of its cell; ``rank`` 0 keeps the records."""
+
+    def __init__(self, rank: int = 0, count: int = 1) -> None:
+        self.rank, self.count = rank, count
+
+    @torch.no_grad()
+    def average(self, tensors: Iterable[Tensor]) -> None:
+        """Make each tensor the mean over the ranks, in place: one exchange for each dtype."""
+        if self.count == 1:
+            return
+        kinds: dict[torch.dtype, list[Tensor]] = {}
+        for tensor in tensors:
+            kinds.setdefault(tensor.dtype, []).append(tensor)
+        for same in kinds.values():
+            flat = torch.cat([tensor.reshape(-1) for tensor in same])
+            dist.all_reduce(flat)
+            flat /= self.count
+            for tensor, mean in zip(same, flat.split([tensor.numel() for tensor in same]), strict=True):
+                tensor.copy_(mean.view(tensor.shape))
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum over the ranks."""
+        if self.count > 1:
+            value = value.clone()
+            dist.all_reduce(value)
+        return value
+
+    def any(self, flags: list[bool], device: torch.device) -> list[bool]:
+        """Of each flag, whether it is set on one of the ranks, or more."""
+        if self.count == 1:
+            return flags
+        return [value > 0 for value in self.total(torch.tensor(flags, dtype=torch.float32, device=device)).tolist()]
+
+    def everybodys(self, value: object) -> list[object]:
+        """A picklable value of each rank's, in their order."""
+        if self.count == 1:
+            return [value]
+        found: list[object] = [None] * self.count
+        dist.all_gather_object(found, value)
+        return found
+
+
+ALONE = Ranks()
