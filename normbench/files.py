@@ -7,6 +7,7 @@ import json
 import math
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -31,7 +32,10 @@ def temporary(path: Path) -> Iterator[Path]:
     try:
         yield own
     finally:
-        own.unlink(missing_ok=True)
+        if own.is_dir():
+            shutil.rmtree(own, ignore_errors=True)
+        else:
+            own.unlink(missing_ok=True)
 
 
 def sweep_up(folder: Path, older_than: float = 0.0) -> None:

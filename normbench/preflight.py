@@ -33,8 +33,8 @@ Shapes = dict[str, tuple[int, int, int]]
 class Planned:
     """A cell, checked: its id, what the store knows of it, and why it would be skipped, if it would.
 
-    label: the cell for people, with what tells it from the others of the grid. attempts: made so far. values: in the maps of one forward, a
-    measure of the cell's size.
+    label: the cell for people, with what tells it from the others of the grid. attempts: made so far.
+    values: in the maps of one forward, a measure of the cell's size.
     """
 
     cell: Cell
@@ -73,6 +73,7 @@ class Preflight:
         planned: dict[str, Planned] = {}
         self.mixed = len({item.cell.norm.name for item in grid.cells}) > 1
         for item in grid.cells:
+            check_ranks(item.cell, grid.settings["ranks"])
             found = self.check(item.cell, item.changed, store)
             planned.setdefault(found.cell_id, found)
         return _labelled(list(planned.values()))
@@ -135,6 +136,26 @@ class Preflight:
             net = models.outline(cell.arch, num_classes=len(description.classes), picture_size=pictures)
             self.shapes[key] = _trace(cell, net, fed)
         return self.shapes[key]
+
+
+def check_ranks(cell: Cell, ranks: int) -> None:
+    """Raise ConfigError unless ``ranks`` processes can share the cell's workers, each on a device of its own."""
+    if ranks == 1:
+        return
+    if cell.workers % ranks:
+        fewer = max(divisor for divisor in range(1, ranks) if cell.workers % divisor == 0)
+        raise ConfigError(
+            f"ranks={ranks} with workers={cell.workers}: each rank takes as many of a step's workers; "
+            f"take workers={-(-cell.workers // ranks) * ranks} or ranks={fewer}"
+        )
+    device = machine.device(cell.device)
+    if device.index is not None or device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"ranks={ranks} with device={cell.device}: ranks take a device each; take device=cuda or cpu")
+    if device.type == "cuda" and ranks > (count := torch.cuda.device_count()):
+        raise ConfigError(
+            f"ranks={ranks}: each rank takes a GPU, and there {'is 1' if count == 1 else f'are {count}'} here; "
+            f"take ranks={count}, or device=cpu; workers that are not ranks run on one device"
+        )
 
 
 def identify(cell: Cell, description: Description) -> tuple[str, Mapping[str, str | None]]:

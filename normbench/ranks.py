@@ -6,11 +6,19 @@ units and the loss the mean over the ranks, so all ranks hold the same network a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
+
+T = TypeVar("T")
+
+
+class LostRankError(RuntimeError):
+    """Another rank went away, so that what needs all of them cannot be done."""
 
 
 class Ranks:
@@ -29,7 +37,8 @@ class Ranks:
             kinds.setdefault(tensor.dtype, []).append(tensor)
         for same in kinds.values():
             flat = torch.cat([tensor.reshape(-1) for tensor in same])
-            dist.all_reduce(flat)
+            with _together():
+                dist.all_reduce(flat)
             flat /= self.count
             for tensor, mean in zip(same, flat.split([tensor.numel() for tensor in same]), strict=True):
                 tensor.copy_(mean.view(tensor.shape))
@@ -38,7 +47,8 @@ class Ranks:
         """The sum over the ranks."""
         if self.count > 1:
             value = value.clone()
-            dist.all_reduce(value)
+            with _together():
+                dist.all_reduce(value)
         return value
 
     def any(self, flags: list[bool], device: torch.device) -> list[bool]:
@@ -52,8 +62,29 @@ class Ranks:
         if self.count == 1:
             return [value]
         found: list[object] = [None] * self.count
-        dist.all_gather_object(found, value)
+        with _together():
+            dist.all_gather_object(found, value)
         return found
+
+    def first(self, value: T) -> T:
+        """Rank 0's picklable value, on every rank; what the others give is not looked at."""
+        if self.count == 1:
+            return value
+        found: list[Any] = [value if self.rank == 0 else None]
+        with _together():
+            dist.broadcast_object_list(found)
+        return cast("T", found[0])
+
+
+@contextlib.contextmanager
+def _together() -> Iterator[None]:
+    """An exchange. Between CPUs a rank that went away ends it; between GPUs it waits until somebody ends it."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise LostRankError(f"an exchange between the ranks failed: {error}") from error
 
 
 ALONE = Ranks()

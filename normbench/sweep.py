@@ -20,9 +20,9 @@ from typing import Any, NoReturn
 import yaml
 
 from normbench import __version__, grid, track
-from normbench.errors import ConfigError, NormbenchError, UnknownName, one_line
+from normbench.errors import ConfigError, NormbenchError, StoreError, UnknownName, one_line
 from normbench.files import plain
-from normbench.launch import forkserver
+from normbench.launch import forkserver, slurm
 from normbench.options import at_least, one_of
 from normbench.records import Store, cell_status
 
@@ -91,7 +91,7 @@ def sweep(argv: Sequence[str]) -> int:
     store = Store(settings["runs"], settings["name"])
 
     # torch is imported from here on: whatever can be told without it has been told.
-    if not settings["plan"]:
+    if not settings["plan"] and settings["launch"] == "local":
         forkserver.shared()  # it imports torch too, meanwhile
     from normbench.preflight import Preflight
 
@@ -122,6 +122,7 @@ def _run(planned: Sequence[Any], store: Store, settings: Mapping[str, Any]) -> i
 
     todo = {item.cell_id: item for item in will_run(planned, settings["rerun"])}
     tracker = track.make(settings["track"], folder=store.folder)
+    writable = True
     try:
         with Display(len(planned), settings["slots"]) as display:
             states = {item.cell_id: "new" if item.cell_id in todo else item.status for item in planned}
@@ -131,11 +132,22 @@ def _run(planned: Sequence[Any], store: Store, settings: Mapping[str, Any]) -> i
                 if item.skip is not None:
                     record_skip(item, store)
                     display.finish(item.cell_id, item.label, {"status": "skipped", "reason": item.skip})
-            local = Local(store, display, tracker, settings["slots"], settings["ranks"], settings["cell_timeout"])
-            local.run(todo.values(), [item for item in planned if item.cell_id not in todo])
+            launcher: slurm.Slurm | Local
+            if settings["launch"] == "slurm":
+                launcher = slurm.Slurm(store, display, tracker, settings)
+            else:
+                slots, ranks, timeout = (settings[key] for key in ("slots", "ranks", "cell_timeout"))
+                launcher = Local(store, display, tracker, slots, ranks, timeout)
+            launcher.run(todo.values(), [item for item in planned if item.cell_id not in todo])
+    except StoreError as error:
+        writable = False
+        raise OSError(one_line(error)) from None
     finally:
         tracker.close()
-        _report(store)
+        if writable:
+            _report(store)
+    if isinstance(launcher, slurm.Slurm) and launcher.left:  # detached
+        return DONE
     statuses = Counter(cell_status(store.cell(item.cell_id)) for item in planned)
     if statuses["running"]:
         print(f"{statuses['running']} of the cells are at work in another process, and not done", file=sys.stderr)
@@ -166,7 +178,11 @@ def _check(settings: Mapping[str, Any]) -> None:
     """The settings of the sweep as a whole."""
     one_of("rerun", settings["rerun"], RERUNS)
     one_of("track", settings["track"] or "none", track.KINDS)
-    one_of("launch", settings["launch"], ("local",))
+    one_of("launch", settings["launch"], ("local", "slurm"))
+    if settings["launch"] == "slurm":
+        slurm.check(settings)
+    elif settings["detach"]:
+        raise ConfigError("detach=true: only jobs of a cluster go on without this process; it needs launch=slurm")
     for key in ("slots", "ranks"):
         at_least(key, settings[key], 1)
     if settings["cell_timeout"] is not None and not settings["cell_timeout"] > 0:

@@ -88,7 +88,7 @@ def net_size(cell: Cell, description: Description) -> int | None:
 
 def open_for(cell: Cell, description: Description, device: torch.device) -> Pictures:
     """The pictures of a cell as its network wants them."""
-    return open_pictures(cell.data, size=net_size(cell, description), device=device)
+    return open_pictures(cell.data, size=net_size(cell, description), device=device, described=description)
 
 
 def prepare(cell: Cell, description: Description, device: torch.device) -> nn.Module:
@@ -157,11 +157,10 @@ class Run:
     def go(self, state: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Train from the start, or from ``state``; the result."""
         machine.reset_peak_memory(self.device)
-        if state is None:
-            # Dropout and the like draw from here on; the weights' draws differ in number between architectures, not
-            # norms. Ranks draw apart, as pictures of one step do.
-            torch.manual_seed(self.cell.seed + 1 + 2**32 * self.ranks.rank)
-        else:
+        # Dropout and the like draw from here on; the weights' draws differ in number between architectures, not norms.
+        # Ranks draw apart, as pictures of one step do.
+        torch.manual_seed(self.cell.seed + 1 + 2**32 * self.ranks.rank)
+        if state is not None:
             self.restore(state)
         while self.done < self.length.total or self.meter.steps:
             self._epoch()
@@ -247,7 +246,8 @@ class Run:
             self.net.load_state_dict(state["net"])
             self.update.load_state_dict(state["update"])
             self.meter.restore(state["meter"])
-            set_draws(state["draws"][self.ranks.rank], self.device)
+            if self.ranks.rank < len(state["draws"]):  # else it goes on over more ranks than before
+                set_draws(state["draws"][self.ranks.rank], self.device)
             self.row = state["row"]
             for key in KEPT:
                 setattr(self, key, state[key])

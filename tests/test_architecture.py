@@ -32,20 +32,9 @@ FLOORS = [
     {"sweep"},
 ]
 TORCH_FREE = {
-    "errors",
-    "options",
-    "files",
-    "claim",
-    "attempt",
-    "cell",
-    "records",
-    "report",
-    "progress",
-    "display",
-    "track",
-    "grid",
-    "sweep",
-}
+    "errors", "options", "files", "claim", "attempt", "cell", "records", "report", "progress", "display", "track",
+    "grid", "sweep",
+}  # fmt: skip
 
 
 def room(path: Path) -> str:

@@ -29,10 +29,19 @@ WHAT = {"arch": "architecture", "data": "data set", "norm": "normalizer", "recip
 # Keys of the sweep, the same for every cell of it: they cannot be swept.
 SWEEP_KEYS = {
     "name": str, "runs": str, "track": str, "launch": str, "slots": int, "ranks": int,
-    "cell_timeout": float, "plan": bool, "rerun": str, "strict": bool,
+    "cell_timeout": float, "plan": bool, "rerun": str, "strict": bool, "detach": bool,
+    "slurm.partition": str, "slurm.account": str, "slurm.minutes": int, "slurm.cpus": int, "slurm.gpus": int,
+    "slurm.memory": float, "slurm.parallel": int, "slurm.setup": str, "slurm.sbatch": dict,
 }  # fmt: skip
+# They and their group.
+NOT_A_CELLS = {key.split(".")[0] for key in SWEEP_KEYS}
 # Those that may be null.
-MAY_BE_NULL = ("name", "track", "cell_timeout")
+MAY_BE_NULL = (
+    "name", "track", "cell_timeout", "slurm.partition", "slurm.account", "slurm.cpus", "slurm.memory",
+    "slurm.parallel", "slurm.setup",
+)  # fmt: skip
+# Below it any option of sbatch.
+SBATCH = "slurm.sbatch."
 # Values of these groups that are no config file are looked up further: registered names, torchvision, a user's file.
 OPEN_GROUPS = ("arch", "data", "norm")
 
@@ -115,13 +124,19 @@ def _check_keys(axes: Sequence[Axis], defaults: Mapping[str, Any], configs: Conf
             raise ConfigError(f"{axis.key}: expected options.<norm>.<option>=value, such as options.gn.num_groups=16")
         if first in SWEEP_KEYS and rest:
             raise ConfigError(f"{axis.key}: {first} is one value; expected {first}=…")
+        if first == "slurm" and axis.key not in SWEEP_KEYS and not axis.key.startswith(SBATCH):
+            raise UnknownName("key", axis.key, [key for key in SWEEP_KEYS if key.startswith("slurm.")])
 
 
 def _settings(axes: Sequence[Axis], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    settings = {key: defaults[key] for key in SWEEP_KEYS}
+    flat = {**defaults, **{f"slurm.{key}": value for key, value in defaults["slurm"].items()}}
+    settings = {key: flat[key] for key in SWEEP_KEYS}
     for axis in axes:
         if axis.key in SWEEP_KEYS:
             settings[axis.key] = _setting(axis, SWEEP_KEYS[axis.key])
+        elif axis.key.startswith(SBATCH):
+            kind = type(axis.values[0]) if type(axis.values[0]) in (bool, int, float) else str
+            settings["slurm.sbatch"] |= {axis.key.removeprefix(SBATCH): _setting(axis, kind)}
     return settings
 
 
@@ -137,7 +152,10 @@ def _setting(axis: Axis, kind: type) -> Any:
     if kind is float and number:
         return float(value)
     if not isinstance(value, kind) or value == "" or (kind is int and not number):
-        wanted = {str: "a word", int: "a whole number", bool: "true or false", float: "a number"}[kind]
+        wanted = {
+            str: "a word", int: "a whole number", bool: "true or false", float: "a number",
+            dict: f"an option of sbatch below it, such as {SBATCH}qos=high",
+        }[kind]  # fmt: skip
         raise ConfigError(f"{axis.key}: got {value!r}, expected {wanted}")
     return value
 
@@ -145,7 +163,7 @@ def _setting(axis: Axis, kind: type) -> Any:
 def _cells(axes: Sequence[Axis], configs: Configs) -> Iterator[GridCell]:
     """The product of the axes, the last one varying fastest; options of one norm multiply only that norm's cells."""
     own = [axis for axis in axes if axis.key.startswith("options.")]
-    shared = [axis for axis in axes if axis not in own and axis.key not in SWEEP_KEYS]
+    shared = [axis for axis in axes if axis not in own and axis.key.split(".")[0] not in NOT_A_CELLS]
     groups = [axis.key for axis in shared if configs.options(axis.key)]
     met: set[str] = set()
     norms: set[str] = set()
@@ -198,7 +216,7 @@ def _plain(composed: Mapping[str, Any]) -> dict[str, Any]:
     config = {key: dict(value) if isinstance(value, dict) else value for key, value in composed.items()}
     own = config.pop("options", None) or {}
     config["norm"] |= own.get(config["norm"]["name"], {})
-    return {key: value for key, value in config.items() if key not in SWEEP_KEYS}
+    return {key: value for key, value in config.items() if key not in NOT_A_CELLS}
 
 
 def _put(config: dict[str, Any], key: str, value: Any) -> None:

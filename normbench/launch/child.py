@@ -22,8 +22,9 @@ from normbench.data import describe
 from normbench.errors import DataError, StoreError
 from normbench.launch import ends, meeting
 from normbench.launch.order import Order
+from normbench.meter import EndedError
 from normbench.preflight import identify
-from normbench.ranks import Ranks
+from normbench.ranks import LostRankError, Ranks
 from normbench.rehearse import rehearse
 from normbench.train import open_for, prepare, train
 
@@ -31,6 +32,11 @@ from normbench.train import open_for, prepare, train
 TELL = 0.1
 # Exit codes: the result, if there is one, is in the store; the cell was another's; the store cannot be written.
 DONE, TAKEN, STORE = 0, 75, 74
+# and: a rank other than 0 failed, and has told the parent.
+FAILED = 70
+# Seconds that a rank waits for the parent to end it when another one is lost, and that rank 0 has to record an error
+# of its own before that of another rank ends the cell: mostly it is the same one.
+LOST, HEAD_START = 30.0, 1.0
 
 
 def main(text: str, talk: int) -> int:
@@ -125,10 +131,16 @@ def _attempt(order: Order, parent: Parent) -> int:
         except StoreError:
             raise
         except (Exception, SystemExit, KeyboardInterrupt) as error:  # a user's code may call sys.exit
-            if attempt is None:  # the parent ends the cell when a rank ends so
-                raise
+            if attempt is None and isinstance(error, EndedError):  # it ends so on all ranks, and rank 0 records it
+                return DONE
+            if isinstance(error, LostRankError):  # the parent sees how that one ended, and then ends this one
+                time.sleep(LOST)
             result = ends.of_exception(error, onlookers.last)
-            print(result.get("traceback", result["reason"]), file=sys.stderr)
+            print(result.get("traceback", result["reason"]), file=sys.stderr, flush=True)
+            if attempt is None:
+                parent.tell(failed={**result, "reason": f"rank {order.rank}: {result['reason']}"})
+                time.sleep(HEAD_START)
+                return FAILED
         if attempt is not None:
             attempt.finish({**result, **order.known, "ended": time.time()})
     return DONE
@@ -143,10 +155,12 @@ def _run(order: Order, attempt: Attempt | None, keeper: Keeper, onlookers: Onloo
     if order.threads is not None:
         torch.set_num_threads(order.threads)
     with machine.numerics(cell.deterministic, order.values) as threads, _joined(order, device) as ranks:
+        state = _resume(attempt, ranks)
         if attempt is not None:
-            attempt.write_provenance({
-                **machine.provenance(device, threads), "ranks": order.ranks, "kernels": norms.kernels(device)
-            })  # fmt: skip
+            from_step = 0 if state is None else state["done"]
+            kernels = norms.kernels(device)
+            where = {"ranks": order.ranks, "kernels": kernels, "from_step": from_step}
+            attempt.write_provenance(machine.provenance(device, threads) | where)
         description = describe(cell.data, fetch=False)
         if identify(cell, description)[0] != order.cell_id:
             raise DataError(
@@ -155,7 +169,6 @@ def _run(order: Order, attempt: Attempt | None, keeper: Keeper, onlookers: Onloo
             )
         pictures = open_for(cell, description, device)
         net = prepare(cell, description, device)
-        state = _resume(attempt, ranks)
         if state is None:
             rehearse(cell, net, pictures, device, ranks)
         if attempt is not None:
@@ -188,7 +201,7 @@ def _resume(attempt: Attempt | None, ranks: Ranks) -> dict[str, Any] | None:
             print(f"{error}; the cell starts from its beginning", file=sys.stderr)
             with contextlib.suppress(OSError):
                 path.unlink()
-    return ranks.everybodys(state)[0] if ranks.count > 1 else state  # type: ignore[return-value]
+    return ranks.first(state)
 
 
 def site_summary(net: torch.nn.Module) -> dict[str, Any]:

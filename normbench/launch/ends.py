@@ -12,7 +12,7 @@ from typing import Any
 
 Result = dict[str, Any]
 
-# Statuses after which the same cell at a larger batch has no chance.
+# What a process may do to itself.
 WORDS = {
     signal.SIGSEGV: "a segmentation fault",
     signal.SIGBUS: "a bus error",
@@ -64,14 +64,20 @@ def of_process(status: int, out_of_memory: bool, log: str = "") -> Result:
     if number == signal.SIGKILL and out_of_memory:
         return {"status": "oom", "reason": "the system ran out of memory and killed its process (SIGKILL)"}
     words = WORDS.get(signal.Signals(number)) if number in set(signal.Signals) else None
-    reason = f"its process ended by {words} ({name})" if words else f"its process was killed ({name})"
-    return {"status": "killed", "reason": reason + (_told(log) if words else "")}
+    reason = f"its process ended by {words} ({name}){_place(log)}" if words else f"its process was killed ({name})"
+    return {"status": "killed", "reason": reason}
 
 
 def _told(log: str) -> str:
     """The last line that a process said, if it said something."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     return f"; its last words: {lines[-1][:200]}" if lines else ""
+
+
+def _place(log: str) -> str:
+    """Where Python was, as faulthandler left it in the log."""
+    found = re.findall(r'most recent call first\):\n  File "([^"\n]+)", line (\d+)', log)
+    return f" at {'/'.join(Path(found[-1][0]).parts[-2:])}:{found[-1][1]}" if found else ""
 
 
 def memory_kills() -> int:

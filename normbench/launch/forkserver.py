@@ -23,9 +23,10 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-# Imported before the first fork: what a cell needs, so that no cell pays for it again.
-PRELOAD = ("normbench.launch.child",)
+# What a fork calls; its module is imported before the first one.
 CALL = "normbench.launch.child:main"
+# What many cells want too: imported while no order waits, so that no cell pays for it again.
+LATER = ("llvmlite.binding", "normbench.norms.cpu", "normbench.norms.operators", "torchvision")
 PR_SET_PDEATHSIG = 1
 
 
@@ -36,13 +37,14 @@ class ServerError(RuntimeError):
 class ForkServer:
     """The parent's side. Not for several threads."""
 
-    def __init__(self, preload: tuple[str, ...] = PRELOAD, call: str = CALL) -> None:
+    def __init__(self, call: str = CALL, later: tuple[str, ...] = LATER) -> None:
         self.socket, theirs = socket.socketpair()
-        words = [sys.executable, "-m", "normbench.launch.forkserver", str(theirs.fileno()), call, *preload]
+        words = [sys.executable, "-m", "normbench.launch.forkserver", str(theirs.fileno()), call, *later]
+        env = {"OPENBLAS_NUM_THREADS": "1", **os.environ}  # NumPy's import starts that library's threads
         with theirs:
             # A session of its own: a Ctrl-C at the terminal is the parent's to deal with.
             self.process = subprocess.Popen(
-                words, pass_fds=[theirs.fileno()], start_new_session=True, stdin=subprocess.DEVNULL
+                words, pass_fds=[theirs.fileno()], start_new_session=True, stdin=subprocess.DEVNULL, env=env
             )
         self._ends: list[tuple[int, int]] = []
 
@@ -124,7 +126,7 @@ def _receive(line: socket.socket) -> tuple[str, list[int]]:
     return data[8:].decode(), fds
 
 
-def _serve(line: socket.socket, child: Callable[[str, int], int]) -> None:
+def _serve(line: socket.socket, child: Callable[[str, int], int], later: list[str]) -> None:
     """Fork for each order, tell what became of each child, until the other end is closed; then the children go too."""
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
@@ -132,7 +134,10 @@ def _serve(line: socket.socket, child: Callable[[str, int], int]) -> None:
     signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
     children: set[int] = set()
     while True:
-        ready, _, _ = select.select([line.fileno(), read_end], [], [])
+        ready, _, _ = select.select([line.fileno(), read_end], [], [], 0 if later else None)
+        if not ready:
+            with contextlib.suppress(ImportError):  # the cell that needs it will say so
+                importlib.import_module(later.pop(0))
         if read_end in ready:
             os.read(read_end, 4096)
             with contextlib.suppress(ChildProcessError):
@@ -143,6 +148,7 @@ def _serve(line: socket.socket, child: Callable[[str, int], int]) -> None:
             order, fds = _receive(line)
             if not order:
                 break
+            gc.freeze()  # the children share these pages: their collector has no business in them
             pid = os.fork()
             if pid == 0:
                 signal.set_wakeup_fd(-1)
@@ -181,17 +187,13 @@ def _become(child: Callable[[str, int], int], order: str, talk: int, log: int) -
         os._exit(code)
 
 
-def main(fd: str, call: str, *preload: str) -> None:
+def main(fd: str, call: str, *later: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     line = socket.socket(fileno=int(fd))
-    for name in preload:
-        importlib.import_module(name)
     module, _, function = call.partition(":")
     child = getattr(importlib.import_module(module), function)
-    gc.collect()
-    gc.freeze()  # the children share these pages: their collector has no business in them
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the other end went away
-        _serve(line, child)
+        _serve(line, child, list(later))
     os._exit(0)  # nothing to tidy up, and some libraries tidy up noisily
 
 

@@ -102,16 +102,18 @@ class Local:
     def run(self, planned: Iterable[Planned], standing: Iterable[Planned] = ()) -> None:
         """Run each cell to its result. Stopped, it raises KeyboardInterrupt when every cell at work has ended.
 
-        standing: other cells of the grid, which are not run: where one ran out of memory, larger ones are skipped.
+        standing: other cells of the grid: where one ran out of memory, larger ones are skipped.
         A cell that another process took or finished meanwhile is left to it; one whose process died is taken over.
         Raises StoreError when the store cannot be written any more.
         """
         queue = list(planned)
         if self.slots > 1:
             queue.sort(key=_cost, reverse=True)
+        elsewhere = []  # what other processes are at
         for item in standing:
             self._remember(item, item.status)
-        elsewhere: list[Planned] = []
+            if item.status == "running":
+                elsewhere.append(item)
         with self._stoppable():
             try:
                 while queue or self.running:
@@ -185,8 +187,9 @@ class Local:
         for pid, status in ended:
             for cell in self.running:
                 if pid in cell.pids:
-                    cell.codes.append((cell.pids.pop(pid), status))
-                    if status and cell.pids:  # the other ranks wait for one that will not come
+                    rank = cell.pids.pop(pid)
+                    cell.codes.append((rank, status))
+                    if cell.pids and (status or rank == 0):  # the other ranks wait for one that will not come
                         cell.signal(signal.SIGKILL, group=True)
         for cell in self.running:
             if self.timeout is not None and cell.why is None and time.monotonic() - cell.began > self.timeout:
@@ -207,6 +210,8 @@ class Local:
         elif "began" in message:
             cell.attempt = message["began"]
             self.tracker.begin({"cell_id": item.cell_id, "sweep": self.store.folder.name, **item.cell.flat()})
+        elif "failed" in message:
+            cell.why = cell.why or message["failed"]
         elif "store" in message:
             cell.store_error = message["store"]
 

@@ -1,0 +1,61 @@
+"""Stores of several machines put together: each cell once, its best end."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from normbench.attempt import writing
+from normbench.errors import StoreError
+from normbench.files import read_json, temporary
+from normbench.records import Store, cell_status, is_sweep, sweeps
+
+# Of two records of one cell the one further to the right is kept; of equal ones the later.
+WORTH = ("killed", "interrupted", "skipped", "error", "timeout", "oom", "diverged", "ok")
+
+
+def merge(sources: Sequence[Path | str], target: Path | str) -> dict[str, int]:
+    """Copy the cells of ``sources`` into ``target``: all sweeps, or all stores of sweeps, put together by their names.
+
+    Nothing is taken away: a cell that both have keeps its better end (``ok`` before failures, finished before
+    unfinished, the later of equal ones). Returns how many cells were ``new``, ``better`` and ``kept``.
+    Raises StoreError for what is no store, a mixture, a cell that is at work, or a target that cannot be written.
+    """
+    kinds = {is_sweep(Path(source)) for source in sources}
+    if len(kinds) != 1:
+        raise StoreError("expected stores (runs/) or sweeps (runs/<name>) to merge, and not some of each")
+    (one,) = kinds
+    counts = dict.fromkeys(("new", "better", "kept"), 0)
+    for source in sources:
+        for sweep in sweeps(source):
+            place = Path(target) if one else Path(target) / sweep.name
+            store = Store(place.parent, place.name)
+            store.create()
+            for cell in sorted(path.parent for path in sweep.glob("*/config.yaml")):
+                counts[_take(cell, store)] += 1
+            store.write_results()
+    return counts
+
+
+def _take(cell: Path, store: Store) -> str:
+    there = store.cell(cell.name)
+    for folder in (cell, there):
+        if cell_status(folder) == "running":
+            raise StoreError(f"{str(folder)!r} is at work; merge when it is done, or stop its sweep")
+    known = there.exists()
+    if known and _worth(cell) <= _worth(there):
+        return "kept"
+    with writing(store.folder), temporary(there) as own:
+        shutil.copytree(cell, own)
+        if known:
+            shutil.rmtree(there)
+        own.rename(there)
+    return "better" if known else "new"
+
+
+def _worth(cell: Path) -> tuple[Any, ...]:
+    status = cell_status(cell)
+    ended = read_json(cell / "result.json").get("ended")
+    return (WORTH.index(status) if status in WORTH else -1, ended if isinstance(ended, int | float) else 0.0)
