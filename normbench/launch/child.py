@@ -6,8 +6,8 @@ import contextlib
 import faulthandler
 import json
 import os
+import select
 import signal
-import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -28,8 +28,8 @@ from normbench.ranks import LostRankError, Ranks
 from normbench.rehearse import rehearse
 from normbench.train import open_for, prepare, train
 
-# Seconds at least between two lines to the parent about steps.
-TELL = 0.1
+# Seconds at least between two lines to the parent about steps, and that a child waits at its end for one to go through.
+TELL, PATIENCE = 0.1, 2.0
 # Exit codes: the result, if there is one, is in the store; the cell was another's; the store cannot be written.
 DONE, TAKEN, STORE = 0, 75, 74
 # and: a rank other than 0 failed, and has told the parent.
@@ -40,7 +40,7 @@ LOST, HEAD_START = 30.0, 1.0
 
 
 def main(text: str, talk: int) -> int:
-    """Run the cell of an order; the exit code. talk: a datagram socket for what the parent shows meanwhile."""
+    """Run the cell of an order; the exit code. talk: a pipe for what the parent shows meanwhile."""
     order = Order.read(text)
     os.environ.clear()
     os.environ.update(order.env)
@@ -51,26 +51,50 @@ def main(text: str, talk: int) -> int:
     try:
         return _attempt(order, parent)
     except StoreError as error:
-        parent.tell(store=str(error))
+        parent.tell(store=str(error)[:1000])
         return STORE
+    finally:
+        parent.close()
 
 
 class Parent:
-    """The line to the parent. What does not go through at once is left out: the store has it all."""
+    """The line to the parent, a pipe. Steps that do not go through at once are left out; what must arrive waits."""
 
     def __init__(self, fd: int) -> None:
-        self.socket = socket.socket(fileno=fd)
-        self.socket.setblocking(False)
-        self.due = 0.0
+        self.fd, self.due = fd, 0.0
+        self.waiting: list[bytes] = []
+        os.set_blocking(fd, False)
 
     def tell(self, **message: Any) -> None:
-        with contextlib.suppress(OSError):
-            self.socket.send(json.dumps(message).encode())
+        """Something that must arrive, in the end."""
+        self.waiting.append(_line(message))
+        self._send()
 
     def step(self, epoch: int, step: int, loss: float, images_per_s: float) -> None:
         if (now := time.monotonic()) >= self.due:
             self.due = now + TELL
-            self.tell(step=[epoch, step, loss, images_per_s])
+            self._send()
+            if not self.waiting:
+                with contextlib.suppress(OSError):
+                    os.write(self.fd, _line({"step": [epoch, step, loss, images_per_s]}))
+
+    def close(self) -> None:
+        """Wait a little for what has not gone through."""
+        until = time.monotonic() + PATIENCE
+        while self.waiting and time.monotonic() < until:
+            self._send()
+            time.sleep(0.01)
+
+    def _send(self) -> None:
+        with contextlib.suppress(OSError):  # full, or nobody reads it any more
+            while self.waiting:
+                os.write(self.fd, self.waiting[0])
+                self.waiting.pop(0)
+
+
+def _line(message: dict[str, Any]) -> bytes:
+    """At most as long as a pipe takes at once, whole or not at all, whoever else writes."""
+    return json.dumps(message).encode()[: select.PIPE_BUF - 1] + b"\n"
 
 
 class Onlookers:
@@ -138,7 +162,10 @@ def _attempt(order: Order, parent: Parent) -> int:
             result = ends.of_exception(error, onlookers.last)
             print(result.get("traceback", result["reason"]), file=sys.stderr, flush=True)
             if attempt is None:
-                parent.tell(failed={**result, "reason": f"rank {order.rank}: {result['reason']}"})
+                told = {
+                    key: result.get(key) for key in ("status", "epoch", "step", "last_loss")
+                }  # the log has the rest
+                parent.tell(failed={**told, "reason": f"rank {order.rank}: {result['reason']}"})
                 time.sleep(HEAD_START)
                 return FAILED
         if attempt is not None:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import select
-import shutil
 import signal
-import socket
 import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 from normbench import attempt, claim
@@ -25,6 +21,7 @@ from normbench.launch import child, ends, forkserver
 from normbench.launch.forkserver import ForkServer, ServerError
 from normbench.launch.order import Order
 from normbench.launch.places import Places
+from normbench.launch.running import Running
 from normbench.preflight import Planned
 from normbench.records import Store
 from normbench.track import Tracker
@@ -38,42 +35,6 @@ STOPPING = "stopping after checkpoints; Ctrl-C again stops at once"
 
 # What a step costs beside its maps, as so many values in them: it decides only which cell starts first.
 OVERHEAD = 500_000
-
-
-class Running:
-    """A cell at work: its processes (one for each rank), what they told, and how they ended."""
-
-    def __init__(self, item: Planned, slot: int, order: Order, log: Path) -> None:
-        self.item, self.slot, self.order, self.log = item, slot, order, log
-        self.pids: dict[int, int] = {}  # of the processes that have not ended: number → rank
-        self.first = 0  # process number of rank 0, which keeps the records
-        self.codes: list[tuple[int, int]] = []  # rank and wait status, in the order they ended
-        self.talk, self.child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.talk.setblocking(False)
-        self.began = time.monotonic()
-        self.memory_kills = ends.memory_kills()
-        self.attempt: int | None = None
-        self.last: dict[str, Any] = {}
-        self.store_error: str | None = None
-        self.why: dict[str, Any] | None = None  # the end that this process gave it
-
-    def signal(self, number: signal.Signals, *, group: bool) -> None:
-        for pid in self.pids:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                (os.killpg if group else os.kill)(pid, number)
-
-    def messages(self) -> Iterator[dict[str, Any]]:
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                yield json.loads(self.talk.recv(2**20))
-
-    def close(self) -> None:
-        self.talk.close()
-        with contextlib.suppress(OSError):
-            if self.log.stat().st_size == 0:
-                self.log.unlink()
-        if self.order.meeting:
-            shutil.rmtree(Path(self.order.meeting).parent, ignore_errors=True)
 
 
 class Local:
@@ -161,11 +122,10 @@ class Local:
         whole = length(item.cell, item.description)
         self.display.begin(item.cell_id, item.label, whole.epochs, whole.per_epoch)
         self.running.append(cell)
-        with log, cell.child_end:
+        with log, os.fdopen(cell.child_end, "wb") as line:
             server = self._server()
             for rank in range(self.ranks):
-                text = dataclasses.replace(order, rank=rank).text()
-                pid = server.fork(text, cell.child_end.fileno(), log.fileno())
+                pid = server.fork(dataclasses.replace(order, rank=rank).text(), line.fileno(), log.fileno())
                 cell.pids[pid] = rank
                 cell.first = cell.first or pid
 
@@ -176,7 +136,7 @@ class Local:
         """Until something happens, or the next tick: messages shown, ends noted, time kept."""
         server = self._server()
         with contextlib.suppress(InterruptedError):
-            select.select([server.fileno(), *(cell.talk.fileno() for cell in self.running)], [], [], TICK)
+            select.select([server.fileno(), *(cell.talk for cell in self.running)], [], [], TICK)
         for cell in self.running:
             for message in cell.messages():
                 self._hear(cell, message)

@@ -101,7 +101,7 @@ BAD = [
     (["slurm.partion=gpu"], "Did you mean 'slurm.partition'?"),
     (["slurm=gpu"], "unknown key 'slurm'"),
     (["slurm.sbatch=high"], "such as slurm.sbatch.qos=high"),
-    (["launch=slrum"], "Did you mean 'slurm'?"),
+    (["launch=slrum"], "did you mean 'slurm'?"),
     (["detach=true"], "it needs launch=slurm"),
 ]  # fmt: skip
 
@@ -185,12 +185,15 @@ class Desk:
     def __init__(self, folder: Path, cluster: dict[str, str]) -> None:
         self.folder = folder
         self.env = {**os.environ, **cluster, "OMP_NUM_THREADS": "1"}
+        self.started: list[subprocess.Popen[str]] = []
 
     def start(self, *argv: str) -> subprocess.Popen[str]:
         words = [sys.executable, "-m", "normbench.sweep", "launch=slurm", "name=t", *argv]
-        return subprocess.Popen(
+        process = subprocess.Popen(
             words, cwd=self.folder, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )  # fmt: skip
+        self.started.append(process)
+        return process
 
     def sweep(self, *argv: str) -> tuple[int, str]:
         """Exit code and what was said."""
@@ -225,6 +228,9 @@ class Desk:
 def desk(tmp_path: Path, cluster: dict[str, str]) -> Iterator[Desk]:
     desk = Desk(tmp_path, cluster)
     yield desk
+    for process in desk.started:
+        process.kill()
+        process.communicate()
     for number, _ in desk.queue():
         desk.slurm("scancel", "--signal=KILL", "--full", number)
     wait_for(lambda: not desk.queue())
