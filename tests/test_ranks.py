@@ -34,9 +34,8 @@ DESCRIPTION = Description("made", tuple("0123456789"), 80, 10, "test", 8, 8, 3, 
 OPTIONS = {"brn": {"r_max": 3.0, "d_max": 5.0}}
 WAYS = [
     {"workers": 2},  # a worker on each rank
-    {"workers": 4},  # two on each: virtual ones of a real one
-    {"workers": 4, "chunk": 1},
-    {"workers": 6, "chunk": 2},  # three on each, as two and one
+    {"workers": 4},  # two on each, in one forward
+    {"workers": 6, "chunk": 2},  # three on each, in forwards of two and one
 ]
 KEYS = [
     *({"norm": name, **way} for way in WAYS for name in norms.names()),

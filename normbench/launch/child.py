@@ -36,7 +36,7 @@ DONE, TAKEN, STORE = 0, 75, 74
 FAILED = 70
 # Seconds that a rank waits for the parent to end it when another one is lost, and that rank 0 has to record an error
 # of its own before that of another rank ends the cell: mostly it is the same one.
-LOST, HEAD_START = 30.0, 1.0
+LOST, HEAD_START = 30.0, 0.5
 
 
 def main(text: str, talk: int) -> int:
