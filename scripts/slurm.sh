@@ -68,7 +68,8 @@ MpiDefault=none
 SwitchType=switch/none
 SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2
 KillWait=10
-NodeName=$(hostname -s) NodeAddr=127.0.0.1 CPUs=$(nproc)
+SlurmdParameters=config_overrides
+NodeName=$(hostname -s) NodeAddr=127.0.0.1 CPUs=2
 PartitionName=all Nodes=ALL Default=YES
 CONF
 }

@@ -41,6 +41,7 @@ KEYS = [
     *({"norm": name, **way} for way in WAYS for name in norms.names()),
     {"norm": "bn", "workers": 2, "recipe": {"clip": 0.1}},
     {"norm": f"{HERE}:Plain", "workers": 4},
+    {"norm": f"{HERE}:Backward", "workers": 4},
     {"norm": "bn", "workers": 4, "arch": f"{HERE}:Odd", "chunk": 1},
 ]
 CASES = {" ".join(str(value).rsplit("/", 1)[-1] for value in keys.values()): keys for keys in KEYS}
@@ -53,6 +54,23 @@ class Plain(nn.BatchNorm2d):
 
     def __init__(self, num_features: int) -> None:
         super().__init__(num_features)
+
+
+class Backward(Plain):
+    """It keeps a statistic of its gradient, too."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__(num_features)
+        self.register_buffer("seen", torch.zeros(num_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        if y.requires_grad:
+            y.register_hook(self.look)
+        return y
+
+    def look(self, grad: Tensor) -> None:
+        self.seen.lerp_(grad.abs().mean((0, 2, 3)), 0.1)
 
 
 class Small(nn.Module):
@@ -202,6 +220,12 @@ def test_all_ranks_hold_the_same_network_to_the_last_bit(name: str, by_rank: lis
     for ours, theirs in zip(first, second, strict=True):
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_statistics_of_gradients_are_kept_where_workers_are_run_one_by_one() -> None:
+    one, two = (steps(make(f"{HERE}:Backward", workers=2), ALONE)[at]["bn_one.seen"] for at in (0, 1))
+    assert one.count_nonzero() == two.count_nonzero() == 8
+    assert not torch.equal(one, two)
 
 
 def test_the_cases_differ_where_workers_are_one_large_batch() -> None:
