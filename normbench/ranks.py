@@ -1,7 +1,7 @@
 """The processes that share one cell: how many there are, which this is, and what they tell each other.
 
-Every rank takes its share of each step's workers. After the backward pass one exchange makes gradients, buffers of the
-units and the loss the mean over the ranks, so all ranks hold the same network at every step: what virtual workers do.
+Every rank takes its share of each step's workers. After the backward pass one exchange adds up loss and gradients, and
+takes the mean of the buffers, so all ranks hold the same network at every step: what virtual workers do.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Ranks:
         self.rank, self.count = rank, count
 
     @torch.no_grad()
-    def average(self, tensors: Iterable[Tensor]) -> None:
-        """Make each tensor the mean over the ranks, in place: one exchange for each dtype."""
+    def add_up(self, tensors: Iterable[Tensor]) -> None:
+        """Make each tensor the sum over the ranks, in place: one exchange for each dtype."""
         if self.count == 1:
             return
         kinds: dict[torch.dtype, list[Tensor]] = {}
@@ -39,9 +39,8 @@ class Ranks:
             flat = torch.cat([tensor.reshape(-1) for tensor in same])
             with _together():
                 dist.all_reduce(flat)
-            flat /= self.count
-            for tensor, mean in zip(same, flat.split([tensor.numel() for tensor in same]), strict=True):
-                tensor.copy_(mean.view(tensor.shape))
+            for tensor, part in zip(same, flat.split([tensor.numel() for tensor in same]), strict=True):
+                tensor.copy_(part.view(tensor.shape))
 
     def total(self, value: Tensor) -> Tensor:
         """The sum over the ranks."""

@@ -62,7 +62,8 @@ class Step:
             with self.buffers.part(share) if self.buffers else contextlib.nullcontext():
                 with self.precision():
                     out = self.forward(part.contiguous(memory_format=memory_format(self.cell)))
-                    part_loss = classification_loss(out, labels, self.cell.recipe.label_smoothing) * share
+                    part_loss = classification_loss(out, labels, self.cell.recipe.label_smoothing)
+                    part_loss = part_loss * (share / self.ranks.count)
                 part_loss.backward()  # statistics of gradients are the worker's too
             loss = loss + part_loss.detach()
         if self.buffers:
@@ -75,22 +76,24 @@ class Step:
         return loss
 
     def _agree(self, loss: Tensor) -> None:
-        """Gradients, the units' statistics and the loss become the mean over the ranks.
+        """Loss and gradients become the sum over the ranks, running statistics their mean.
 
         A parameter that got no gradient on one rank counts there as zero; one that got none on any keeps none. To know
         which is to wait for the device, on the ranks that lack some.
         """
         learned = [parameter for parameter in self.net.parameters() if parameter.requires_grad]
         lacking = [i for i, parameter in enumerate(learned) if parameter.grad is None]
-        given = loss.new_ones(len(learned))  # the share of the ranks that have a gradient
+        given = loss.new_ones(len(learned))  # on how many ranks there is a gradient
         for i in lacking:
             given[i] = 0
         grads = [torch.zeros_like(p) if p.grad is None else p.grad.to_dense() for p in learned]
-        statistics = (buffer for buffer in self.net.buffers() if buffer.is_floating_point())
-        self.ranks.average([loss, given, *grads, *statistics])
-        shares = given.tolist() if lacking else []
+        statistics = [buffer for buffer in self.net.buffers() if buffer.is_floating_point()]
+        for buffer in statistics:
+            buffer /= self.ranks.count
+        self.ranks.add_up([loss, given, *grads, *statistics])
+        counts = given.tolist() if lacking else []
         for i, (parameter, grad) in enumerate(zip(learned, grads, strict=True)):
-            parameter.grad = grad if not lacking or shares[i] else None
+            parameter.grad = grad if not lacking or counts[i] else None
 
 
 class BufferMean:

@@ -151,9 +151,9 @@ EVALUATIONS = (1, 3, 4, 5, 8, 10, 13)
 def exchanged(ranks: Ranks) -> dict[str, Any]:
     one, two = torch.tensor([1.0, 2.0]) + ranks.rank, torch.tensor(4.0, dtype=torch.float64) * ranks.rank
     across = torch.arange(4.0).view(2, 2).t() + ranks.rank  # not contiguous
-    ranks.average([one, two, across])
+    ranks.add_up([one, two, across])
     return {
-        "average": [one, two, across],
+        "sum": [one, two, across],
         "total": ranks.total(torch.tensor(ranks.rank + 1.0)),
         "any": ranks.any([False, ranks.rank == 1, True], CPU),
         "everybodys": ranks.everybodys({"rank": ranks.rank}),
@@ -245,8 +245,8 @@ def test_every_test_picture_counts_once(at: int, by_rank: list[dict[str, Any]]) 
 
 def test_what_ranks_tell_each_other(by_rank: list[dict[str, Any]]) -> None:
     for found in (each["exchanged"] for each in by_rank):
-        one, two, across = found["average"]
-        assert (one.tolist(), two.item(), across.tolist()) == ([1.5, 2.5], 2.0, [[0.5, 2.5], [1.5, 3.5]])
+        one, two, across = found["sum"]
+        assert (one.tolist(), two.item(), across.tolist()) == ([3, 5], 4, [[1, 5], [3, 7]])
         assert found["total"] == 3
         assert found["any"] == [False, True, True]
         assert found["everybodys"] == [{"rank": 0}, {"rank": 1}]
@@ -255,6 +255,6 @@ def test_what_ranks_tell_each_other(by_rank: list[dict[str, Any]]) -> None:
 
 def test_one_rank_alone_tells_itself_everything() -> None:
     found = exchanged(ALONE)
-    assert found["average"][0].tolist() == [1, 2]
+    assert found["sum"][0].tolist() == [1, 2]
     assert (found["total"], found["any"]) == (1, [False, False, True])
     assert (found["everybodys"], found["first"]) == ([{"rank": 0}], [0])

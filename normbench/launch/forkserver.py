@@ -30,7 +30,7 @@ LATER = ("llvmlite.binding", "normbench.norms.cpu", "normbench.norms.operators",
 PR_SET_PDEATHSIG = 1
 
 
-class ServerError(RuntimeError):
+class ServerError(OSError):
     """The fork server has gone away."""
 
 
@@ -47,13 +47,14 @@ class ForkServer:
                 words, pass_fds=[theirs.fileno()], start_new_session=True, stdin=subprocess.DEVNULL, env=env
             )
         self._ends: list[tuple[int, int]] = []
+        self.gone = False
 
     def fork(self, order: str, talk: int, log: int) -> int:
         """Start a child on ``order``; its process number. talk, log: file descriptors it gets. Raises ServerError."""
         try:
             _send(self.socket, order, [talk, log])
-        except OSError as error:
-            raise ServerError(str(error)) from None
+        except OSError:
+            raise self._lost() from None
         while "pid" not in (message := self._receive()):  # ends of other children may come first
             self._ends.append((message["ended"], message["status"]))
         return int(message["pid"])
@@ -76,9 +77,13 @@ class ForkServer:
         except OSError:
             text = ""
         if not text:
-            raise ServerError("the process that starts cells has gone away")
+            raise self._lost()
         message: dict[str, Any] = json.loads(text)
         return message
+
+    def _lost(self) -> ServerError:
+        self.gone = True
+        return ServerError("the process that starts cells has gone away")
 
     def close(self) -> None:
         """End the server, and with it every child, when it has done importing."""
@@ -100,7 +105,7 @@ def shared() -> ForkServer:
     What it imports takes seconds: ask for it before it is needed.
     """
     global _shared
-    if _shared is None or _shared.process.poll() is not None:
+    if _shared is None or _shared.gone or _shared.process.poll() is not None:
         _shared = ForkServer()
         atexit.register(_shared.kill)
     return _shared

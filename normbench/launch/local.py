@@ -55,6 +55,8 @@ class Local:
         self.store, self.display, self.tracker = store, display, tracker
         self.slots, self.ranks, self.timeout = slots, ranks, timeout
         self.places = Places(slots, ranks)
+        self.server: ForkServer | None = None  # where the cells that run came from
+        self._ends: list[tuple[int, int]] = []
         self.running: list[Running] = []
         self.asked = self._passed = 0  # how often to stop, and as often the cells were told
         self.too_large: dict[str, int] = {}  # family → the smallest number of images that ran out of memory
@@ -123,28 +125,29 @@ class Local:
         self.display.begin(item.cell_id, item.label, whole.epochs, whole.per_epoch)
         self.running.append(cell)
         with log, os.fdopen(cell.child_end, "wb") as line:
-            server = self._server()
             for rank in range(self.ranks):
-                pid = server.fork(dataclasses.replace(order, rank=rank).text(), line.fileno(), log.fileno())
-                cell.pids[pid] = rank
-                cell.first = cell.first or pid
+                text = dataclasses.replace(order, rank=rank).text()
+                cell.pids[self._fork(text, line.fileno(), log.fileno())] = rank
+        cell.first = next(iter(cell.pids))
 
-    def _server(self) -> ForkServer:
-        return forkserver.shared()
+    def _fork(self, order: str, line: int, log: int) -> int:
+        """A process on ``order``. A server that has just gone away gets one successor."""
+        self.server = self.server or forkserver.shared()
+        try:
+            return self.server.fork(order, line, log)
+        except ServerError:
+            self._ends += self._ended()  # those that went with it
+            self.server = forkserver.shared()
+            return self.server.fork(order, line, log)
 
     def _wait(self) -> None:
         """Until something happens, or the next tick: messages shown, ends noted, time kept."""
-        server = self._server()
-        with contextlib.suppress(InterruptedError):
-            select.select([server.fileno(), *(cell.talk for cell in self.running)], [], [], TICK)
+        server = [] if self.server is None else [self.server.fileno()]
+        select.select([*server, *(cell.talk for cell in self.running)], [], [], TICK)
         for cell in self.running:
             for message in cell.messages():
                 self._hear(cell, message)
-        try:
-            ended = server.ended()
-        except ServerError:  # with it all its children went
-            ended = [(pid, signal.SIGKILL) for cell in self.running for pid in cell.pids]
-        for pid, status in ended:
+        for pid, status in self._ended():
             for cell in self.running:
                 if pid in cell.pids:
                     rank = cell.pids.pop(pid)
@@ -158,6 +161,17 @@ class Local:
         self.display.refresh()
         if self._csv_dirty and time.monotonic() >= self._csv_due:
             self._write_results()
+
+    def _ended(self) -> list[tuple[int, int]]:
+        """Process number and wait status of what has ended since the last call."""
+        ended, self._ends = self._ends, []
+        if self.server is None:
+            return ended
+        try:
+            return ended + self.server.ended()
+        except ServerError:  # with it all its children went; the next cell gets another server
+            self.server = None
+            return [(pid, signal.SIGKILL) for cell in self.running for pid in cell.pids]
 
     def _hear(self, cell: Running, message: dict[str, Any]) -> None:
         item = cell.item
@@ -263,12 +277,11 @@ class Local:
         for cell in self.running:
             cell.signal(signal.SIGKILL, group=True)
         until = time.monotonic() + 10
-        with contextlib.suppress(ServerError):
-            while any(cell.pids for cell in self.running) and time.monotonic() < until:
-                select.select([self._server()], [], [], TICK)
-                for pid, _ in self._server().ended():
-                    for cell in self.running:
-                        cell.pids.pop(pid, None)
+        while any(cell.pids for cell in self.running) and time.monotonic() < until:
+            for pid, _ in self._ended():
+                for cell in self.running:
+                    cell.pids.pop(pid, None)
+            time.sleep(0.01)
         for cell in self.running:
             cell.close()
         self.running = []

@@ -442,3 +442,11 @@ def test_the_server_is_shared_by_the_sweeps_of_a_process(sweep: Sweep) -> None:
     before = forkserver.shared()
     assert sweep("norm=bn", "batch=32", *SHORT) == 0
     assert forkserver.shared() is before
+
+
+def test_a_server_that_died_between_cells_is_replaced(sweep: Sweep, results: Results) -> None:
+    assert sweep("norm=bn", "batch=32", *SHORT) == 0
+    before = forkserver.shared()
+    os.kill(before.process.pid, signal.SIGKILL)
+    assert sweep("norm=gn", "batch=32", *SHORT) == 0
+    assert forkserver.shared() is not before
