@@ -8,11 +8,14 @@ from torch import Tensor
 
 
 class Renorm(NamedTuple):
-    """What batch renormalization corrects towards: mean, std (C,) and bounds (r_max, d_max), all constants."""
+    """What batch renormalization corrects towards: mean, std (C,) and bounds (r_max, d_max), all constants.
+
+    The bounds are two numbers, or a tensor (2,) where to know them is to wait for a device.
+    """
 
     mean: Tensor
     std: Tensor
-    bounds: Tensor
+    bounds: Tensor | tuple[float, float]
 
 
 class Gate(NamedTuple):
@@ -29,10 +32,25 @@ class After(NamedTuple):
     shift: Tensor
 
 
-class Parts(NamedTuple):
-    """The tensors of one call beside x, each None where the method has none: (C,), but ``bounds`` (2,).
+class Track(NamedTuple):
+    """Running statistics that a forward moves: ``running_mean`` and the buffer ``second`` of a unit, and their count.
 
-    On CPU they are of x's type (bounds: float64), on CUDA at least float32.
+    ``kind``: what the second is of, as in norms/running.py; ``workers``: whose mean it is; ``unbiased``: what turns the
+    biased variance into its estimate; ``eps``: of a standard deviation.
+    """
+
+    unit: Any
+    second: str
+    kind: str
+    workers: int
+    unbiased: float | Tensor = 1.0
+    eps: float = 0.0
+
+
+class Parts(NamedTuple):
+    """The tensors of one call beside x, each None where the method has none: (C,), but ``bounds`` two numbers.
+
+    On CPU they are of x's type, on CUDA at least float32.
     """
 
     weight: Tensor | None = None
@@ -44,7 +62,7 @@ class Parts(NamedTuple):
     gate_bias: Tensor | None = None
     to_mean: Tensor | None = None
     to_std: Tensor | None = None
-    bounds: Tensor | None = None
+    bounds: Tensor | tuple[float, float] | None = None
 
 
 class Shape(NamedTuple):

@@ -83,7 +83,7 @@ class FilterResponseNorm(nn.Module):
         N, C, *_ = core.check_input(x, self.num_features, "frn")
         eps = self.eps if self.eps_l is None else self.eps + self.eps_l.abs()
         return core.standardize(
-            x, N, C, eps, self.weight, self.bias, self.activation, centered=False, threshold=self.threshold
+            x, N, C, eps, *core.affine(self), centered=False, threshold=self.threshold
         )
 
     def extra_repr(self) -> str:

@@ -21,8 +21,8 @@ from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
 
 from normbench.errors import InputError
-from normbench.norms import operators, plain
-from normbench.norms.call import After, Gate, Moments, Parts, Shape
+from normbench.norms import operators, plain, running
+from normbench.norms.call import After, Gate, Moments, Parts, Shape, Track
 
 Again = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -78,21 +78,37 @@ def standardize(
     eps: float | Tensor,
     activation: nn.Module | None,
     parts: Parts,
-    *,
     centered: bool = True,
     by_channel: bool = False,
+    track: Track | None = None,
 ) -> tuple[Tensor, Moments]:
-    """y by the moments of x, and these, or those of each channel."""
-    shape = Shape(rows, groups, _number(eps), centered, *CLIPS[type(activation)])
-    if parts.bounds is not None:
-        parts = parts._replace(bounds=parts.bounds.to(torch.float64 if x.is_cpu else torch.float32))
+    """y by the moments of x, and these, or those of each channel; moves the running statistics of ``track``."""
+    low, high = CLIPS[type(activation)]
+    shape = Shape(rows, groups, _number(eps), centered, low, high)
     by_channel = by_channel and groups < x.shape[1]
+    found: Moments
     if kernels is operators:
-        y, mean, var = operators.standardize(dense(x), shape, parts, by_channel)
-        return y, Moments(mean, var)
-    call = Call(kernels, shape, parts, by_channel=by_channel)
-    y = call.run(x, eps)
-    return y, Moments(kernels=kernels, saved=call.saved, shape=shape, by_channel=by_channel)
+        y, mean, var = operators.standardize(dense(x), shape, _with_bounds(parts, torch.float64, x), by_channel)
+        found = Moments(mean, var)
+    else:
+        call = Call(kernels, shape, parts, None, by_channel)
+        if x.is_cpu:
+            if track is not None and kernels.tracks(track, x, x.shape[1] if by_channel else groups):
+                call.track, track = track, None
+        elif parts.bounds is not None:
+            call.parts = _with_bounds(parts, torch.float32, x)
+        y = call.run(x, eps)
+        found = Moments(kernels=kernels, saved=call.saved, shape=shape, by_channel=by_channel)
+    if track is not None:
+        running.move(track, *found.tensors())
+    return y, found
+
+
+def _with_bounds(parts: Parts, dtype: torch.dtype, x: Tensor) -> Parts:
+    """The parts with bounds, if there are any, as a tensor."""
+    if parts.bounds is None:
+        return parts
+    return parts._replace(bounds=torch.as_tensor(parts.bounds, dtype=dtype, device=x.device))
 
 
 def normalize(
@@ -175,7 +191,7 @@ def _cuda() -> ModuleType | None:
 class Call:
     """One use of the kernels: what is asked of them, and then what they leave for the backward."""
 
-    __slots__ = ("by_channel", "eps", "given", "kernels", "layout", "parts", "saved", "shape")
+    __slots__ = ("by_channel", "eps", "given", "kernels", "layout", "parts", "saved", "shape", "track")
 
     def __init__(
         self,
@@ -187,6 +203,7 @@ class Call:
     ) -> None:
         self.kernels, self.shape, self.parts, self.given, self.by_channel = kernels, shape, parts, given, by_channel
         self.eps: Tensor | None = None
+        self.track: Track | None = None
         self.saved: Any = None
         self.layout: tuple[int, ...] = ()
 
@@ -203,7 +220,11 @@ class Call:
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor
-        y, self.saved = self.kernels.forward(x, self.shape, self.parts, self.given, self.by_channel)
+        if self.track is None:
+            y, self.saved = self.kernels.forward(x, self.shape, self.parts, self.given, self.by_channel)
+        else:
+            y, self.saved = self.kernels.forward(x, self.shape, self.parts, None, self.by_channel, self.track)
+            self.track = None  # so that a graph does not hold the unit
         return y
 
     def plain(self, x: Tensor, learned: Tensor | None, parts: Parts) -> Tensor:
@@ -295,38 +316,6 @@ def _again(call: Call, inputs: Sequence[Tensor], dy: Tensor, wanted: Sequence[bo
         chosen = [view for view, want in zip(views, wanted[1:], strict=True) if want]
         found = iter(torch.autograd.grad(y, chosen, dy, create_graph=True))
     return (None, *(next(found) if want else None for want in wanted[1:]))
-
-
-def move(
-    unit: Any,
-    second: str,
-    found: Moments,
-    *,
-    workers: int | None = None,
-    unbiased: float = 1.0,
-    eps: float = 0.0,
-    kind: str = "var",
-) -> bool:
-    """Move a unit's running_mean and ``second`` buffer by the kernel, if it takes them; whether it did.
-
-    ``workers``: None: as many as there are rows.
-    """
-    kernels: Any = found.kernels
-    if found.kernels is None or found.kernels is not _cpu():
-        return False
-    buffers = (unit._buffers["running_mean"], unit._buffers[second])
-    dtype = buffers[0].dtype
-    for buffer in buffers:
-        if buffer.dtype is not dtype or not (buffer.is_cpu and buffer.is_contiguous()) or type(buffer) is not Tensor:
-            return False
-    length = found.saved.plan.coefficients // found.shape.rows if found.by_channel else found.shape.groups
-    if dtype not in kernels.DTYPES or any([buffer.shape != (length,) for buffer in buffers]):  # noqa: C419
-        return False
-    share = unit.momentum if unit.momentum is not None else 1.0 / int(unit.num_batches_tracked)
-    workers = workers or found.shape.rows
-    kernels.move(buffers, found.saved, found.shape, found.by_channel, workers, share, unbiased, eps, kind)
-    torch.autograd.graph.increment_version(buffers)
-    return True
 
 
 def proxy(gamma: Tensor, beta: Tensor, grid: Tensor, ends: Tensor, eps: float, again: Again) -> tuple[Tensor, Tensor]:

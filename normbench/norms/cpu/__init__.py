@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from normbench.norms.call import Parts, Shape
+from normbench.norms.call import Parts, Shape, Track
 from normbench.norms.cpu import compiler, positional, proxies
-from normbench.norms.cpu.blocks import KINDS, RUNNING
-from normbench.norms.cpu.plan import DTYPES, ONCE, Plan, Use, plan_for, run, run_block
+from normbench.norms.cpu.blocks import KINDS
+from normbench.norms.cpu.plan import DTYPES, Plan, Use, plan_for, run_back, run_forth
 
 __all__ = [
     "DTYPES",
@@ -20,14 +20,13 @@ __all__ = [
     "channel_moments",
     "forward",
     "moments",
-    "move",
     "plan_for",
     "positional",
     "prepare",
     "proxies",
 ]
 
-NO_PARTS = (0,) * 8
+UNTRACKED, NOTHING = (0, 0, 0, 0, 1, 0), (0.0, 0.0, 0.0)
 LOWEST = {dtype: torch.tensor(-torch.inf, dtype=dtype) for dtype in DTYPES}
 
 
@@ -39,13 +38,19 @@ class Saved(NamedTuple):
 
 
 def forward(
-    x: Tensor, shape: Shape, parts: Parts, given: tuple[Tensor, Tensor] | None = None, by_channel: bool = False
+    x: Tensor,
+    shape: Shape,
+    parts: Parts,
+    given: tuple[Tensor, Tensor] | None = None,
+    by_channel: bool = False,
+    track: Track | None = None,
 ) -> tuple[Tensor, Saved]:
     """y, and what the backward needs. given: mean and var, (rows, groups), where they are not x's own.
 
-    ``by_channel``: keep the moments of channels, whether they are needed or not.
+    ``by_channel``: keep the moments of channels, whether they are needed or not. ``track``: of ``tracks``, or None.
     """
-    use = Use(parts[5] is not None, parts[8] is not None, given is not None, by_channel)
+    weight, bias, threshold, scale, shift, gate_weight, gate_bias, to_mean, to_std, bounds = parts
+    use = Use(gate_weight is not None, to_std is not None, given is not None, by_channel, track is not None)
     plan = plan_for(x, shape, use)
     y = torch.empty_like(x)
     # An operator gives work out, of which not every number is written.
@@ -55,13 +60,23 @@ def forward(
         for here, value in zip(moments(saved, shape), given, strict=True):
             here.copy_(value)
     split = torch.empty(plan.split, dtype=torch.float64) if plan.split else None
-    run(
-        plan.forward, plan.forth, plan.fixed,
-        x.data_ptr(), y.data_ptr(), 0, 0,
-        work.data_ptr(), 0, 0 if split is None else split.data_ptr(),
-        *[0 if part is None else part.data_ptr() for part in parts],
-        *NO_PARTS, shape.eps,
+    running, (share, unbiased, eps) = UNTRACKED, NOTHING
+    if track is not None:
+        unit = track.unit
+        buffers = unit._buffers["running_mean"], unit._buffers[track.second], unit._buffers["num_batches_tracked"]
+        first, second, count = buffers
+        share, unbiased, eps = -1.0 if unit.momentum is None else unit.momentum, track.unbiased, track.eps
+        kind, workers = KINDS.index(track.kind), track.workers
+        running = (first.data_ptr(), second.data_ptr(), count.data_ptr(), kind, workers, by_channel)
+    r_max, d_max = (0.0, 0.0) if bounds is None else bounds.tolist() if isinstance(bounds, Tensor) else bounds
+    run_forth(
+        plan.forth,
+        x.data_ptr(), work.data_ptr(), 0 if split is None else split.data_ptr(),
+        *[0 if part is None else part.data_ptr() for part in parts[:9]], shape.eps,
+        y.data_ptr(), *running, r_max, d_max, share, unbiased, eps,
     )  # fmt: skip
+    if track is not None:
+        torch.autograd.graph.increment_version(buffers)
     return y, saved
 
 
@@ -80,13 +95,12 @@ def backward(
     sums = torch.empty(plan.sums + plan.split, dtype=torch.float64)
     dvar = sums.new_empty(shape.rows, shape.groups) if wants_var else None
     at = sums.data_ptr()
-    run(
-        plan.backward, plan.back if wants_x else plan.no_dx, plan.fixed,
-        x.data_ptr(), 0, dy.data_ptr(), 0 if dx is None else dx.data_ptr(),
-        work.data_ptr(), at, at + 8 * plan.sums,
-        *[0 if part is None else part.data_ptr() for part in parts],
-        *[0 if grad is None else grad.data_ptr() for grad in grads],
-        0 if dvar is None else dvar.data_ptr(), shape.eps,
+    run_back(
+        plan.back if wants_x else plan.no_dx,
+        x.data_ptr(), work.data_ptr(), at + 8 * plan.sums,
+        *[0 if part is None else part.data_ptr() for part in parts[:9]], shape.eps,
+        dy.data_ptr(), 0 if dx is None else dx.data_ptr(), at,
+        *[0 if grad is None else grad.data_ptr() for grad in grads], 0 if dvar is None else dvar.data_ptr(),
     )  # fmt: skip
     return dx, [grad for grad in grads if grad is not None], dvar
 
@@ -104,30 +118,18 @@ def channel_moments(saved: Saved, shape: Shape) -> tuple[Tensor, Tensor]:
     return mean, squares * saved.plan.per_column
 
 
-def move(
-    buffers: tuple[Tensor, Tensor],
-    saved: Saved,
-    shape: Shape,
-    by_channel: bool,
-    workers: int,
-    share: float,
-    unbiased: float,
-    eps: float,
-    kind: str,
-) -> None:
-    """Move two running statistics (K,) towards those of the rows of a ``forward``, of groups or channels: moving.py."""
-    first, second = buffers
-    work, plan = saved
-    length = len(first)
-    start = plan.columns if by_channel else 0
-    at = work.data_ptr() + 8 * start
-    block = RUNNING.pack(
-        0, 0, 0, 0,
-        shape.rows, workers, length, KINDS.index(kind),
-        at, at + 8 * shape.rows * length, first.data_ptr(), second.data_ptr(),
-        share, unbiased, eps, plan.per_column if by_channel else 1.0,
-    )  # fmt: skip
-    run_block(compiler.kernel("moving", "moving", DTYPES[first.dtype]), ONCE, block)
+def tracks(track: Track, x: Tensor, length: int) -> bool:
+    """Whether a forward over x can move these running statistics: of x's type, (length,), and their count."""
+    buffers = track.unit._buffers
+    first, second, count = buffers["running_mean"], buffers[track.second], buffers["num_batches_tracked"]
+    if isinstance(track.unbiased, Tensor):
+        return False
+    for buffer, dtype, shape in ((first, x.dtype, (length,)), (second, x.dtype, (length,)), (count, torch.int64, ())):
+        if type(buffer) is not Tensor or buffer.dtype is not dtype or buffer.shape != shape:
+            return False
+        if not (buffer.is_cpu and buffer.is_contiguous()) or buffer.is_neg():
+            return False
+    return True
 
 
 def prepare() -> None:

@@ -69,8 +69,8 @@ def settle(w, r, g, mean, var):
     rstd, ratio, offset = 1.0 / std, 1.0, 0.0
     w.rstd[i] = rstd
     if w.has_renorm:
-        ratio = min(max(std / w.to_std[g], 1.0 / w.bounds[0]), w.bounds[0])
-        offset = min(max((mean - w.to_mean[g]) / w.to_std[g], -w.bounds[1]), w.bounds[1])
+        ratio = min(max(std / w.to_std[g], 1.0 / w.r_max), w.r_max)
+        offset = min(max((mean - w.to_mean[g]) / w.to_std[g], -w.d_max), w.d_max)
         w.correction[i], w.correction[w.R * w.G + i] = ratio, offset
     m = number(w.x, mean)
     first, last = channels(w, g)
@@ -120,7 +120,7 @@ def settle_run(w, first, last, mean, squares):
         rstd[t] = 1.0 / root(var[t] + w.eps)
         ratio[t] = rstd[t]
     if w.has_renorm:
-        r_max, d_max = w.bounds[0], w.bounds[1]
+        r_max, d_max = w.r_max, w.d_max
         for t in range(length):
             scale = 1.0 / w.to_std[c + t]
             r = min(max((var[t] + w.eps) * rstd[t] * scale, 1.0 / r_max), r_max)

@@ -8,8 +8,9 @@ GROUP) where there are rows enough for the threads, else a span of a row's pixel
 from __future__ import annotations
 
 from normbench.norms.cpu.arguments import unpack
-from normbench.norms.cpu.blocks import COLUMNS, GROUP, MAPS, MERGE, SETTLE, TILE
+from normbench.norms.cpu.blocks import COLUMNS, GROUP, MAPS, MERGE, SETTLE, TILE, TRACK
 from normbench.norms.cpu.family import RUN, finish, plain, pooled, pull, pull_run, settle, settle_run
+from normbench.norms.cpu.moving import track
 from normbench.norms.cpu.pointers import NUMBER, algebra, elementwise, number, reduction, scratch, worker
 
 # Numbers that are summed in the maps' own type before the sum goes on in float64: so many times a tile.
@@ -370,36 +371,38 @@ def span_of(w, i):
 
 
 @algebra
-def forward_pieces(w, start, stop):
+def forward_pieces(w, phase, start, stop):
     tiles = (w.C + TILE - 1) // TILE
     for i in range(start, stop):
         k, first, last = span_of(w, i)
-        if w.phase == GROUP:
+        if phase == GROUP:
             forward_row(w, i)
-        elif w.phase == COLUMNS:
+        elif phase == COLUMNS:
             moments(w, k, first, last, w.parts, 3 * i * w.C, (3 * i + 1) * w.C, 0)
-        elif w.phase == MERGE:
+        elif phase == MERGE:
             merge(w, i // tiles, i % tiles * TILE)
-        elif w.phase == SETTLE:
+        elif phase == SETTLE:
             settle_row(w, i, 0, w.G)
+        elif phase == TRACK:
+            track(w)
         else:
             apply(w, k, first, last)
 
 
 @algebra
-def backward_pieces(w, start, stop):
+def backward_pieces(w, phase, start, stop):
     tiles = (w.C + TILE - 1) // TILE
     for i in range(start, stop):
         k, first, last = span_of(w, i)
-        if w.phase == GROUP:
+        if phase == GROUP:
             backward_row(w, i)
-        elif w.phase == COLUMNS:
+        elif phase == COLUMNS:
             sums(w, k, first, last, w.parts, 3 * i * w.C, w.C, 0)
-        elif w.phase == MERGE:
+        elif phase == MERGE:
             merge_sums(w, i // tiles, i % tiles * TILE)
-        elif w.phase == SETTLE:
+        elif phase == SETTLE:
             pull_row(w, i, 0, w.G)
-        elif w.phase == MAPS:
+        elif phase == MAPS:
             back(w, k, first, last)
         else:
             finish(w, i)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from normbench.norms.cpu import maps
 from normbench.norms.cpu.arguments import unpack
-from normbench.norms.cpu.blocks import COLUMNS, GROUP, MAPS, SETTLE
+from normbench.norms.cpu.blocks import COLUMNS, GROUP, MAPS, SETTLE, TRACK
 from normbench.norms.cpu.family import RUN, channels, finish, plain, pooled, pull, pull_run, settle, settle_run
+from normbench.norms.cpu.moving import track
 from normbench.norms.cpu.pointers import algebra, number, scratch, worker
 
 # Values of a column up to which a run of them is done together: it stays in the second cache.
@@ -166,41 +167,43 @@ def backward_run(w, first, last):
 
 
 @algebra
-def forward_pieces(w, start, stop):
-    if w.phase == GROUP and w.S * w.images <= SMALL and plain(w):
+def forward_pieces(w, phase, start, stop):
+    if phase == GROUP and w.S * w.images <= SMALL and plain(w):
         while start < stop:
             last = min(start + RUN, stop, (start // w.C + 1) * w.C)
             forward_run(w, start, last)
             start = last
         return
     for i in range(start, stop):
-        if w.phase == GROUP:
+        if phase == GROUP:
             forward_group(w, i // w.G, i % w.G)
-        elif w.phase == COLUMNS:
+        elif phase == COLUMNS:
             note_moments(w, i // w.C, i % w.C)
-        elif w.phase == SETTLE:
+        elif phase == SETTLE:
             settle_group(w, i // w.G, i % w.G)
+        elif phase == TRACK:
+            track(w)
         else:
             n, c = i // w.C, i % w.C
             apply_column(w, n // w.images, c, n % w.images, n % w.images + 1)
 
 
 @algebra
-def backward_pieces(w, start, stop):
-    if w.phase == GROUP and w.S * w.images <= SMALL and plain(w):
+def backward_pieces(w, phase, start, stop):
+    if phase == GROUP and w.S * w.images <= SMALL and plain(w):
         while start < stop:
             last = min(start + RUN, stop, (start // w.C + 1) * w.C)
             backward_run(w, start, last)
             start = last
         return
     for i in range(start, stop):
-        if w.phase == GROUP:
+        if phase == GROUP:
             backward_group(w, i // w.G, i % w.G)
-        elif w.phase == COLUMNS:
+        elif phase == COLUMNS:
             sum_column(w, i // w.C, i % w.C)
-        elif w.phase == SETTLE:
+        elif phase == SETTLE:
             pull(w, i // w.G, i % w.G)
-        elif w.phase == MAPS:
+        elif phase == MAPS:
             n, c = i // w.C, i % w.C
             back_column(w, n // w.images, c, n % w.images, n % w.images + 1)
         else:

@@ -105,16 +105,20 @@ def claim(typing: Any, address: Any, count: Any) -> Any:
 
 
 def worker(unpack: Any, work: Any) -> Callable[[Any], Callable[[int], None]]:
-    """A kernel for each type: takes pieces of work while there are any, and does ``work(job, first, last)`` on them."""
+    """A kernel for each type: takes the pieces of each step while there are any, ``work(job, phase, first, last)``."""
 
     def of_type(T: Any) -> Callable[[int], None]:
         def run(block: int) -> None:
-            w = unpack(block, T)
-            while True:
-                start = claim(block, w.chunk)
-                if start >= w.total:
-                    return
-                work(w, start, min(start + w.chunk, w.total))
+            w, which = unpack(block, T), at(block, WHOLE)
+            for i in range(which[0], which[1]):
+                place = block + 16 + 32 * i
+                step = at(place, WHOLE)
+                total, chunk, phase = step[1], step[2], step[3]
+                while True:
+                    start = claim(place, chunk)
+                    if start >= total:
+                        break
+                    work(w, phase, start, min(start + chunk, total))
 
         return run
 
