@@ -79,26 +79,17 @@ class Shape(NamedTuple):
 class Moments:
     """μ and biased σ² of a forward, (rows, K) each, as constants: tensors, or still where the kernels left them."""
 
-    __slots__ = ("by_channel", "kernels", "mean", "saved", "shape", "var")
+    __slots__ = ("call", "mean", "var")
 
-    def __init__(
-        self,
-        mean: Tensor | None = None,
-        var: Tensor | None = None,
-        *,
-        kernels: Any = None,
-        saved: Any = None,
-        shape: Any = None,
-        by_channel: bool = False,
-    ) -> None:
-        self.mean, self.var = mean, var
-        self.kernels, self.saved, self.shape, self.by_channel = kernels, saved, shape, by_channel
+    def __init__(self, mean: Tensor | None, var: Tensor | None, call: Any = None) -> None:
+        self.mean, self.var, self.call = mean, var, call
 
     def tensors(self) -> tuple[Tensor, Tensor]:
         """Both, at least float32."""
         if self.mean is None or self.var is None:
-            read = self.kernels.channel_moments if self.by_channel else self.kernels.moments
-            self.mean, self.var = read(self.saved, self.shape)
+            call = self.call
+            read = call.kernels.channel_moments if call.by_channel else call.kernels.moments
+            self.mean, self.var = read(call.saved, call.shape)
         assert self.mean is not None
         assert self.var is not None
         return self.mean, self.var

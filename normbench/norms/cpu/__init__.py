@@ -9,8 +9,8 @@ from torch import Tensor
 
 from normbench.norms.call import Parts, Shape, Track
 from normbench.norms.cpu import compiler, positional, proxies
-from normbench.norms.cpu.blocks import KINDS
-from normbench.norms.cpu.plan import DTYPES, Plan, Use, plan_for, run_back, run_forth
+from normbench.norms.cpu.blocks import BACK, FORTH, KINDS
+from normbench.norms.cpu.plan import DTYPES, REST, Plan, Use, plan_for, scratch, share_out, space
 
 __all__ = [
     "DTYPES",
@@ -24,10 +24,19 @@ __all__ = [
     "positional",
     "prepare",
     "proxies",
+    "tracked",
 ]
 
-UNTRACKED, NOTHING = (0, 0, 0, 0, 1, 0), (0.0, 0.0, 0.0)
+UNTRACKED = (0, 0, 0, 0, 1, 0, 0.0, 0.0, 0.0)
+NO_BOUNDS = (0.0, 0.0)
 LOWEST = {dtype: torch.tensor(-torch.inf, dtype=dtype) for dtype in DTYPES}
+
+
+class Tracked(NamedTuple):
+    """Buffers that a forward moves, and what its block says of them."""
+
+    buffers: tuple[Tensor, Tensor, Tensor]
+    numbers: tuple[float, ...]
 
 
 class Saved(NamedTuple):
@@ -43,40 +52,45 @@ def forward(
     parts: Parts,
     given: tuple[Tensor, Tensor] | None = None,
     by_channel: bool = False,
-    track: Track | None = None,
+    track: Tracked | None = None,
 ) -> tuple[Tensor, Saved]:
     """y, and what the backward needs. given: mean and var, (rows, groups), where they are not x's own.
 
-    ``by_channel``: keep the moments of channels, whether they are needed or not. ``track``: of ``tracks``, or None.
+    ``by_channel``: keep the moments of channels, whether they are needed or not. ``track``: what ``tracked`` gave, or None.
     """
     weight, bias, threshold, scale, shift, gate_weight, gate_bias, to_mean, to_std, bounds = parts
-    use = Use(gate_weight is not None, to_std is not None, given is not None, by_channel, track is not None)
+    use = (gate_weight is not None, to_std is not None, given is not None, by_channel, track is not None)
     plan = plan_for(x, shape, use)
     y = torch.empty_like(x)
     # An operator gives work out, of which not every number is written.
-    work = (torch.zeros if by_channel else torch.empty)(plan.work, dtype=torch.float64)
+    work = (x.new_zeros if by_channel else x.new_empty)(plan.work, dtype=torch.float64)
     saved = Saved(work, plan)
     if given is not None:
         for here, value in zip(moments(saved, shape), given, strict=True):
             here.copy_(value)
-    split = torch.empty(plan.split, dtype=torch.float64) if plan.split else None
-    running, (share, unbiased, eps) = UNTRACKED, NOTHING
-    if track is not None:
-        unit = track.unit
-        buffers = unit._buffers["running_mean"], unit._buffers[track.second], unit._buffers["num_batches_tracked"]
-        first, second, count = buffers
-        share, unbiased, eps = -1.0 if unit.momentum is None else unit.momentum, track.unbiased, track.eps
-        kind, workers = KINDS.index(track.kind), track.workers
-        running = (first.data_ptr(), second.data_ptr(), count.data_ptr(), kind, workers, by_channel)
-    r_max, d_max = (0.0, 0.0) if bounds is None else bounds.tolist() if isinstance(bounds, Tensor) else bounds
-    run_forth(
-        plan.forth,
+    if bounds is None:
+        bounds = NO_BOUNDS
+    elif isinstance(bounds, Tensor):
+        bounds = bounds.tolist()
+    split = scratch(plan.split) if plan.split else None
+    way, block = plan.forth, space.block
+    block[:REST] = way.block
+    FORTH.pack_into(  # written out, as a loop over the parts takes half as long as a small map's kernel
+        block, REST,
         x.data_ptr(), work.data_ptr(), 0 if split is None else split.data_ptr(),
-        *[0 if part is None else part.data_ptr() for part in parts[:9]], shape.eps,
-        y.data_ptr(), *running, r_max, d_max, share, unbiased, eps,
+        0 if weight is None else weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
+        0 if threshold is None else threshold.data_ptr(),
+        0 if scale is None else scale.data_ptr(), 0 if shift is None else shift.data_ptr(),
+        0 if gate_weight is None else gate_weight.data_ptr(), 0 if gate_bias is None else gate_bias.data_ptr(),
+        0 if to_mean is None else to_mean.data_ptr(), 0 if to_std is None else to_std.data_ptr(),
+        shape.eps, y.data_ptr(), *bounds, *(UNTRACKED if track is None else track.numbers),
     )  # fmt: skip
+    if way.alone:
+        way.kernel.call(space.address)
+    else:
+        share_out(way)
     if track is not None:
-        torch.autograd.graph.increment_version(buffers)
+        torch.autograd.graph.increment_version(track.buffers)
     return y, saved
 
 
@@ -91,18 +105,33 @@ def backward(
     if parts.threshold is not None:  # τ itself lets a gradient through, and the kernel cuts at what it is given
         parts = parts._replace(threshold=torch.nextafter(parts.threshold, LOWEST[parts.threshold.dtype]))
     dx = torch.empty_like(x) if wants_x else None
-    grads = [None if part is None else torch.empty_like(part) for part in parts[:7]]
-    sums = torch.empty(plan.sums + plan.split, dtype=torch.float64)
-    dvar = sums.new_empty(shape.rows, shape.groups) if wants_var else None
-    at = sums.data_ptr()
-    run_back(
-        plan.back if wants_x else plan.no_dx,
+    found, places, slopes = list[Tensor](), list[int](), list[int]()
+    for part in parts[:7]:
+        if part is None:
+            places.append(0)
+            slopes.append(0)
+        else:
+            grad = torch.empty_like(part)
+            found.append(grad)
+            places.append(part.data_ptr())
+            slopes.append(grad.data_ptr())
+    sums = scratch(plan.sums + plan.split)
+    at, to_std = sums.data_ptr(), parts.to_std  # of the two that are corrected to, only whether they are there counts
+    dvar = x.new_empty(shape.rows, shape.groups, dtype=torch.float64) if wants_var else None
+    way, block = plan.back if wants_x else plan.no_dx, space.block
+    block[:REST] = way.block
+    BACK.pack_into(
+        block, REST,
         x.data_ptr(), work.data_ptr(), at + 8 * plan.sums,
-        *[0 if part is None else part.data_ptr() for part in parts[:9]], shape.eps,
+        *places, 0, 0 if to_std is None else to_std.data_ptr(), shape.eps,
         dy.data_ptr(), 0 if dx is None else dx.data_ptr(), at,
-        *[0 if grad is None else grad.data_ptr() for grad in grads], 0 if dvar is None else dvar.data_ptr(),
+        *slopes, 0 if dvar is None else dvar.data_ptr(),
     )  # fmt: skip
-    return dx, [grad for grad in grads if grad is not None], dvar
+    if way.alone:
+        way.kernel.call(space.address)
+    else:
+        share_out(way)
+    return dx, found, dvar
 
 
 def moments(saved: Saved, shape: Shape) -> tuple[Tensor, Tensor]:
@@ -118,18 +147,22 @@ def channel_moments(saved: Saved, shape: Shape) -> tuple[Tensor, Tensor]:
     return mean, squares * saved.plan.per_column
 
 
-def tracks(track: Track, x: Tensor, length: int) -> bool:
-    """Whether a forward over x can move these running statistics: of x's type, (length,), and their count."""
-    buffers = track.unit._buffers
-    first, second, count = buffers["running_mean"], buffers[track.second], buffers["num_batches_tracked"]
-    if isinstance(track.unbiased, Tensor):
-        return False
-    for buffer, dtype, shape in ((first, x.dtype, (length,)), (second, x.dtype, (length,)), (count, torch.int64, ())):
-        if type(buffer) is not Tensor or buffer.dtype is not dtype or buffer.shape != shape:
-            return False
-        if not (buffer.is_cpu and buffer.is_contiguous()) or buffer.is_neg():
-            return False
-    return True
+def tracked(track: Track, x: Tensor, groups: int, by_channel: bool) -> Tracked | None:
+    """These running statistics as a forward over x moves them; None if they are not of x's type and its length."""
+    unit, name, kind, workers, unbiased, eps = track
+    buffers = unit._buffers
+    found = first, second, count = buffers["running_mean"], buffers[name], buffers["num_batches_tracked"]
+    for buffer in found:
+        if type(buffer) is not Tensor or not buffer.is_cpu or not buffer.is_contiguous():
+            return None
+    dtype, length = x.dtype, x.shape[1] if by_channel else groups
+    if first.dtype is not dtype or second.dtype is not dtype or count.dtype is not torch.int64:
+        return None
+    if first.numel() != length or second.numel() != length or count.numel() != 1 or isinstance(unbiased, Tensor):
+        return None
+    share = -1.0 if unit.momentum is None else unit.momentum
+    places = first.data_ptr(), second.data_ptr(), count.data_ptr()
+    return Tracked(found, (*places, KINDS[kind], workers, by_channel, share, unbiased, eps))
 
 
 def prepare() -> None:

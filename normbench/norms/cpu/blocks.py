@@ -41,16 +41,16 @@ SHARED = (
     "1d"  # eps, which may be learned
 )
 FORTH = struct.Struct(
-    SHARED + "1q"  # y
+    SHARED + "1q2d"  # y; r_max, d_max
     "6q"  # running mean and the other one, T, (G,) or (C,); their count, int64; kind; workers; whether of channels
-    "5d"  # r_max, d_max; of running statistics: share of the new value (below 0: one of so many), unbiased, eps
+    "3d"  # of running statistics: share of the new value (below 0: one of so many), unbiased, eps
 )
 BACK = struct.Struct(
     SHARED + "2q"  # dy, dx
     "1q"  # sums, float64
     "8q"  # gradients of the first seven parts; of σ², float64, (R, G)
 )
-KINDS = ("var", "std", "total")
+KINDS = {"var": 0, "std": 1, "total": 2}
 
 # Positional normalization: after the head, N, C, S, pixels of a span, spans; x, y, dy, dx, γ, β, what is kept of positions,
 # sums over spans, gradients; ε, lowest and highest value, 1 / C, 1 / the variance's divisor.

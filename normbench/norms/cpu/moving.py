@@ -8,7 +8,7 @@ from __future__ import annotations
 from normbench.norms.cpu.blocks import KINDS
 from normbench.norms.cpu.pointers import NUMBER, algebra, number, root
 
-STD, TOTAL = KINDS.index("std"), KINDS.index("total")
+STD, TOTAL = KINDS["std"], KINDS["total"]
 
 
 @algebra

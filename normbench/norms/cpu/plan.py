@@ -43,6 +43,8 @@ WHOLE = 2**17
 SPAN = 2**16
 # Plans that are kept.
 MOST = 4096
+# Numbers that each thread holds ready, as memory is not free even where it is small.
+KEPT = 2**15
 # Where a block of the moment family is no longer fixed, and how large a thread's block is.
 REST = HEAD.size + FIXED.size
 SIZE = REST + max(FORTH.size, BACK.size)
@@ -75,6 +77,7 @@ class Way(NamedTuple):
     block: bytes  # what its block begins with, the same for all calls
     steps: tuple[Step, ...]
     calls: tuple[tuple[int, int, int], ...]  # the first step, the one after the last, threads
+    alone: bool  # whether one call in one thread does it all
 
 
 class Plan(NamedTuple):
@@ -91,19 +94,19 @@ class Plan(NamedTuple):
     per_column: float  # 1 / values of a column
 
 
-_plans: dict[Any, Plan] = {}
+plans: dict[Any, Plan] = {}
 
 
-def plan_for(x: Tensor, shape: Shape, use: Use) -> Plan:
-    """The plan for a tensor like x."""
+def plan_for(x: Tensor, shape: Shape, use: tuple[bool, ...]) -> Plan:
+    """The plan for a tensor like x; ``use``: what Use holds."""
     rows, groups, _, centered, low, high = shape  # eps may be another at every call
     key = (x.shape, x.stride(), x.dtype, rows, groups, centered, low, high, use, torch.get_num_threads())
-    found = _plans.get(key)
-    if found is None:
-        if len(_plans) >= MOST:
-            _plans.clear()
-        found = _plans[key] = _plan(x, shape, use)
-    return found
+    plan = plans.get(key)
+    if plan is None:
+        if len(plans) >= MOST:
+            plans.clear()
+        plan = plans[key] = _plan(x, shape, Use(*use))
+    return plan
 
 
 def lies_by_pixel(x: Tensor) -> bool:
@@ -173,54 +176,42 @@ def way(kernel: Kernel, steps: Sequence[Step], fixed: bytes = b"") -> Way:
         if last == len(steps) or max(steps[last - 1].threads, steps[last].threads) > 1:
             calls.append((first, last, steps[last - 1].threads))
             first = last
-    return Way(kernel, head + fixed, tuple(steps), tuple(calls))
+    alone = len(calls) == 1 and calls[0][2] == 1
+    return Way(kernel, head + fixed, tuple(steps), tuple(calls), alone)
 
 
 class _Space(threading.local):
-    """A thread's block of arguments: a call is over before the thread makes the next."""
+    """A thread's block of arguments and its scratch memory: a call is over before the thread makes the next."""
 
     def __init__(self) -> None:
         self.block = bytearray(SIZE)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.block))
+        self.scratch = torch.empty(KEPT, dtype=torch.float64, device="cpu")
 
 
-_space = _Space()
+space = _Space()
 
 
-def run_forth(way: Way, *rest: float) -> None:
-    """Run a pass forward; ``rest``: what FORTH holds."""
-    block = _space.block
-    block[:REST] = way.block
-    FORTH.pack_into(block, REST, *rest)
-    _go(way)
-
-
-def run_back(way: Way, *rest: float) -> None:
-    """Run a pass backward; ``rest``: what BACK holds."""
-    block = _space.block
-    block[:REST] = way.block
-    BACK.pack_into(block, REST, *rest)
-    _go(way)
+def scratch(numbers: int) -> Tensor:
+    """So many float64 numbers, or more, for one call."""
+    return space.scratch if numbers <= KEPT else torch.empty(numbers, dtype=torch.float64, device="cpu")
 
 
 def run(way: Way, rest: bytes) -> None:
     """Run a kernel whose block is of its own kind behind the head."""
     block = way.block + rest
-    _space.block[: len(block)] = block
-    _go(way)
+    space.block[: len(block)] = block
+    share_out(way)
 
 
 def run_alone(kernel: Kernel, block: bytes) -> None:
     """Run a kernel that knows no pieces of work."""
-    _space.block[: len(block)] = block
-    kernel.call(_space.address)
+    space.block[: len(block)] = block
+    kernel.call(space.address)
 
 
-def _go(way: Way) -> None:
-    address = _space.address
-    if len(way.calls) == 1 and way.calls[0][2] == 1:
-        way.kernel.call(address)
-        return
+def share_out(way: Way) -> None:
+    """Run a kernel on this thread's block, in as many threads as its steps have."""
     for first, last, threads in way.calls:
-        WHICH.pack_into(_space.block, 0, first, last)
-        team.run(way.kernel, address, threads)
+        WHICH.pack_into(space.block, 0, first, last)
+        team.run(way.kernel, space.address, threads)
