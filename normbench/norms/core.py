@@ -132,7 +132,8 @@ def measured(
     parts = Parts(weight, bias, None, *NEITHER, *(gate or NEITHER), *(renorm or NONE_OF_THREE))
     kernels = fused.kernels_for(x, eps, parts, activation)
     if kernels is not None:
-        return fused.standardize(kernels, x, rows, groups, eps, activation, parts, True, by_channel)
+        y, found = fused.standardize(kernels, x, rows, groups, eps, activation, parts, True, by_channel)
+        return y, Moments(*found.tensors())
     options: dict[str, Any] = {"renorm": renorm, "gate": gate, "by_channel": by_channel}
     y, mean, var = plain.standardize(x, rows, groups, eps, weight, bias, activation, **options)
     return y, Moments(mean, var)

@@ -82,8 +82,8 @@ def standardize(
     centered: bool = True,
     by_channel: bool = False,
     track: Track | None = None,
-) -> tuple[Tensor, Moments]:
-    """y by the moments of x, and these, or those of each channel; moves the running statistics of ``track``."""
+) -> tuple[Tensor, Call | Moments]:
+    """y by the moments of x, and what has these, or those of each channel; moves the running statistics of ``track``."""
     low, high = CLIPS[type(activation)]
     shape = Shape(rows, groups, eps if type(eps) is float else _number(eps), centered, low, high)
     by_channel = by_channel and groups < x.shape[1]
@@ -98,12 +98,11 @@ def standardize(
     elif track is not None:
         call.track = kernels.tracked(track, x, groups, by_channel)
         if call.track is not None:
-            track = None
+            return call.run(x, eps), call
     y = call.run(x, eps)
-    found = Moments(None, None, call)
     if track is not None:
-        running.move(track, *found.tensors())
-    return y, found
+        running.move(track, *call.tensors())
+    return y, call
 
 
 def _with_bounds(parts: Parts, dtype: torch.dtype, x: Tensor) -> Parts:
@@ -224,6 +223,12 @@ class Call:
             y, self.saved = self.kernels.forward(x, self.shape, self.parts, self.given, self.by_channel, self.track)
         self.track = None  # so that a graph does not hold the unit's buffers
         return y
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """μ and biased σ² that were found, (rows, K) each, at least float32."""
+        read = self.kernels.channel_moments if self.by_channel else self.kernels.moments
+        mean, var = read(self.saved, self.shape)
+        return mean, var
 
     def plain(self, x: Tensor, learned: Tensor | None, parts: Parts) -> Tensor:
         """What the call computes, in plain PyTorch."""

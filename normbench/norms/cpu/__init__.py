@@ -29,6 +29,7 @@ __all__ = [
 
 UNTRACKED = (0, 0, 0, 0, 1, 0, 0.0, 0.0, 0.0)
 NO_BOUNDS = (0.0, 0.0)
+NO_OTHERS, NOWHERE = [None] * 5, (0,) * 5
 LOWEST = {dtype: torch.tensor(-torch.inf, dtype=dtype) for dtype in DTYPES}
 
 
@@ -105,16 +106,14 @@ def backward(
     if parts.threshold is not None:  # τ itself lets a gradient through, and the kernel cuts at what it is given
         parts = parts._replace(threshold=torch.nextafter(parts.threshold, LOWEST[parts.threshold.dtype]))
     dx = torch.empty_like(x) if wants_x else None
-    found, places, slopes = list[Tensor](), list[int](), list[int]()
-    for part in parts[:7]:
-        if part is None:
-            places.append(0)
-            slopes.append(0)
-        else:
-            grad = torch.empty_like(part)
-            found.append(grad)
-            places.append(part.data_ptr())
-            slopes.append(grad.data_ptr())
+    weight, bias, *others = parts[:7]
+    if weight is not None and bias is not None and others == NO_OTHERS:
+        found = [torch.empty_like(weight), torch.empty_like(bias)]
+        places, slopes = (weight.data_ptr(), bias.data_ptr(), *NOWHERE), (found[0].data_ptr(), found[1].data_ptr(), *NOWHERE)
+    else:
+        grads = [None if part is None else torch.empty_like(part) for part in parts[:7]]
+        found = [grad for grad in grads if grad is not None]
+        places, slopes = (tuple([0 if part is None else part.data_ptr() for part in some]) for some in (parts[:7], grads))
     sums = scratch(plan.sums + plan.split)
     at, to_std = sums.data_ptr(), parts.to_std  # of the two that are corrected to, only whether they are there counts
     dvar = x.new_empty(shape.rows, shape.groups, dtype=torch.float64) if wants_var else None
