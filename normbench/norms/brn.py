@@ -98,8 +98,12 @@ class BatchRenorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         N, C, *_ = core.check_input(x, self.num_features, "brn")
-        dtype = plain.at_least_float32(self.running_std.dtype)
-        mean, std = self.running_mean.to(dtype), self.running_std.to(dtype)
+        mean, std = self._buffers["running_mean"], self._buffers["running_std"]
+        assert mean is not None
+        assert std is not None
+        dtype = plain.at_least_float32(std.dtype)
+        if std.dtype is not dtype:
+            mean, std = mean.to(dtype), std.to(dtype)
         if not self.training:
             return core.normalize(x, mean[None], std.square()[None], 0.0, *core.affine(self))
         workers = core.workers(N, self.batch, "brn")

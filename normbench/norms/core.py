@@ -24,6 +24,7 @@ __all__ = [
     "check_input",
     "measured",
     "normalize",
+    "parameter",
     "positional",
     "scale_shift",
     "standardize",
@@ -190,13 +191,16 @@ def positional(
 
 
 def affine(unit: nn.Module) -> tuple[Tensor | None, Tensor | None, nn.Module | None]:
-    """γ, β and the activation of a unit, sooner than by its attributes, which nn.Module looks up in three dicts."""
+    """γ, β and the activation of a unit."""
+    return parameter(unit, "weight"), parameter(unit, "bias"), unit._modules.get("activation")
+
+
+def parameter(unit: nn.Module, name: str) -> Any:
+    """``unit.name``, sooner: as an attribute it is looked for in four places, which takes longer than small kernels."""
     try:
-        parameters = unit._parameters
-        return parameters["weight"], parameters["bias"], unit._modules.get("activation")
-    except KeyError:  # parametrized, pruned: attributes made of other parameters
-        own: Any = unit
-        return own.weight, own.bias, own.activation
+        return unit._parameters[name]
+    except KeyError:  # parametrized or pruned: made of other parameters
+        return getattr(unit, name)
 
 
 def add_affine(module: nn.Module, num_features: int, affine: bool, **factory: Any) -> None:

@@ -78,7 +78,7 @@ class InstanceEnhancementBatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         N, C, H, W = core.check_input(x, self.num_features, "iebn")
-        gate = Gate(self.gate_weight, self.gate_bias)
+        gate = Gate(core.parameter(self, "gate_weight"), core.parameter(self, "gate_bias"))
         if self.training or self.running_mean is None:
             workers = core.workers(N, self.batch if self.training else None, "iebn")
             track = running.variance(self, workers, running.unbiased(N // workers * H * W))

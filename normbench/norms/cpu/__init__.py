@@ -30,7 +30,6 @@ __all__ = [
 UNTRACKED = (0, 0, 0, 0, 1, 0, 0.0, 0.0, 0.0)
 NO_BOUNDS = (0.0, 0.0)
 NO_OTHERS, NOWHERE = [None] * 5, (0,) * 5
-LOWEST = {dtype: torch.tensor(-torch.inf, dtype=dtype) for dtype in DTYPES}
 
 
 class Tracked(NamedTuple):
@@ -103,8 +102,6 @@ def backward(
     dy must lie in memory as x does.
     """
     work, plan = saved
-    if parts.threshold is not None:  # τ itself lets a gradient through, and the kernel cuts at what it is given
-        parts = parts._replace(threshold=torch.nextafter(parts.threshold, LOWEST[parts.threshold.dtype]))
     dx = torch.empty_like(x) if wants_x else None
     weight, bias, *others = parts[:7]
     if weight is not None and bias is not None and others == NO_OTHERS:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 from normbench.norms.cpu.blocks import FINISHED
+from normbench.norms.cpu.gates import gated, gather_gates
 from normbench.norms.cpu.pointers import NUMBER, WHOLE, algebra, at, number, root, scratch
 
 # Groups whose algebra is done in one go, in vector registers, where every group is a column.
@@ -232,7 +233,9 @@ def finish(w, block):
         group[c] = (first + c) * w.G // w.C
     for k in range(w.K):
         row, j = k // w.split * w.G, k * w.C + first
-        if w.has_gate or (w.has_renorm and w.width != 1):
+        if gated(w):
+            gather_gates(w, row + first, j, first, length, gamma, beta, slope, bias)
+        elif w.has_gate or (w.has_renorm and w.width != 1):
             for c in range(length):
                 gather(w, row + group[c], j + c, first + c, c, gamma, beta, slope, bias)
         elif w.has_renorm:
