@@ -83,7 +83,7 @@ def standardize(
     by_channel: bool = False,
     track: Track | None = None,
 ) -> tuple[Tensor, Call | Moments]:
-    """y by the moments of x, and what has these, or those of each channel; moves the running statistics of ``track``."""
+    """y by the moments of x, and what has these, or each channel's; moves the running statistics of ``track``."""
     low, high = CLIPS[type(activation)]
     shape = Shape(rows, groups, eps if type(eps) is float else _number(eps), centered, low, high)
     by_channel = by_channel and groups < x.shape[1]

@@ -78,7 +78,8 @@ class GhostBatchNorm(nn.Module):
             return core.standardize(x, ghosts, C, self.eps, *core.affine(self), track=track)
         if self.running_mean is None:
             return core.standardize(x, 1, C, self.eps, *core.affine(self))
-        return core.normalize(x, *running.statistics(self), self.eps, *core.affine(self))
+        mean, var = running.statistics(self)
+        return core.normalize(x, mean, var, self.eps, *core.affine(self))
 
     def values_per_statistic(self, H: int, W: int, batch: int) -> int:
         """How many values stand behind one training statistic."""

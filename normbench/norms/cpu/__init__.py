@@ -29,7 +29,6 @@ __all__ = [
 
 UNTRACKED = (0, 0, 0, 0, 1, 0, 0.0, 0.0, 0.0)
 NO_BOUNDS = (0.0, 0.0)
-NO_OTHERS, NOWHERE = [None] * 5, (0,) * 5
 
 
 class Tracked(NamedTuple):
@@ -56,7 +55,7 @@ def forward(
 ) -> tuple[Tensor, Saved]:
     """y, and what the backward needs. given: mean and var, (rows, groups), where they are not x's own.
 
-    ``by_channel``: keep the moments of channels, whether they are needed or not. ``track``: what ``tracked`` gave, or None.
+    ``by_channel``: keep the moments of channels, whether they are needed or not. ``track``: what ``tracked`` gave.
     """
     weight, bias, threshold, scale, shift, gate_weight, gate_bias, to_mean, to_std, bounds = parts
     use = (gate_weight is not None, to_std is not None, given is not None, by_channel, track is not None)
@@ -68,10 +67,7 @@ def forward(
     if given is not None:
         for here, value in zip(moments(saved, shape), given, strict=True):
             here.copy_(value)
-    if bounds is None:
-        bounds = NO_BOUNDS
-    elif isinstance(bounds, Tensor):
-        bounds = bounds.tolist()
+    r_max, d_max = NO_BOUNDS if bounds is None else bounds.tolist() if isinstance(bounds, Tensor) else bounds
     split = scratch(plan.split) if plan.split else None
     way, block = plan.forth, space.block
     block[:REST] = way.block
@@ -83,7 +79,7 @@ def forward(
         0 if scale is None else scale.data_ptr(), 0 if shift is None else shift.data_ptr(),
         0 if gate_weight is None else gate_weight.data_ptr(), 0 if gate_bias is None else gate_bias.data_ptr(),
         0 if to_mean is None else to_mean.data_ptr(), 0 if to_std is None else to_std.data_ptr(),
-        shape.eps, y.data_ptr(), *bounds, *(UNTRACKED if track is None else track.numbers),
+        shape.eps, y.data_ptr(), r_max, d_max, *(UNTRACKED if track is None else track.numbers),
     )  # fmt: skip
     if way.alone:
         way.kernel.call(space.address)
@@ -103,14 +99,16 @@ def backward(
     """
     work, plan = saved
     dx = torch.empty_like(x) if wants_x else None
-    weight, bias, *others = parts[:7]
-    if weight is not None and bias is not None and others == NO_OTHERS:
-        found = [torch.empty_like(weight), torch.empty_like(bias)]
-        places, slopes = (weight.data_ptr(), bias.data_ptr(), *NOWHERE), (found[0].data_ptr(), found[1].data_ptr(), *NOWHERE)
-    else:
+    weight, bias, threshold, scale, _, gate_weight, *_ = parts
+    if weight is None or bias is None or threshold is not None or scale is not None or gate_weight is not None:
         grads = [None if part is None else torch.empty_like(part) for part in parts[:7]]
         found = [grad for grad in grads if grad is not None]
-        places, slopes = (tuple([0 if part is None else part.data_ptr() for part in some]) for some in (parts[:7], grads))
+        places = [0 if part is None else part.data_ptr() for part in parts[:7]]
+        slopes = [0 if grad is None else grad.data_ptr() for grad in grads]
+    else:  # what most have, without loops, which take as long as a small map's kernel
+        dweight, dbias = found = [torch.empty_like(weight), torch.empty_like(bias)]
+        places = [weight.data_ptr(), bias.data_ptr(), 0, 0, 0, 0, 0]
+        slopes = [dweight.data_ptr(), dbias.data_ptr(), 0, 0, 0, 0, 0]
     sums = scratch(plan.sums + plan.split)
     at, to_std = sums.data_ptr(), parts.to_std  # of the two that are corrected to, only whether they are there counts
     dvar = x.new_empty(shape.rows, shape.groups, dtype=torch.float64) if wants_var else None

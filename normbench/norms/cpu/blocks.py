@@ -52,11 +52,11 @@ BACK = struct.Struct(
 )
 KINDS = {"var": 0, "std": 1, "total": 2}
 
-# Positional normalization: after the head, N, C, S, pixels of a span, spans; x, y, dy, dx, γ, β, what is kept of positions,
-# sums over spans, gradients; ε, lowest and highest value, 1 / C, 1 / the variance's divisor.
+# Positional normalization: after the head, N, C, S, pixels of a span, spans; x, y, dy, dx, γ, β, what is kept of
+# positions, sums over spans, gradients; ε, lowest and highest value, 1 / C, 1 / the variance's divisor.
 POSITIONS = struct.Struct("=14q6d")
 SPANS, POSITIONS_FINISH = range(2)
 
-# Proxy statistics, without a head: channels, points of the grid; γ, β; grid, ends; scale, shift, and the gradients of both,
-# and of γ, β; ε.
+# Proxy statistics, without a head: channels, points of the grid; γ, β; grid, ends; scale, shift, and the gradients of
+# both, and of γ, β; ε.
 QUANTILES = struct.Struct("=2q4q6qd")
