@@ -90,17 +90,16 @@ class GhostGroupNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         N, *_ = core.check_input(x, self.num_features, "batch_group")
-        G, affine = self.num_groups, (self.weight, self.bias)
+        G = self.num_groups
         if self.training:
             workers = core.workers(N, self.batch, "batch_group")
             ghosts = N // groups.ghost(N // workers, self.ghost_size, "batch_group")
-            y, found = core.measured(x, ghosts, G, self.eps, *affine, self.activation, by_channel=True)
-            running.update_total(self, found, workers)
-            return y
+            track = running.total(self, workers)
+            return core.standardize(x, ghosts, G, self.eps, *core.affine(self), track=track, by_channel=True)
         if self.running_mean is None:
-            return core.standardize(x, 1, G, self.eps, *affine, self.activation)
+            return core.standardize(x, 1, G, self.eps, *core.affine(self))
         mean, var = plain.pool(*running.statistics(self), 1, G)
-        return core.normalize(x, mean, var, self.eps, *affine, self.activation)
+        return core.normalize(x, mean, var, self.eps, *core.affine(self))
 
     def values_per_statistic(self, H: int, W: int, batch: int) -> int:
         """How many values stand behind one training statistic, in the smallest group."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from normbench.errors import InputError
 from normbench.norms import core, groups, plain, running
-from normbench.norms.call import Moments
+from normbench.norms.call import Track
 from normbench.norms.options import check_tabled
 from normbench.norms.registry import Normalizer, register
 
@@ -98,15 +98,13 @@ class BatchGroupNorm(nn.Module):
         self._settle(H, W, plain.at_least_float32(x.dtype))
         if self.training:
             workers = core.workers(N, self.batch, "bgn")
-            y, found = self._standardize(x, workers)
-            running.update(self, found, self._unbiased(N // workers, H, W))
-            return y
+            return self._standardize(x, workers, running.variance(self, workers, self._unbiased(N // workers, H, W)))
         if self.eval_stats == "running":
             return self._normalize(x, *running.statistics(self))
         n = min(self.batch or N, N)
         if N % n:  # evaluation sees every picture, so the last few are a smaller group of their own
             return torch.cat([self.forward(x[: N - N % n]), self.forward(x[N - N % n :])])
-        return self._standardize(x, N // n)[0]
+        return self._standardize(x, N // n, None)
 
     def values_per_statistic(self, H: int, W: int, batch: int) -> int:
         """How many values stand behind one training statistic, in the smallest group."""
@@ -119,20 +117,22 @@ class BatchGroupNorm(nn.Module):
             f"momentum={self.momentum}, batch={self.batch}, eval_stats={self.eval_stats}"
         )
 
-    def _standardize(self, x: Tensor, workers: int) -> tuple[Tensor, Moments]:
-        """y, and the moments of (workers, G)."""
-        C, G, D = self.num_features, self.num_groups, x[0].numel()
+    def _standardize(self, x: Tensor, workers: int, track: Track | None) -> Tensor:
+        """y by the moments of (workers, G), which move the running statistics of ``track``."""
+        C, G = self.num_features, self.num_groups
         assert G is not None
-        affine = (self.weight, self.bias)
+        weight, bias, activation = core.affine(self)
         if C % G == 0:
-            return core.measured(x, workers, G, self.eps, *affine, self.activation)
+            return core.standardize(x, workers, G, self.eps, weight, bias, activation, track=track)
+        D = x[0].numel()
         if G % C == 0 and D % G == 0 and x.is_contiguous():  # strips of a map, as if they were maps
             strips = x.view(len(x), G, D // G, 1)
-            weight, bias = (None if p is None else p.repeat_interleave(G // C) for p in affine)
-            y, found = core.measured(strips, workers, G, self.eps, weight, bias, self.activation)
-            return y.view(x.shape), found
+            weight, bias = (None if p is None else p.repeat_interleave(G // C) for p in (weight, bias))
+            return core.standardize(strips, workers, G, self.eps, weight, bias, activation, track=track).view(x.shape)
         mean, var = self._statistics(x, workers, G, D)
-        return self._normalize(x, mean, var), Moments(mean.detach(), var.detach())
+        if track is not None:
+            running.move(track, mean.detach(), var.detach())
+        return self._normalize(x, mean, var)
 
     def _statistics(self, x: Tensor, workers: int, G: int, D: int) -> tuple[Tensor, Tensor]:
         """Mean and biased variance, (workers, G) each, of pieces that are not whole maps."""

@@ -63,11 +63,10 @@ class BatchNorm(nn.Module):
         N, C, H, W = core.check_input(x, self.num_features, "bn")
         if self.training or self.running_mean is None:
             workers = core.workers(N, self.batch if self.training else None, "bn")
-            y, found = core.measured(x, workers, C, self.eps, self.weight, self.bias, self.activation)
-            running.update(self, found, running.unbiased(N // workers * H * W))
-            return y
+            track = running.variance(self, workers, running.unbiased(N // workers * H * W))
+            return core.standardize(x, workers, C, self.eps, *core.affine(self), track=track)
         mean, var = running.statistics(self)
-        return core.normalize(x, mean, var, self.eps, self.weight, self.bias, self.activation)
+        return core.normalize(x, mean, var, self.eps, *core.affine(self))
 
     def values_per_statistic(self, H: int, W: int, batch: int) -> int:
         """How many values stand behind one training statistic."""

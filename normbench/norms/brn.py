@@ -98,24 +98,32 @@ class BatchRenorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         N, C, *_ = core.check_input(x, self.num_features, "brn")
-        affine = (self.weight, self.bias)
-        dtype = plain.at_least_float32(self.running_std.dtype)
-        mean, std = self.running_mean.to(dtype), self.running_std.to(dtype)
+        mean, std = self._buffers["running_mean"], self._buffers["running_std"]
+        assert mean is not None
+        assert std is not None
+        dtype = plain.at_least_float32(std.dtype)
+        if std.dtype is not dtype:
+            mean, std = mean.to(dtype), std.to(dtype)
         if not self.training:
-            return core.normalize(x, mean[None], std.square()[None], 0.0, *affine, self.activation)
+            return core.normalize(x, mean[None], std.square()[None], 0.0, *core.affine(self))
         workers = core.workers(N, self.batch, "brn")
-        renorm = Renorm(mean, std, self.bounds())
-        y, found = core.measured(x, workers, C, self.eps, *affine, self.activation, renorm=renorm)
-        running.update_std(self, found)
-        return y
+        renorm = Renorm(mean, std, self._next_bounds())
+        track = running.deviation(self, workers)
+        return core.standardize(x, workers, C, self.eps, *core.affine(self), renorm=renorm, track=track)
 
     def bounds(self) -> Tensor:
         """r_max and d_max of the step that comes next, (2,)."""
-        dtype, count = plain.at_least_float32(self.running_std.dtype), self.num_batches_tracked
+        bounds = self._next_bounds()
+        return bounds if isinstance(bounds, Tensor) else torch.tensor(bounds, dtype=torch.float64)
+
+    def _next_bounds(self) -> Tensor | tuple[float, float]:
+        count = self._buffers["num_batches_tracked"]
+        assert count is not None
         per_step = 1.0 if self.absolute_steps or self.run_steps is None else LENGTH / self.run_steps
         if type(count) is Tensor and count.is_cpu and not torch.compiler.is_compiling():
-            return torch.tensor(self._bounds(int(count) * per_step), dtype=torch.float64)
+            return self._bounds(int(count) * per_step)
         # Elsewhere to read the count is to wait for the device, or to break a compiled graph.
+        dtype = plain.at_least_float32(self.running_std.dtype)
         bounds = self._bounds(count.to(dtype) * per_step)
         return torch.stack([torch.as_tensor(bound, dtype=dtype, device=count.device) for bound in bounds])
 

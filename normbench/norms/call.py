@@ -8,11 +8,14 @@ from torch import Tensor
 
 
 class Renorm(NamedTuple):
-    """What batch renormalization corrects towards: mean, std (C,) and bounds (r_max, d_max), all constants."""
+    """What batch renormalization corrects towards: mean, std (C,) and bounds (r_max, d_max), all constants.
+
+    The bounds are two numbers, or a tensor (2,) where to know them is to wait for a device.
+    """
 
     mean: Tensor
     std: Tensor
-    bounds: Tensor
+    bounds: Tensor | tuple[float, float]
 
 
 class Gate(NamedTuple):
@@ -29,10 +32,25 @@ class After(NamedTuple):
     shift: Tensor
 
 
-class Parts(NamedTuple):
-    """The tensors of one call beside x, each None where the method has none: (C,), but ``bounds`` (2,).
+class Track(NamedTuple):
+    """Running statistics that a forward moves: ``running_mean`` and the buffer ``second`` of a unit, and their count.
 
-    On CPU they are of x's type (bounds: float64), on CUDA at least float32.
+    ``kind``: what the second is of, as in norms/running.py; ``workers``: whose mean it is; ``unbiased``: what turns the
+    biased variance into its estimate; ``eps``: of a standard deviation.
+    """
+
+    unit: Any
+    second: str
+    kind: str
+    workers: int
+    unbiased: float | Tensor = 1.0
+    eps: float = 0.0
+
+
+class Parts(NamedTuple):
+    """The tensors of one call beside x, each None where the method has none: (C,), but ``bounds`` two numbers.
+
+    On CPU they are of x's type, on CUDA at least float32.
     """
 
     weight: Tensor | None = None
@@ -44,7 +62,7 @@ class Parts(NamedTuple):
     gate_bias: Tensor | None = None
     to_mean: Tensor | None = None
     to_std: Tensor | None = None
-    bounds: Tensor | None = None
+    bounds: Tensor | tuple[float, float] | None = None
 
 
 class Shape(NamedTuple):
@@ -58,29 +76,12 @@ class Shape(NamedTuple):
     high: float
 
 
-class Moments:
-    """μ and biased σ² of a forward, (rows, K) each, as constants: tensors, or still where the kernels left them."""
+class Moments(NamedTuple):
+    """μ and biased σ² of a forward, (rows, K) each, as constants."""
 
-    __slots__ = ("by_channel", "kernels", "mean", "saved", "shape", "var")
-
-    def __init__(
-        self,
-        mean: Tensor | None = None,
-        var: Tensor | None = None,
-        *,
-        kernels: Any = None,
-        saved: Any = None,
-        shape: Any = None,
-        by_channel: bool = False,
-    ) -> None:
-        self.mean, self.var = mean, var
-        self.kernels, self.saved, self.shape, self.by_channel = kernels, saved, shape, by_channel
+    mean: Tensor
+    var: Tensor
 
     def tensors(self) -> tuple[Tensor, Tensor]:
         """Both, at least float32."""
-        if self.mean is None or self.var is None:
-            read = self.kernels.channel_moments if self.by_channel else self.kernels.moments
-            self.mean, self.var = read(self.saved, self.shape)
-        assert self.mean is not None
-        assert self.var is not None
-        return self.mean, self.var
+        return self

@@ -12,17 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from normbench.errors import InputError
-from normbench.norms import fused, plain
-from normbench.norms.call import After, Gate, Moments, Parts, Renorm
+from normbench.norms import fused, plain, running
+from normbench.norms.call import After, Gate, Moments, Parts, Renorm, Track
 
 __all__ = [
     "After",
     "Gate",
     "Renorm",
     "add_affine",
+    "affine",
     "check_input",
     "measured",
     "normalize",
+    "parameter",
     "positional",
     "scale_shift",
     "standardize",
@@ -80,6 +82,8 @@ def standardize(
     renorm: Renorm | None = None,
     gate: Gate | None = None,
     after: After | None = None,
+    track: Track | None = None,
+    by_channel: bool = False,
 ) -> Tensor:
     """activation(γ (x − μ) / √(σ² + ε) + β) by the moments of x itself.
 
@@ -90,14 +94,23 @@ def standardize(
     - ``threshold``: τ (C,), max(·, τ) in place of an activation (TLU);
     - ``renorm``: γ (x̂ r + d) + β with batch renormalization's r and d, for groups = C;
     - ``gate``: γ times a factor of each channel of each image (iebn);
-    - ``after``: scale and shift behind the activation (proxy).
+    - ``after``: scale and shift behind the activation (proxy);
+    - ``track``: running statistics to move by μ and σ² (running.py), or, ``by_channel``, by those of each channel,
+      (rows, C), whatever the groups are (not with a gate).
     """
-    parts = Parts(weight, bias, threshold, *(after or NEITHER), *(gate or NEITHER), *(renorm or NONE_OF_THREE))
+    if threshold is None and after is None and gate is None and renorm is None:
+        parts = Parts(weight, bias)
+    else:
+        parts = Parts(weight, bias, threshold, *(after or NEITHER), *(gate or NEITHER), *(renorm or NONE_OF_THREE))
     kernels = fused.kernels_for(x, eps, parts, activation)
     if kernels is not None:
-        return fused.standardize(kernels, x, rows, groups, eps, activation, parts, centered=centered)[0]
+        return fused.standardize(kernels, x, rows, groups, eps, activation, parts, centered, by_channel, track)[0]
     options: dict[str, Any] = {"threshold": threshold, "renorm": renorm, "gate": gate, "after": after}
-    return plain.standardize(x, rows, groups, eps, weight, bias, activation, centered=centered, **options)[0]
+    options |= {"centered": centered, "by_channel": by_channel}
+    y, mean, var = plain.standardize(x, rows, groups, eps, weight, bias, activation, **options)
+    if track is not None:
+        running.move(track, mean, var)
+    return y
 
 
 def measured(
@@ -120,7 +133,8 @@ def measured(
     parts = Parts(weight, bias, None, *NEITHER, *(gate or NEITHER), *(renorm or NONE_OF_THREE))
     kernels = fused.kernels_for(x, eps, parts, activation)
     if kernels is not None:
-        return fused.standardize(kernels, x, rows, groups, eps, activation, parts, by_channel=by_channel)
+        y, found = fused.standardize(kernels, x, rows, groups, eps, activation, parts, True, by_channel)
+        return y, Moments(*found.tensors())
     options: dict[str, Any] = {"renorm": renorm, "gate": gate, "by_channel": by_channel}
     y, mean, var = plain.standardize(x, rows, groups, eps, weight, bias, activation, **options)
     return y, Moments(mean, var)
@@ -174,6 +188,19 @@ def positional(
     if kernels is None or kernels is fused.operators or alone or not hasattr(kernels, "positional"):
         return plain.positional(x, eps, unbiased, weight, bias, activation)
     return fused.positional(kernels.positional, x, eps, unbiased, activation, parts)
+
+
+def affine(unit: nn.Module) -> tuple[Tensor | None, Tensor | None, nn.Module | None]:
+    """γ, β and the activation of a unit."""
+    return parameter(unit, "weight"), parameter(unit, "bias"), unit._modules.get("activation")
+
+
+def parameter(unit: nn.Module, name: str) -> Any:
+    """``unit.name``, sooner: as an attribute it is looked for in four places, which takes longer than small kernels."""
+    try:
+        return unit._parameters[name]
+    except KeyError:  # parametrized or pruned: made of other parameters
+        return getattr(unit, name)
 
 
 def add_affine(module: nn.Module, num_features: int, affine: bool, **factory: Any) -> None:

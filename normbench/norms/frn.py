@@ -81,10 +81,9 @@ class FilterResponseNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         N, C, *_ = core.check_input(x, self.num_features, "frn")
-        eps = self.eps if self.eps_l is None else self.eps + self.eps_l.abs()
-        return core.standardize(
-            x, N, C, eps, self.weight, self.bias, self.activation, centered=False, threshold=self.threshold
-        )
+        learned, threshold = core.parameter(self, "eps_l"), core.parameter(self, "threshold")
+        eps = self.eps if learned is None else self.eps + learned.abs()
+        return core.standardize(x, N, C, eps, *core.affine(self), centered=False, threshold=threshold)
 
     def extra_repr(self) -> str:
         learned = "" if self.eps_l is None else " + |eps_l|"

@@ -18,11 +18,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.nn import Parameter
 from torch.nn.modules.module import _has_any_global_hook
 
 from normbench.errors import InputError
-from normbench.norms import operators, plain
-from normbench.norms.call import After, Gate, Moments, Parts, Shape
+from normbench.norms import operators, plain, running
+from normbench.norms.call import After, Gate, Moments, Parts, Shape, Track
 
 Again = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -35,39 +36,39 @@ CLIPS: dict[type, tuple[float, float]] = {
 
 
 def kernels_for(x: Tensor, eps: float | Tensor, parts: Parts, activation: nn.Module | None) -> ModuleType | None:
-    """The kernels that take this call, or None."""
+    """The kernels that take this call, or None. One long function: at small shapes calls are what costs time."""
     if activation is not None:
         if type(activation) not in CLIPS or _watched(activation):
             return None
         if parts.threshold is not None or (type(activation) is nn.ReLU6 and parts.scale is not None):
             return None
-    if parts.gate_weight is not None and parts.to_std is not None:
-        return None
-    dtype = x.dtype
-    if x.is_cpu:
-        if (dtype is not torch.float32 and dtype is not torch.float64) or not _fit(x, parts, dtype):
+    dtype, on_cpu, compiling = x.dtype, x.is_cpu, torch.compiler.is_compiling()
+    if on_cpu:
+        if dtype is not torch.float32 and dtype is not torch.float64:
             return None
-        if torch.compiler.is_compiling():
-            return operators if not isinstance(eps, Tensor) and _cpu_is_there() else None
-        return _cpu() if _eager(x) else None
-    if x.is_cuda and not (dtype is torch.float64 or isinstance(eps, Tensor) or torch.compiler.is_compiling()):
-        return _cuda() if _fit(x, parts, None) and _eager(x) else None
-    return None
-
-
-def _fit(x: Tensor, parts: Parts, dtype: torch.dtype | None) -> bool:
-    """Whether every part is a tensor such as a kernel may read: of C numbers side by side, where x is, of ``dtype``."""
-    C, device, compiling = x.shape[1], x.device, torch.compiler.is_compiling()
+    elif not x.is_cuda or dtype is torch.float64 or compiling or isinstance(eps, Tensor):
+        return None
+    # Every part must be such as a kernel may read: C numbers side by side, where x is; on CPU of its type.
+    C = x.shape[1]
     for part in parts[:9]:
         if part is None:
             continue
-        if (dtype is not None and part.dtype is not dtype) or part.device != device:
-            return False
-        if part.shape != (C,) or not part.is_contiguous():
-            return False
-        if not compiling and ((type(part) is not nn.Parameter and type(part) is not Tensor) or part.is_neg()):
-            return False
-    return True
+        if part.dim() != 1 or part.numel() != C or not part.is_contiguous():
+            return None
+        if on_cpu:
+            if part.dtype is not dtype or not part.is_cpu:
+                return None
+        elif part.device != x.device:
+            return None
+        if not compiling and ((type(part) is not Parameter and type(part) is not Tensor) or part.is_neg()):
+            return None
+    if parts.gate_weight is not None and parts.to_std is not None:
+        return None
+    if compiling:
+        return operators if not isinstance(eps, Tensor) and _cpu_is_there() else None
+    if not _eager(x):
+        return None
+    return _cpu() if on_cpu else _cuda()
 
 
 def standardize(
@@ -78,21 +79,37 @@ def standardize(
     eps: float | Tensor,
     activation: nn.Module | None,
     parts: Parts,
-    *,
     centered: bool = True,
     by_channel: bool = False,
-) -> tuple[Tensor, Moments]:
-    """y by the moments of x, and these, or those of each channel."""
-    shape = Shape(rows, groups, _number(eps), centered, *CLIPS[type(activation)])
-    if parts.bounds is not None:
-        parts = parts._replace(bounds=parts.bounds.to(torch.float64 if x.is_cpu else torch.float32))
+    track: Track | None = None,
+) -> tuple[Tensor, Call | Moments]:
+    """y by the moments of x, and what has these, or each channel's; moves the running statistics of ``track``."""
+    low, high = CLIPS[type(activation)]
+    shape = Shape(rows, groups, eps if type(eps) is float else _number(eps), centered, low, high)
     by_channel = by_channel and groups < x.shape[1]
     if kernels is operators:
-        y, mean, var = operators.standardize(dense(x), shape, parts, by_channel)
+        y, mean, var = operators.standardize(dense(x), shape, _with_bounds(parts, torch.float64, x), by_channel)
+        if track is not None:
+            running.move(track, mean, var)
         return y, Moments(mean, var)
-    call = Call(kernels, shape, parts, by_channel=by_channel)
+    call = Call(kernels, shape, parts, None, by_channel)
+    if not x.is_cpu:
+        call.parts = _with_bounds(parts, torch.float32, x)
+    elif track is not None:
+        call.track = kernels.tracked(track, x, groups, by_channel)
+        if call.track is not None:
+            return call.run(x, eps), call
     y = call.run(x, eps)
-    return y, Moments(kernels=kernels, saved=call.saved, shape=shape, by_channel=by_channel)
+    if track is not None:
+        running.move(track, *call.tensors())
+    return y, call
+
+
+def _with_bounds(parts: Parts, dtype: torch.dtype, x: Tensor) -> Parts:
+    """The parts with bounds, if there are any, as a tensor."""
+    if parts.bounds is None:
+        return parts
+    return parts._replace(bounds=torch.as_tensor(parts.bounds, dtype=dtype, device=x.device))
 
 
 def normalize(
@@ -136,7 +153,7 @@ def _watched(activation: nn.Module) -> bool:
 
 def _eager(x: Tensor) -> bool:
     """Whether x is an ordinary tensor in ordinary eager mode, whose memory a kernel may read."""
-    if (type(x) is not Tensor and type(x) is not nn.Parameter) or x.is_neg() or torch.jit.is_tracing():
+    if (type(x) is not Tensor and type(x) is not Parameter) or x.is_neg() or torch.jit.is_tracing():
         return False
     return torch._C._functorch.peek_interpreter_stack() is None and forward_ad._current_level < 0
 
@@ -175,7 +192,7 @@ def _cuda() -> ModuleType | None:
 class Call:
     """One use of the kernels: what is asked of them, and then what they leave for the backward."""
 
-    __slots__ = ("by_channel", "eps", "given", "kernels", "layout", "parts", "saved", "shape")
+    __slots__ = ("by_channel", "eps", "given", "kernels", "layout", "parts", "saved", "shape", "track")
 
     def __init__(
         self,
@@ -187,24 +204,31 @@ class Call:
     ) -> None:
         self.kernels, self.shape, self.parts, self.given, self.by_channel = kernels, shape, parts, given, by_channel
         self.eps: Tensor | None = None
+        self.track: Any = None
         self.saved: Any = None
         self.layout: tuple[int, ...] = ()
 
     def run(self, x: Tensor, eps: float | Tensor) -> Tensor:
-        x = dense(x)
+        if not x.is_contiguous():
+            x = dense(x)
         tensors = [part for part in self.parts[:7] if part is not None]
         if isinstance(eps, Tensor):
             tensors.insert(0, eps)
-        if torch.is_grad_enabled() and (x.requires_grad or _learned(tensors)):
-            self.eps = eps if isinstance(eps, Tensor) else None
-            y: Tensor = _Fused.apply(self, x, *tensors)
-            return y
-        return self.forward(x)
-
-    def forward(self, x: Tensor) -> Tensor:
+            self.eps = eps
         y: Tensor
-        y, self.saved = self.kernels.forward(x, self.shape, self.parts, self.given, self.by_channel)
+        if torch.is_grad_enabled() and (x.requires_grad or _learned(tensors)):
+            self.layout = x.stride()
+            y = _Fused.apply(self, x, *tensors)
+        else:
+            y, self.saved = self.kernels.forward(x, self.shape, self.parts, self.given, self.by_channel, self.track)
+        self.track = None  # so that a graph does not hold the unit's buffers
         return y
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """μ and biased σ² that were found, (rows, K) each, at least float32."""
+        read = self.kernels.channel_moments if self.by_channel else self.kernels.moments
+        mean, var = read(self.saved, self.shape)
+        return mean, var
 
     def plain(self, x: Tensor, learned: Tensor | None, parts: Parts) -> Tensor:
         """What the call computes, in plain PyTorch."""
@@ -257,25 +281,29 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: Call, x: Tensor, *tensors: Tensor) -> Tensor:
         ctx.call = call
-        call.layout = x.stride()
         ctx.save_for_backward(x, *tensors)  # all of them, so that an edit in place is noticed
-        return call.forward(x)
+        y: Tensor
+        y, call.saved = call.kernels.forward(x, call.shape, call.parts, call.given, call.by_channel, call.track)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         call: Call = ctx.call
-        dy, x = grads[0], ctx.saved_tensors[0]
+        dy, saved, wants = grads[0], ctx.saved_tensors, ctx.needs_input_grad
         if torch.is_grad_enabled():  # somebody wants to differentiate this once more
-            return _again(call, ctx.saved_tensors, dy, ctx.needs_input_grad)
-        if x.stride() != call.layout:  # a hook on saved tensors gave it back another way
-            x = torch.empty_strided(x.shape, call.layout, dtype=x.dtype, device=x.device).copy_(x)
-        if dy.stride() != call.layout or dy.dtype is not x.dtype:
+            return _again(call, saved, dy, wants)
+        x, layout = saved[0], call.layout
+        if x.stride() != layout:  # a hook on saved tensors gave it back another way
+            x = torch.empty_strided(x.shape, layout, dtype=x.dtype, device=x.device).copy_(x)
+        if dy.stride() != layout or dy.dtype is not x.dtype:
             dy = torch.empty_like(x).copy_(dy)
-        fixed, wants_x, wants_eps = call.given is not None, ctx.needs_input_grad[1], call.eps is not None
-        dx, found, dvar = call.kernels.backward(dy, x, call.shape, call.parts, call.saved, fixed, wants_x, wants_eps)
-        if call.eps is None:
+        eps = call.eps
+        dx, found, dvar = call.kernels.backward(
+            dy, x, call.shape, call.parts, call.saved, call.given is not None, wants[1], eps is not None
+        )
+        if eps is None:
             return (None, dx, *found)
-        return (None, dx, dvar.sum().to(call.eps.dtype).view(call.eps.shape), *found)
+        return (None, dx, dvar.sum().to(eps.dtype).view(eps.shape), *found)
 
 
 def _again(call: Call, inputs: Sequence[Tensor], dy: Tensor, wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
@@ -295,38 +323,6 @@ def _again(call: Call, inputs: Sequence[Tensor], dy: Tensor, wanted: Sequence[bo
         chosen = [view for view, want in zip(views, wanted[1:], strict=True) if want]
         found = iter(torch.autograd.grad(y, chosen, dy, create_graph=True))
     return (None, *(next(found) if want else None for want in wanted[1:]))
-
-
-def move(
-    unit: Any,
-    second: str,
-    found: Moments,
-    *,
-    workers: int | None = None,
-    unbiased: float = 1.0,
-    eps: float = 0.0,
-    kind: str = "var",
-) -> bool:
-    """Move a unit's running_mean and ``second`` buffer by the kernel, if it takes them; whether it did.
-
-    ``workers``: None: as many as there are rows.
-    """
-    kernels: Any = found.kernels
-    if found.kernels is None or found.kernels is not _cpu():
-        return False
-    buffers = (unit._buffers["running_mean"], unit._buffers[second])
-    dtype = buffers[0].dtype
-    for buffer in buffers:
-        if buffer.dtype is not dtype or not (buffer.is_cpu and buffer.is_contiguous()) or type(buffer) is not Tensor:
-            return False
-    length = found.saved.plan.coefficients // found.shape.rows if found.by_channel else found.shape.groups
-    if dtype not in kernels.DTYPES or any([buffer.shape != (length,) for buffer in buffers]):  # noqa: C419
-        return False
-    share = unit.momentum if unit.momentum is not None else 1.0 / int(unit.num_batches_tracked)
-    workers = workers or found.shape.rows
-    kernels.move(buffers, found.saved, found.shape, found.by_channel, workers, share, unbiased, eps, kind)
-    torch.autograd.graph.increment_version(buffers)
-    return True
 
 
 def proxy(gamma: Tensor, beta: Tensor, grid: Tensor, ends: Tensor, eps: float, again: Again) -> tuple[Tensor, Tensor]:

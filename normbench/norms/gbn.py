@@ -71,16 +71,15 @@ class GhostBatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         N, C, *_ = core.check_input(x, self.num_features, "gbn")
-        affine = (self.weight, self.bias)
         if self.training:
             workers = core.workers(N, self.batch, "gbn")
             ghosts = N // groups.ghost(N // workers, self.ghost_size, "gbn")
-            y, found = core.measured(x, ghosts, C, self.eps, *affine, self.activation)
-            running.update_total(self, found, workers)
-            return y
+            track = running.total(self, workers)
+            return core.standardize(x, ghosts, C, self.eps, *core.affine(self), track=track)
         if self.running_mean is None:
-            return core.standardize(x, 1, C, self.eps, *affine, self.activation)
-        return core.normalize(x, *running.statistics(self), self.eps, *affine, self.activation)
+            return core.standardize(x, 1, C, self.eps, *core.affine(self))
+        mean, var = running.statistics(self)
+        return core.normalize(x, mean, var, self.eps, *core.affine(self))
 
     def values_per_statistic(self, H: int, W: int, batch: int) -> int:
         """How many values stand behind one training statistic."""

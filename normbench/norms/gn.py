@@ -63,7 +63,7 @@ class GroupNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         N, *_ = core.check_input(x, self.num_features, "gn")
-        return core.standardize(x, N, self.num_groups, self.eps, self.weight, self.bias, self.activation)
+        return core.standardize(x, N, self.num_groups, self.eps, *core.affine(self))
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, num_groups={self.num_groups}, eps={self.eps}"

@@ -78,14 +78,13 @@ class InstanceEnhancementBatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         N, C, H, W = core.check_input(x, self.num_features, "iebn")
-        affine, gate = (self.weight, self.bias), Gate(self.gate_weight, self.gate_bias)
+        gate = Gate(core.parameter(self, "gate_weight"), core.parameter(self, "gate_bias"))
         if self.training or self.running_mean is None:
             workers = core.workers(N, self.batch if self.training else None, "iebn")
-            y, found = core.measured(x, workers, C, self.eps, *affine, self.activation, gate=gate)
-            running.update(self, found, running.unbiased(N // workers * H * W))
-            return y
+            track = running.variance(self, workers, running.unbiased(N // workers * H * W))
+            return core.standardize(x, workers, C, self.eps, *core.affine(self), gate=gate, track=track)
         mean, var = running.statistics(self)
-        return core.normalize(x, mean, var, self.eps, *affine, self.activation, gate=gate)
+        return core.normalize(x, mean, var, self.eps, *core.affine(self), gate=gate)
 
     def values_per_statistic(self, H: int, W: int, batch: int) -> int:
         """How many values stand behind one training statistic."""

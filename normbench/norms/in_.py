@@ -48,7 +48,7 @@ class InstanceNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         N, C, *_ = core.check_input(x, self.num_features, "in")
-        return core.standardize(x, N, C, self.eps, self.weight, self.bias, self.activation)
+        return core.standardize(x, N, C, self.eps, *core.affine(self))
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}"

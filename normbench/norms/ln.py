@@ -49,7 +49,7 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         N, *_ = core.check_input(x, self.num_features, "ln")
-        return core.standardize(x, N, 1, self.eps, self.weight, self.bias, self.activation)
+        return core.standardize(x, N, 1, self.eps, *core.affine(self))
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}"

@@ -252,7 +252,7 @@ def _renormalized(
 ) -> tuple[Tensor, Tensor]:
     """γ r and γ d + β of batch renormalization, (rows, C): r and d are constants for the gradient."""
     with torch.no_grad():
-        r_max, d_max = to.bounds.to(var.dtype)
+        r_max, d_max = to.bounds.to(var.dtype) if isinstance(to.bounds, Tensor) else to.bounds
         r = (torch.sqrt(var + eps) / to.std).clamp(1 / r_max, r_max)
         d = ((mean - to.mean) / to.std).clamp(-d_max, d_max)
     a = r if weight is None else r * weight

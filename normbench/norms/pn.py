@@ -52,7 +52,7 @@ class PositionalNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         core.check_input(x, self.num_features, "pn")
-        return core.positional(x, self.eps, self.unbiased, self.weight, self.bias, self.activation)
+        return core.positional(x, self.eps, self.unbiased, *core.affine(self))
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}, unbiased={self.unbiased}"

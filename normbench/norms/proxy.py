@@ -142,9 +142,8 @@ class ProxyNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         N, *_ = core.check_input(x, self.num_features, "proxy")
-        affine = (self.weight, self.bias)
         after = None if self.activation is None else self.after(x.dtype)
-        return core.standardize(x, N, self.num_groups, self.eps, *affine, self.activation, after=after)
+        return core.standardize(x, N, self.num_groups, self.eps, *core.affine(self), after=after)
 
     def after(self, dtype: torch.dtype) -> After:
         """What standardizes the activation, for inputs of ``dtype``."""

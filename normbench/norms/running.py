@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normbench.norms import fused
-from normbench.norms.call import Moments
+from normbench.norms.call import Track
 from normbench.norms.plain import at_least_float32, pool
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -30,60 +29,60 @@ def add(module: nn.Module, length: int | None, device: Any = None, dtype: Any = 
     module.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long, device=device))
 
 
-def update(unit: Any, found: Moments, unbiased: float | Tensor) -> None:
-    """Move the buffers towards the workers' statistics, (workers, K) each; ``unbiased`` turns var into its estimate.
+def variance(unit: Any, workers: int, unbiased: float | Tensor) -> Track | None:
+    """To move running_mean and running_var towards μ and σ² of each worker, (workers, K): see ``move``.
 
-    The update is linear, so the mean of what each worker would have kept is one update by the mean statistic.
+    ``unbiased`` turns σ² into its estimate. None for a unit without running statistics.
     """
-    count = unit._buffers["num_batches_tracked"]
-    if count is None:
-        return
-    count.add_(1)
-    if not isinstance(unbiased, Tensor) and fused.move(unit, "running_var", found, unbiased=unbiased):
-        return
-    mean, var = found.tensors()
-    _move(unit, running_mean=mean, running_var=var * unbiased)
+    if unit._buffers["num_batches_tracked"] is None:
+        return None
+    return Track(unit, "running_var", "var", workers, unbiased)
 
 
-def update_std(unit: Any, found: Moments) -> None:
-    """Move running_mean and running_std towards the mean over the workers of μ and √(σ² + ε), (workers, K) each."""
-    unit.num_batches_tracked.add_(1)
-    if not fused.move(unit, "running_std", found, eps=unit.eps, kind="std"):
-        mean, var = found.tensors()
-        _move(unit, running_mean=mean, running_std=torch.sqrt(var + unit.eps))
+def deviation(unit: Any, workers: int) -> Track:
+    """To move running_mean and running_std towards μ and √(σ² + ε) of each worker, (workers, K)."""
+    return Track(unit, "running_std", "std", workers, eps=unit.eps)
+
+
+def total(unit: Any, workers: int) -> Track | None:
+    """To move running_mean and running_var towards the moments of all the workers' values, by rows that are ghosts.
+
+    There is an equal number of ghosts for each worker. running_var is m₂ − m², of running first and second moments of
+    all values, so that what varies from one batch to the next counts in it. Kept without that difference, which
+    cancels: with the share a of the new value
+
+        V ← (1 − a) V + a v + a (1 − a) (m − e)²        m ← (1 − a) m + a e
+    """
+    if unit._buffers["num_batches_tracked"] is None:
+        return None
+    return Track(unit, "running_var", "total", workers)
 
 
 @torch.no_grad()
-def update_total(unit: Any, found: Moments, workers: int) -> None:
-    """Move the buffers towards the moments of all the workers' values: mean and biased var, (rows, K) each.
+def move(track: Track, mean: Tensor, var: Tensor) -> None:
+    """Move the buffers by mean and biased variance of the rows of a batch, (rows, K) each, and count it.
 
-    The rows are ghosts, an equal number of them for each worker. running_var is m₂ − m², of running first and second
-    moments of all values, so that what varies from one batch to the next counts in it. Kept without that difference,
-    which cancels: with the share a of the new value
-
-        V ← (1 − a) V + a v + a (1 − a) (m − e)²        m ← (1 − a) m + a e
-
-    Over several workers the mean of what each would have kept.
+    The update is linear, so the mean of what each worker would have kept is one update by the mean statistic. The CPU
+    kernels do the same as a part of their forward (cpu/moving.py).
     """
-    if unit.num_batches_tracked is None:
-        return
+    unit = track.unit
     unit.num_batches_tracked.add_(1)
-    if fused.move(unit, "running_var", found, workers=workers, kind="total"):
+    if track.kind == "total":
+        _move_total(unit, track.workers, mean, var)
         return
+    second = torch.sqrt(var + track.eps) if track.kind == "std" else var * track.unbiased
+    for name, new in (("running_mean", mean), (track.second, second)):
+        buffer = getattr(unit, name)
+        buffer.lerp_(new.mean(0).to(buffer.dtype), share_of_new(unit, buffer.dtype))
+
+
+def _move_total(unit: Any, workers: int, mean: Tensor, var: Tensor) -> None:
     old_mean, old_var = statistics(unit)
-    mean, var = (value.to(old_mean.dtype) for value in pool(*found.tensors(), workers, old_mean.shape[1]))
+    mean, var = (value.to(old_mean.dtype) for value in pool(mean, var, workers, old_mean.shape[1]))
     share = share_of_new(unit, old_mean.dtype)
     apart = (old_mean - mean).square().mean(0)
     unit.running_var.copy_(old_var[0].lerp(var.mean(0) + (1 - share) * apart, share))
     unit.running_mean.copy_(old_mean[0].lerp(mean.mean(0), share))
-
-
-@torch.no_grad()
-def _move(unit: Any, **statistics: Tensor) -> None:
-    """Move the buffers of these names towards the mean over the workers of their new values, (workers, K) each."""
-    for name, new in statistics.items():
-        buffer = getattr(unit, name)
-        buffer.lerp_(new.mean(0).to(buffer.dtype), share_of_new(unit, buffer.dtype))
 
 
 def share_of_new(unit: Any, dtype: torch.dtype) -> float | Tensor:

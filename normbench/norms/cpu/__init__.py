@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from normbench.norms.call import Parts, Shape
+from normbench.norms.call import Parts, Shape, Track
 from normbench.norms.cpu import compiler, positional, proxies
-from normbench.norms.cpu.blocks import KINDS, RUNNING
-from normbench.norms.cpu.plan import DTYPES, ONCE, Plan, Use, plan_for, run, run_block
+from normbench.norms.cpu.blocks import BACK, FORTH, KINDS
+from normbench.norms.cpu.plan import DTYPES, REST, Plan, Use, plan_for, scratch, share_out, space
 
 __all__ = [
     "DTYPES",
@@ -20,15 +20,22 @@ __all__ = [
     "channel_moments",
     "forward",
     "moments",
-    "move",
     "plan_for",
     "positional",
     "prepare",
     "proxies",
+    "tracked",
 ]
 
-NO_PARTS = (0,) * 8
-LOWEST = {dtype: torch.tensor(-torch.inf, dtype=dtype) for dtype in DTYPES}
+UNTRACKED = (0, 0, 0, 0, 1, 0, 0.0, 0.0, 0.0)
+NO_BOUNDS = (0.0, 0.0)
+
+
+class Tracked(NamedTuple):
+    """Buffers that a forward moves, and what its block says of them."""
+
+    buffers: tuple[Tensor, Tensor, Tensor]
+    numbers: tuple[float, ...]
 
 
 class Saved(NamedTuple):
@@ -39,29 +46,47 @@ class Saved(NamedTuple):
 
 
 def forward(
-    x: Tensor, shape: Shape, parts: Parts, given: tuple[Tensor, Tensor] | None = None, by_channel: bool = False
+    x: Tensor,
+    shape: Shape,
+    parts: Parts,
+    given: tuple[Tensor, Tensor] | None = None,
+    by_channel: bool = False,
+    track: Tracked | None = None,
 ) -> tuple[Tensor, Saved]:
     """y, and what the backward needs. given: mean and var, (rows, groups), where they are not x's own.
 
-    ``by_channel``: keep the moments of channels, whether they are needed or not.
+    ``by_channel``: keep the moments of channels, whether they are needed or not. ``track``: what ``tracked`` gave.
     """
-    use = Use(parts[5] is not None, parts[8] is not None, given is not None, by_channel)
+    weight, bias, threshold, scale, shift, gate_weight, gate_bias, to_mean, to_std, bounds = parts
+    use = (gate_weight is not None, to_std is not None, given is not None, by_channel, track is not None)
     plan = plan_for(x, shape, use)
     y = torch.empty_like(x)
     # An operator gives work out, of which not every number is written.
-    work = (torch.zeros if by_channel else torch.empty)(plan.work, dtype=torch.float64)
+    work = (x.new_zeros if by_channel else x.new_empty)(plan.work, dtype=torch.float64)
     saved = Saved(work, plan)
     if given is not None:
         for here, value in zip(moments(saved, shape), given, strict=True):
             here.copy_(value)
-    split = torch.empty(plan.split, dtype=torch.float64) if plan.split else None
-    run(
-        plan.forward, plan.forth, plan.fixed,
-        x.data_ptr(), y.data_ptr(), 0, 0,
-        work.data_ptr(), 0, 0 if split is None else split.data_ptr(),
-        *[0 if part is None else part.data_ptr() for part in parts],
-        *NO_PARTS, shape.eps,
+    r_max, d_max = NO_BOUNDS if bounds is None else bounds.tolist() if isinstance(bounds, Tensor) else bounds
+    split = scratch(plan.split) if plan.split else None
+    way, block = plan.forth, space.block
+    block[:REST] = way.block
+    FORTH.pack_into(  # written out, as a loop over the parts takes half as long as a small map's kernel
+        block, REST,
+        x.data_ptr(), work.data_ptr(), 0 if split is None else split.data_ptr(),
+        0 if weight is None else weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
+        0 if threshold is None else threshold.data_ptr(),
+        0 if scale is None else scale.data_ptr(), 0 if shift is None else shift.data_ptr(),
+        0 if gate_weight is None else gate_weight.data_ptr(), 0 if gate_bias is None else gate_bias.data_ptr(),
+        0 if to_mean is None else to_mean.data_ptr(), 0 if to_std is None else to_std.data_ptr(),
+        shape.eps, y.data_ptr(), r_max, d_max, *(UNTRACKED if track is None else track.numbers),
     )  # fmt: skip
+    if way.alone:
+        way.kernel.call(space.address)
+    else:
+        share_out(way)
+    if track is not None:
+        torch.autograd.graph.increment_version(track.buffers)
     return y, saved
 
 
@@ -73,22 +98,34 @@ def backward(
     dy must lie in memory as x does.
     """
     work, plan = saved
-    if parts.threshold is not None:  # τ itself lets a gradient through, and the kernel cuts at what it is given
-        parts = parts._replace(threshold=torch.nextafter(parts.threshold, LOWEST[parts.threshold.dtype]))
     dx = torch.empty_like(x) if wants_x else None
-    grads = [None if part is None else torch.empty_like(part) for part in parts[:7]]
-    sums = torch.empty(plan.sums + plan.split, dtype=torch.float64)
-    dvar = sums.new_empty(shape.rows, shape.groups) if wants_var else None
-    at = sums.data_ptr()
-    run(
-        plan.backward, plan.back if wants_x else plan.no_dx, plan.fixed,
-        x.data_ptr(), 0, dy.data_ptr(), 0 if dx is None else dx.data_ptr(),
-        work.data_ptr(), at, at + 8 * plan.sums,
-        *[0 if part is None else part.data_ptr() for part in parts],
-        *[0 if grad is None else grad.data_ptr() for grad in grads],
-        0 if dvar is None else dvar.data_ptr(), shape.eps,
+    weight, bias, threshold, scale, _, gate_weight, *_ = parts
+    if weight is None or bias is None or threshold is not None or scale is not None or gate_weight is not None:
+        grads = [None if part is None else torch.empty_like(part) for part in parts[:7]]
+        found = [grad for grad in grads if grad is not None]
+        places = [0 if part is None else part.data_ptr() for part in parts[:7]]
+        slopes = [0 if grad is None else grad.data_ptr() for grad in grads]
+    else:  # what most have, without loops, which take as long as a small map's kernel
+        dweight, dbias = found = [torch.empty_like(weight), torch.empty_like(bias)]
+        places = [weight.data_ptr(), bias.data_ptr(), 0, 0, 0, 0, 0]
+        slopes = [dweight.data_ptr(), dbias.data_ptr(), 0, 0, 0, 0, 0]
+    sums = scratch(plan.sums + plan.split)
+    at, to_std = sums.data_ptr(), parts.to_std  # of the two that are corrected to, only whether they are there counts
+    dvar = x.new_empty(shape.rows, shape.groups, dtype=torch.float64) if wants_var else None
+    way, block = plan.back if wants_x else plan.no_dx, space.block
+    block[:REST] = way.block
+    BACK.pack_into(
+        block, REST,
+        x.data_ptr(), work.data_ptr(), at + 8 * plan.sums,
+        *places, 0, 0 if to_std is None else to_std.data_ptr(), shape.eps,
+        dy.data_ptr(), 0 if dx is None else dx.data_ptr(), at,
+        *slopes, 0 if dvar is None else dvar.data_ptr(),
     )  # fmt: skip
-    return dx, [grad for grad in grads if grad is not None], dvar
+    if way.alone:
+        way.kernel.call(space.address)
+    else:
+        share_out(way)
+    return dx, found, dvar
 
 
 def moments(saved: Saved, shape: Shape) -> tuple[Tensor, Tensor]:
@@ -104,30 +141,22 @@ def channel_moments(saved: Saved, shape: Shape) -> tuple[Tensor, Tensor]:
     return mean, squares * saved.plan.per_column
 
 
-def move(
-    buffers: tuple[Tensor, Tensor],
-    saved: Saved,
-    shape: Shape,
-    by_channel: bool,
-    workers: int,
-    share: float,
-    unbiased: float,
-    eps: float,
-    kind: str,
-) -> None:
-    """Move two running statistics (K,) towards those of the rows of a ``forward``, of groups or channels: moving.py."""
-    first, second = buffers
-    work, plan = saved
-    length = len(first)
-    start = plan.columns if by_channel else 0
-    at = work.data_ptr() + 8 * start
-    block = RUNNING.pack(
-        0, 0, 0, 0,
-        shape.rows, workers, length, KINDS.index(kind),
-        at, at + 8 * shape.rows * length, first.data_ptr(), second.data_ptr(),
-        share, unbiased, eps, plan.per_column if by_channel else 1.0,
-    )  # fmt: skip
-    run_block(compiler.kernel("moving", "moving", DTYPES[first.dtype]), ONCE, block)
+def tracked(track: Track, x: Tensor, groups: int, by_channel: bool) -> Tracked | None:
+    """These running statistics as a forward over x moves them; None if they are not of x's type and its length."""
+    unit, name, kind, workers, unbiased, eps = track
+    buffers = unit._buffers
+    found = first, second, count = buffers["running_mean"], buffers[name], buffers["num_batches_tracked"]
+    for buffer in found:
+        if type(buffer) is not Tensor or not buffer.is_cpu or not buffer.is_contiguous():
+            return None
+    dtype, length = x.dtype, x.shape[1] if by_channel else groups
+    if first.dtype is not dtype or second.dtype is not dtype or count.dtype is not torch.int64:
+        return None
+    if first.numel() != length or second.numel() != length or count.numel() != 1 or isinstance(unbiased, Tensor):
+        return None
+    share = -1.0 if unit.momentum is None else unit.momentum
+    places = first.data_ptr(), second.data_ptr(), count.data_ptr()
+    return Tracked(found, (*places, KINDS[kind], workers, by_channel, share, unbiased, eps))
 
 
 def prepare() -> None:

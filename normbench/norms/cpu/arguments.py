@@ -8,19 +8,16 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from normbench.norms.cpu.blocks import MOVING
+from normbench.norms.cpu.blocks import FIXED, HEAD
 from normbench.norms.cpu.pointers import NUMBER, WHOLE, algebra, at
 
-MOVING_SIZE = MOVING.size
+START, REST = HEAD.size, HEAD.size + FIXED.size
 
 
 class Job(NamedTuple):
     """The slots, typed; those of which there may be none with a flag."""
 
     block: Any
-    total: Any
-    chunk: Any
-    phase: Any
     N: Any
     C: Any
     S: Any
@@ -47,12 +44,12 @@ class Job(NamedTuple):
     gate_bias: Any
     to_mean: Any
     to_std: Any
-    bounds: Any
     mean: Any
     var: Any
     rstd: Any
     correction: Any
     columns: Any
+    squares: Any
     forth: Any
     back: Any
     sums: Any
@@ -66,6 +63,8 @@ class Job(NamedTuple):
     dgate_bias: Any
     dvar: Any
     eps: Any
+    r_max: Any
+    d_max: Any
     low: Any
     high: Any
     per_map: Any
@@ -85,6 +84,15 @@ class Job(NamedTuple):
     wants_after: Any
     wants_gate: Any
     wants_var: Any
+    running_mean: Any
+    running: Any
+    count: Any
+    kind: Any
+    workers: Any
+    by_channel: Any
+    share: Any
+    unbiased: Any
+    running_eps: Any
 
 
 @algebra
@@ -94,25 +102,28 @@ def unpack(block, T):
     work holds, one after another, μ, σ² and 1/√(σ² + ε), (R, G) each; r and d, (2, R, G), if there are any; moments of
     columns, (2, K, C), if they are kept; and of T the coefficients m, a, b with y = (x − m) a + b, (3, K, C).
     sums holds the sums over columns, (3, K, C), and of T a, p, q with dx = dz a + (x − m) p + q, (3, K, C).
+    What forward and backward do not share lies in the same places: of y, dy … one is there.
     """
-    a = at(block, WHOLE)
-    s = at(block + MOVING_SIZE, WHOLE)
-    f = at(block + MOVING_SIZE + 16 * 8, NUMBER)
-    work, sums, RG, KC = a[8], a[9], s[3] * s[4], s[5] * s[1]
+    s = at(block + START, WHOLE)
+    f = at(block + START + 16 * 8, NUMBER)
+    a = at(block + REST, WHOLE)
+    d = at(block + REST, NUMBER)
+    work, RG, KC = a[1], s[3] * s[4], s[5] * s[1]
     return Job(
-        block, a[1], a[2], a[3],
+        block,
         s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9] != 0, s[10] != 0, s[11], s[12],
-        at(a[4], T), at(a[5], T), at(a[6], T), at(a[7], T),
-        at(a[11], T), at(a[12], T), at(a[13], T), at(a[14], T), at(a[15], T),
-        at(a[16], T), at(a[17], T), at(a[18], T), at(a[19], T), at(a[20], NUMBER),
+        at(a[0], T), at(a[13], T), at(a[13], T), at(a[14], T),
+        at(a[3], T), at(a[4], T), at(a[5], T), at(a[6], T), at(a[7], T),
+        at(a[8], T), at(a[9], T), at(a[10], T), at(a[11], T),
         at(work, NUMBER), at(work + 8 * RG, NUMBER), at(work + 16 * RG, NUMBER), at(work + 24 * RG, NUMBER),
-        at(work + 8 * s[13], NUMBER), at(work + 8 * s[15], T),
-        at(sums + 24 * KC, T), at(sums, NUMBER), at(a[10], NUMBER),
-        at(a[21], T), at(a[22], T), at(a[23], T), at(a[24], T), at(a[25], T), at(a[26], T), at(a[27], T),
-        at(a[28], NUMBER),
-        at(block + 29 * 8, NUMBER)[0], f[0], f[1], f[2], f[3], f[4],
-        a[7] != 0,
-        a[11] != 0, a[12] != 0, a[13] != 0, a[14] != 0, a[16] != 0, a[19] != 0,
+        at(work + 8 * s[13], NUMBER), at(work + 8 * (s[13] + KC), NUMBER), at(work + 8 * s[15], T),
+        at(a[15] + 24 * KC, T), at(a[15], NUMBER), at(a[2], NUMBER),
+        at(a[16], T), at(a[17], T), at(a[18], T), at(a[19], T), at(a[20], T), at(a[21], T), at(a[22], T),
+        at(a[23], NUMBER),
+        d[12], d[14], d[15], f[0], f[1], f[2], f[3], f[4],
+        a[14] != 0,
+        a[3] != 0, a[4] != 0, a[5] != 0, a[6] != 0, a[8] != 0, a[11] != 0,
         s[14] != 0,
-        a[21] != 0, a[22] != 0, a[23] != 0, a[24] != 0, a[26] != 0, a[28] != 0,
+        a[16] != 0, a[17] != 0, a[18] != 0, a[19] != 0, a[21] != 0, a[23] != 0,
+        at(a[16], T), at(a[17], T), at(a[18], WHOLE), a[19], a[20], a[21] != 0, d[22], d[23], d[24],
     )  # fmt: skip

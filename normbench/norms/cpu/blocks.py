@@ -8,25 +8,20 @@ from __future__ import annotations
 
 import struct
 
-# Phases of the moment family's kernels: all of a group or row, or one after another.
-GROUP, COLUMNS, MERGE, SETTLE, MAPS, FINISH = range(6)
+# Phases of the moment family's kernels: all of a group or row, or one after another; at the end of a forward, move the
+# running statistics.
+GROUP, COLUMNS, MERGE, SETTLE, MAPS, FINISH, TRACK = range(7)
 # Channels whose gradients are finished at once.
 FINISHED = 64
 # Numbers of a kind that are kept near at hand where pixels lie one after another: channels, or lanes of several pixels.
 TILE = 512
 
-# What differs from call to call.
-MOVING = struct.Struct(
-    "="
-    "4q"  # pieces of work: the next one, how many, how many at a time; what to do with them
-    "4q"  # x, y, dy, dx: T, (N, C, H, W)
-    "3q"  # work and sums, float64, which hold what is small; parts of sums, (K, spans, 3, C)
-    "10q"  # the parts, T, (C,), but bounds: float64, (2,)
-    "8q"  # gradients of the first seven parts; of σ², float64, (R, G)
-    "1d"  # eps, which may be learned
-)
-HEAD = struct.Struct("=4q")
-# What is the same for all calls of one shape.
+# What every kernel that takes pieces of work begins with: which steps to do, from one to before another; and a table of
+# steps, each with the next piece of work, how many there are, how many are taken at a time, the phase.
+STEPS = 5
+HEAD = struct.Struct("=2q20q")
+WHICH = struct.Struct("=2q")
+# What is the same for all calls of one shape; it follows the head.
 FIXED = struct.Struct(
     "="
     "6q"  # N, C, S, R, G, K
@@ -37,17 +32,31 @@ FIXED = struct.Struct(
     "2d"  # the lowest and highest value that the activation lets through
     "3d"  # 1 / values of a map, of a column, of a group (0: uneven), as divisions cost more than a small map does
 )
+# What differs from call to call. Forward and backward put their own into the same places.
+SHARED = (
+    "="
+    "1q"  # x: T, (N, C, H, W)
+    "2q"  # work, float64, which holds what is small; parts of sums, float64, (K, spans, 3, C)
+    "9q"  # the parts, T, (C,)
+    "1d"  # eps, which may be learned
+)
+FORTH = struct.Struct(
+    SHARED + "1q2d"  # y; r_max, d_max
+    "6q"  # running mean and the other one, T, (G,) or (C,); their count, int64; kind; workers; whether of channels
+    "3d"  # of running statistics: share of the new value (below 0: one of so many), unbiased, eps
+)
+BACK = struct.Struct(
+    SHARED + "2q"  # dy, dx
+    "1q"  # sums, float64
+    "8q"  # gradients of the first seven parts; of σ², float64, (R, G)
+)
+KINDS = {"var": 0, "std": 1, "total": 2}
 
-# Running statistics: the head; rows, workers, statistics of a row, kind; addresses of mean, var (float64), and of both
-# buffers; the share of the new value, unbiased, eps, and what var is yet to be multiplied by.
-RUNNING = struct.Struct("=12q4d")
-KINDS = ("var", "std", "total")
-
-# Positional normalization: the head; N, C, S, pixels of a span, spans; x, y, dy, dx, γ, β, what is kept of positions,
-# sums over spans, gradients; ε, lowest and highest value, 1 / C, 1 / the variance's divisor.
-POSITIONS = struct.Struct("=18q6d")
+# Positional normalization: after the head, N, C, S, pixels of a span, spans; x, y, dy, dx, γ, β, what is kept of
+# positions, sums over spans, gradients; ε, lowest and highest value, 1 / C, 1 / the variance's divisor.
+POSITIONS = struct.Struct("=14q6d")
 SPANS, POSITIONS_FINISH = range(2)
 
-# Proxy statistics: the head; channels, points of the grid; γ, β; grid, ends; scale, shift, and the gradients of both,
-# and of γ, β; ε.
-QUANTILES = struct.Struct("=4q2q4q6qd")
+# Proxy statistics, without a head: channels, points of the grid; γ, β; grid, ends; scale, shift, and the gradients of
+# both, and of γ, β; ε.
+QUANTILES = struct.Struct("=2q4q6qd")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 from normbench.norms.cpu.blocks import FINISHED
+from normbench.norms.cpu.gates import gated, gather_gates
 from normbench.norms.cpu.pointers import NUMBER, WHOLE, algebra, at, number, root, scratch
 
 # Groups whose algebra is done in one go, in vector registers, where every group is a column.
@@ -69,8 +70,8 @@ def settle(w, r, g, mean, var):
     rstd, ratio, offset = 1.0 / std, 1.0, 0.0
     w.rstd[i] = rstd
     if w.has_renorm:
-        ratio = min(max(std / w.to_std[g], 1.0 / w.bounds[0]), w.bounds[0])
-        offset = min(max((mean - w.to_mean[g]) / w.to_std[g], -w.bounds[1]), w.bounds[1])
+        ratio = min(max(std / w.to_std[g], 1.0 / w.r_max), w.r_max)
+        offset = min(max((mean - w.to_mean[g]) / w.to_std[g], -w.d_max), w.d_max)
         w.correction[i], w.correction[w.R * w.G + i] = ratio, offset
     m = number(w.x, mean)
     first, last = channels(w, g)
@@ -120,7 +121,7 @@ def settle_run(w, first, last, mean, squares):
         rstd[t] = 1.0 / root(var[t] + w.eps)
         ratio[t] = rstd[t]
     if w.has_renorm:
-        r_max, d_max = w.bounds[0], w.bounds[1]
+        r_max, d_max = w.r_max, w.d_max
         for t in range(length):
             scale = 1.0 / w.to_std[c + t]
             r = min(max((var[t] + w.eps) * rstd[t] * scale, 1.0 / r_max), r_max)
@@ -232,7 +233,9 @@ def finish(w, block):
         group[c] = (first + c) * w.G // w.C
     for k in range(w.K):
         row, j = k // w.split * w.G, k * w.C + first
-        if w.has_gate or (w.has_renorm and w.width != 1):
+        if gated(w):
+            gather_gates(w, row + first, j, first, length, gamma, beta, slope, bias)
+        elif w.has_gate or (w.has_renorm and w.width != 1):
             for c in range(length):
                 gather(w, row + group[c], j + c, first + c, c, gamma, beta, slope, bias)
         elif w.has_renorm:

@@ -8,9 +8,11 @@ GROUP) where there are rows enough for the threads, else a span of a row's pixel
 from __future__ import annotations
 
 from normbench.norms.cpu.arguments import unpack
-from normbench.norms.cpu.blocks import COLUMNS, GROUP, MAPS, MERGE, SETTLE, TILE
+from normbench.norms.cpu.blocks import COLUMNS, GROUP, MAPS, MERGE, SETTLE, TILE, TRACK
 from normbench.norms.cpu.family import RUN, finish, plain, pooled, pull, pull_run, settle, settle_run
-from normbench.norms.cpu.pointers import NUMBER, algebra, elementwise, number, reduction, scratch, worker
+from normbench.norms.cpu.gates import gated, pull_gates, settle_gates
+from normbench.norms.cpu.moving import track
+from normbench.norms.cpu.pointers import NUMBER, algebra, below, elementwise, number, reduction, scratch, worker
 
 # Numbers that are summed in the maps' own type before the sum goes on in float64: so many times a tile.
 BLOCK = 16
@@ -137,6 +139,10 @@ def settle_row(w, r, first, last):
                 mean[t], squares[t] = w.columns[start + t], w.columns[w.K * w.C + start + t]
             settle_run(w, start, stop, mean, squares)
         return
+    if gated(w):
+        for start in range(first, last, RUN):
+            settle_gates(w, r, start, min(start + RUN, last))
+        return
     for g in range(first, last):
         if w.fixed:
             mean_of, var_of = w.mean[r * w.G + g], w.var[r * w.G + g]
@@ -150,6 +156,10 @@ def pull_row(w, r, first, last):
     if plain(w):
         for start in range(r * w.G + first, r * w.G + last, RUN):
             pull_run(w, start, min(start + RUN, r * w.G + last))
+        return
+    if gated(w):
+        for start in range(first, last, RUN):
+            pull_gates(w, r, start, min(start + RUN, last))
         return
     for g in range(first, last):
         pull(w, r, g)
@@ -207,6 +217,14 @@ def coefficients(w, k, tile, some, side, m, a, b, low):
         m[i], a[i], b[i], low[i] = m[i - some], a[i - some], b[i - some], low[i - some]
 
 
+@algebra
+def let_through(w, some, cut):
+    """A threshold itself lets a gradient through, and what is at ``cut`` does not."""
+    if w.has_threshold:
+        for c in range(some):
+            cut[c] = below(cut[c])
+
+
 @reduction
 def sum_pixel(x, dy, at, some, m, a, b, cut, high, one, two):
     for c in range(some):
@@ -244,6 +262,7 @@ def sums(w, k, first, last, out, out_at, stride, seen):
     for tile in range(0, w.C, TILE):
         some = min(TILE, w.C - tile)
         coefficients(w, k, tile, some, side, m, a, b, cut)
+        let_through(w, side * some, cut)
         for c in range(side * some):
             ones[c], twos[c], threes[c] = 0.0, 0.0, 0.0
         for step in range((last - first + BLOCK * side - 1) // (BLOCK * side)):
@@ -320,6 +339,7 @@ def back(w, k, first, last):
     for tile in range(0, w.C, TILE):
         some, j = min(TILE, w.C - tile), k * w.C + tile
         coefficients(w, k, tile, some, side, m, a, b, cut)
+        let_through(w, side * some, cut)
         for c in range(some):
             through[c], slope[c], shift[c] = w.back[j + c], w.back[KC + j + c], w.back[2 * KC + j + c]
         for i in range(some, side * some):
@@ -370,36 +390,38 @@ def span_of(w, i):
 
 
 @algebra
-def forward_pieces(w, start, stop):
+def forward_pieces(w, phase, start, stop):
     tiles = (w.C + TILE - 1) // TILE
     for i in range(start, stop):
         k, first, last = span_of(w, i)
-        if w.phase == GROUP:
+        if phase == GROUP:
             forward_row(w, i)
-        elif w.phase == COLUMNS:
+        elif phase == COLUMNS:
             moments(w, k, first, last, w.parts, 3 * i * w.C, (3 * i + 1) * w.C, 0)
-        elif w.phase == MERGE:
+        elif phase == MERGE:
             merge(w, i // tiles, i % tiles * TILE)
-        elif w.phase == SETTLE:
+        elif phase == SETTLE:
             settle_row(w, i, 0, w.G)
+        elif phase == TRACK:
+            track(w)
         else:
             apply(w, k, first, last)
 
 
 @algebra
-def backward_pieces(w, start, stop):
+def backward_pieces(w, phase, start, stop):
     tiles = (w.C + TILE - 1) // TILE
     for i in range(start, stop):
         k, first, last = span_of(w, i)
-        if w.phase == GROUP:
+        if phase == GROUP:
             backward_row(w, i)
-        elif w.phase == COLUMNS:
+        elif phase == COLUMNS:
             sums(w, k, first, last, w.parts, 3 * i * w.C, w.C, 0)
-        elif w.phase == MERGE:
+        elif phase == MERGE:
             merge_sums(w, i // tiles, i % tiles * TILE)
-        elif w.phase == SETTLE:
+        elif phase == SETTLE:
             pull_row(w, i, 0, w.G)
-        elif w.phase == MAPS:
+        elif phase == MAPS:
             back(w, k, first, last)
         else:
             finish(w, i)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,17 +16,21 @@ from torch import Tensor
 from normbench.norms.call import Shape
 from normbench.norms.cpu import compiler, team
 from normbench.norms.cpu.blocks import (
+    BACK,
     COLUMNS,
     FINISH,
     FINISHED,
     FIXED,
+    FORTH,
     GROUP,
     HEAD,
     MAPS,
     MERGE,
-    MOVING,
     SETTLE,
+    STEPS,
     TILE,
+    TRACK,
+    WHICH,
 )
 from normbench.norms.cpu.compiler import Kernel
 
@@ -39,6 +43,11 @@ WHOLE = 2**17
 SPAN = 2**16
 # Plans that are kept.
 MOST = 4096
+# Numbers that each thread holds ready, as memory is not free even where it is small.
+KEPT = 2**15
+# Where a block of the moment family is no longer fixed, and how large a thread's block is.
+REST = HEAD.size + FIXED.size
+SIZE = REST + max(FORTH.size, BACK.size)
 
 
 class Step(NamedTuple):
@@ -50,49 +59,54 @@ class Step(NamedTuple):
     threads: int
 
 
-# What is not worth sharing out.
-ONCE = (Step(0, 1, 1, 1),)
-
-
 class Use(NamedTuple):
-    """What a call has beside its shape: a gate, a renormalization; statistics given; columns' moments wanted."""
+    """What a call has beside its shape: a gate, a renormalization; statistics given; columns' moments wanted; running
+    statistics to move."""
 
     gated: bool
     corrected: bool
     fixed: bool
     by_channel: bool
+    tracked: bool = False
+
+
+class Way(NamedTuple):
+    """One pass of a kernel: where it goes through its steps alone, one foreign call does them all."""
+
+    kernel: Kernel
+    block: bytes  # what its block begins with, the same for all calls
+    steps: tuple[Step, ...]
+    calls: tuple[tuple[int, int, int], ...]  # the first step, the one after the last, threads
+    alone: bool  # whether one call in one thread does it all
 
 
 class Plan(NamedTuple):
     """What is the same for all calls with tensors of one shape and layout."""
 
-    forward: Kernel
-    backward: Kernel
-    fixed: bytes  # the block's unmoving part
+    forth: Way
+    back: Way
+    no_dx: Way
     work: int  # float64 numbers to allocate: for μ … coefficients
     sums: int  # for sums and the coefficients of dx
     split: int  # for the parts of sums
     columns: int  # where the moments of columns are in work
     coefficients: int  # K × C
     per_column: float  # 1 / values of a column
-    forth: tuple[Step, ...]
-    back: tuple[Step, ...]
-    no_dx: tuple[Step, ...]
 
 
-_plans: dict[Any, Plan] = {}
+plans: dict[Any, Plan] = {}
 
 
-def plan_for(x: Tensor, shape: Shape, use: Use) -> Plan:
-    """The plan for a tensor like x."""
+def plan_for(x: Tensor, shape: Shape, use: tuple[bool, ...]) -> Plan:
+    """The plan for a tensor like x; ``use``: what Use holds."""
     rows, groups, _, centered, low, high = shape  # eps may be another at every call
     key = (x.shape, x.stride(), x.dtype, rows, groups, centered, low, high, use, torch.get_num_threads())
-    found = _plans.get(key)
-    if found is None:
-        if len(_plans) >= MOST:
-            _plans.clear()
-        found = _plans[key] = _plan(x, shape, use)
-    return found
+    plan = plans.get(key)
+    if plan is None:
+        if len(plans) >= MOST:
+            plans.clear()
+        plan = plans[key] = _plan(x, shape, Use(*use))
+    return plan
 
 
 def lies_by_pixel(x: Tensor) -> bool:
@@ -136,53 +150,68 @@ def _plan(x: Tensor, shape: Shape, use: Use) -> Plan:
     places = (columns, kept, coefficients)
     fixed = FIXED.pack(*extents, centered, use.fixed, span, spans, *places, low, high, *per)
     layout, dtype = "pixels" if pixels else "planes", DTYPES[x.dtype]
+    if use.tracked:
+        forth.append(Step(TRACK, 1, 1, 1))
     three = -(-3 * K * C * x.element_size() // 8)
+    forward, backward = (compiler.kernel(layout, f"{layout}_{name}", dtype) for name in ("forward", "backward"))
     return Plan(
-        forward=compiler.kernel(layout, f"{layout}_forward", dtype),
-        backward=compiler.kernel(layout, f"{layout}_backward", dtype),
-        fixed=fixed,
+        forth=way(forward, forth, fixed),
+        back=way(backward, back, fixed),
+        no_dx=way(backward, [step for step in back if step is not maps], fixed),
         work=coefficients + three,
         sums=3 * K * C + three,
         split=3 * K * spans * C if pixels and not whole else 0,
         columns=columns,
         coefficients=K * C,
         per_column=per[1],
-        forth=tuple(forth),
-        back=tuple(back),
-        no_dx=tuple(phase for phase in back if phase is not maps),
     )
 
 
+def way(kernel: Kernel, steps: Sequence[Step], fixed: bytes = b"") -> Way:
+    """These steps of a kernel, whose block goes on with ``fixed`` behind the head."""
+    table = [number for phase, pieces, chunk, _ in steps for number in (0, pieces, chunk, phase)]
+    head = HEAD.pack(0, len(steps), *table, *[0] * (4 * STEPS - len(table)))
+    calls, first = [], 0
+    for last in range(1, len(steps) + 1):  # neighbours that one thread does are one call
+        if last == len(steps) or max(steps[last - 1].threads, steps[last].threads) > 1:
+            calls.append((first, last, steps[last - 1].threads))
+            first = last
+    alone = len(calls) == 1 and calls[0][2] == 1
+    return Way(kernel, head + fixed, tuple(steps), tuple(calls), alone)
+
+
 class _Space(threading.local):
-    """A thread's block of arguments: a call is over before the thread makes the next."""
+    """A thread's block of arguments and its scratch memory: a call is over before the thread makes the next."""
 
     def __init__(self) -> None:
-        self.block = bytearray(MOVING.size + FIXED.size)
+        self.block = bytearray(SIZE)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.block))
+        self.scratch = torch.empty(KEPT, dtype=torch.float64, device="cpu")
 
 
-_space = _Space()
+space = _Space()
 
 
-def run(kernel: Kernel, steps: Iterable[Step], fixed: bytes, *moving: float) -> None:
-    """Run a kernel through its phases; ``moving``: what follows the head of the block."""
-    block = _space.block
-    MOVING.pack_into(block, 0, 0, 0, 0, 0, *moving)
-    block[MOVING.size : MOVING.size + FIXED.size] = fixed
-    _go(kernel, steps)
+def scratch(numbers: int) -> Tensor:
+    """So many float64 numbers, or more, for one call."""
+    return space.scratch if numbers <= KEPT else torch.empty(numbers, dtype=torch.float64, device="cpu")
 
 
-def run_block(kernel: Kernel, steps: Iterable[Step], block: bytes) -> None:
-    """Run a kernel with a block of its own kind, which begins with the same head."""
-    _space.block[: len(block)] = block
-    _go(kernel, steps)
+def run(way: Way, rest: bytes) -> None:
+    """Run a kernel whose block is of its own kind behind the head."""
+    block = way.block + rest
+    space.block[: len(block)] = block
+    share_out(way)
 
 
-def _go(kernel: Kernel, steps: Iterable[Step]) -> None:
-    block, address = _space.block, _space.address
-    for phase, pieces, chunk, threads in steps:
-        HEAD.pack_into(block, 0, 0, pieces, chunk, phase)
-        if threads == 1:
-            kernel.call(address)
-        else:
-            team.run(kernel, address, threads)
+def run_alone(kernel: Kernel, block: bytes) -> None:
+    """Run a kernel that knows no pieces of work."""
+    space.block[: len(block)] = block
+    kernel.call(space.address)
+
+
+def share_out(way: Way) -> None:
+    """Run a kernel on this thread's block, in as many threads as its steps have."""
+    for first, last, threads in way.calls:
+        WHICH.pack_into(space.block, 0, first, last)
+        team.run(way.kernel, space.address, threads)

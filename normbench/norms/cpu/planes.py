@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from normbench.norms.cpu import maps
 from normbench.norms.cpu.arguments import unpack
-from normbench.norms.cpu.blocks import COLUMNS, GROUP, MAPS, SETTLE
+from normbench.norms.cpu.blocks import COLUMNS, GROUP, MAPS, SETTLE, TRACK
 from normbench.norms.cpu.family import RUN, channels, finish, plain, pooled, pull, pull_run, settle, settle_run
-from normbench.norms.cpu.pointers import algebra, number, scratch, worker
+from normbench.norms.cpu.gates import gated, pull_gates, settle_gates
+from normbench.norms.cpu.moving import track
+from normbench.norms.cpu.pointers import algebra, below, number, scratch, worker
 
 # Values of a column up to which a run of them is done together: it stays in the second cache.
 SMALL = 4096
@@ -94,7 +96,7 @@ def sum_column(w, k, c):
     m, a, b = w.forth[j], w.forth[KC + j], w.forth[2 * KC + j]
     cut, high = number(w.x, w.low), number(w.x, w.high)
     if w.has_threshold:
-        cut = w.threshold[c]
+        cut = below(w.threshold[c])
     one, two, three = 0.0, 0.0, 0.0
     start = (k * w.images * w.C + c) * w.S
     for i in range(w.images):
@@ -118,7 +120,7 @@ def back_column(w, k, c, first, last):
     through, p, q = w.back[j], w.back[KC + j], w.back[2 * KC + j]
     cut, high = number(w.x, w.low), number(w.x, w.high)
     if w.has_threshold:
-        cut = w.threshold[c]
+        cut = below(w.threshold[c])
     start = ((k * w.images + first) * w.C + c) * w.S
     for i in range(first, last):
         if w.S >= FAR and i + 1 < last:
@@ -166,41 +168,94 @@ def backward_run(w, first, last):
 
 
 @algebra
-def forward_pieces(w, start, stop):
-    if w.phase == GROUP and w.S * w.images <= SMALL and plain(w):
+def at_once(w):
+    """Gated channels that are done together: as many as the second cache holds of, and a vector register if one."""
+    return min(RUN, max(1, RUN * SMALL // (w.S * w.images * w.split)))
+
+
+@algebra
+def forward_gates(w, first, last):
+    """As forward_run, where each image has a gate."""
+    r, c, some = first // w.C, first % w.C, last - first
+    for k in range(r * w.split, (r + 1) * w.split):
+        for t in range(c, c + some):
+            note_moments(w, k, t)
+    settle_gates(w, r, c, c + some)
+    for k in range(r * w.split, (r + 1) * w.split):
+        for t in range(c, c + some):
+            apply_column(w, k, t, 0, w.images)
+
+
+@algebra
+def backward_gates(w, first, last):
+    """As backward_run, where each image has a gate."""
+    r, c, some = first // w.C, first % w.C, last - first
+    for k in range(r * w.split, (r + 1) * w.split):
+        for t in range(c, c + some):
+            sum_column(w, k, t)
+    pull_gates(w, r, c, c + some)
+    if w.has_dx:
+        for k in range(r * w.split, (r + 1) * w.split):
+            for t in range(c, c + some):
+                back_column(w, k, t, 0, w.images)
+
+
+@algebra
+def forward_pieces(w, phase, start, stop):
+    if phase == GROUP and w.S * w.images <= SMALL and plain(w):
         while start < stop:
             last = min(start + RUN, stop, (start // w.C + 1) * w.C)
             forward_run(w, start, last)
             start = last
         return
+    if phase == GROUP and gated(w):
+        some = at_once(w)
+        while start < stop:
+            last = min(start + some, stop, (start // w.C + 1) * w.C)
+            forward_gates(w, start, last)
+            start = last
+        return
     for i in range(start, stop):
-        if w.phase == GROUP:
+        if phase == GROUP:
             forward_group(w, i // w.G, i % w.G)
-        elif w.phase == COLUMNS:
+        elif phase == COLUMNS:
             note_moments(w, i // w.C, i % w.C)
-        elif w.phase == SETTLE:
+        elif phase == SETTLE and gated(w):
+            settle_gates(w, i // w.G, i % w.G, i % w.G + 1)
+        elif phase == SETTLE:
             settle_group(w, i // w.G, i % w.G)
+        elif phase == TRACK:
+            track(w)
         else:
             n, c = i // w.C, i % w.C
             apply_column(w, n // w.images, c, n % w.images, n % w.images + 1)
 
 
 @algebra
-def backward_pieces(w, start, stop):
-    if w.phase == GROUP and w.S * w.images <= SMALL and plain(w):
+def backward_pieces(w, phase, start, stop):
+    if phase == GROUP and w.S * w.images <= SMALL and plain(w):
         while start < stop:
             last = min(start + RUN, stop, (start // w.C + 1) * w.C)
             backward_run(w, start, last)
             start = last
         return
+    if phase == GROUP and gated(w):
+        some = at_once(w)
+        while start < stop:
+            last = min(start + some, stop, (start // w.C + 1) * w.C)
+            backward_gates(w, start, last)
+            start = last
+        return
     for i in range(start, stop):
-        if w.phase == GROUP:
+        if phase == GROUP:
             backward_group(w, i // w.G, i % w.G)
-        elif w.phase == COLUMNS:
+        elif phase == COLUMNS:
             sum_column(w, i // w.C, i % w.C)
-        elif w.phase == SETTLE:
+        elif phase == SETTLE and gated(w):
+            pull_gates(w, i // w.G, i % w.G, i % w.G + 1)
+        elif phase == SETTLE:
             pull(w, i // w.G, i % w.G)
-        elif w.phase == MAPS:
+        elif phase == MAPS:
             n, c = i // w.C, i % w.C
             back_column(w, n // w.images, c, n % w.images, n % w.images + 1)
         else:

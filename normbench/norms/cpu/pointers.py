@@ -78,6 +78,46 @@ def root(typing: Any, value: Any) -> Any:
     return value(value), generate
 
 
+@intrinsic
+def rounded(typing: Any, value: Any) -> Any:
+    """The nearest whole number, as the processor's instruction."""
+
+    def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        function = builder.module.declare_intrinsic("llvm.rint", [arguments[0].type])
+        return builder.call(function, arguments)
+
+    return value(value), generate
+
+
+@intrinsic
+def power_of_two(typing: Any, value: Any) -> Any:
+    """2ⁿ of a whole number n, of float64, from −1022 to 1023."""
+
+    def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        # 1.5 · 2⁵² brings n into the lowest bits, which are then moved to where the exponent is.
+        shifted = builder.fadd(arguments[0], ir.Constant(ir.DoubleType(), 6755399441055744.0 + 1023.0))
+        word = builder.bitcast(shifted, ir.IntType(64))
+        return builder.bitcast(builder.shl(word, ir.Constant(ir.IntType(64), 52)), ir.DoubleType())
+
+    return types.float64(types.float64), generate
+
+
+@intrinsic
+def below(typing: Any, value: Any) -> Any:
+    """The next number of the value's type towards −∞; of NaN and −∞ some number that is no larger than anything."""
+
+    def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        number = arguments[0]
+        word = ir.IntType(sig.return_type.bitwidth)
+        bits = builder.bitcast(number, word)
+        step = builder.select(builder.icmp_signed("<", bits, word(0)), word(1), word(-1))  # larger size, if negative
+        zero = builder.fcmp_ordered("==", number, number.type(0.0))
+        smallest = word((1 << (word.width - 1)) + 1)  # below either zero
+        return builder.bitcast(builder.select(zero, smallest, builder.add(bits, step)), number.type)
+
+    return value(value), generate
+
+
 @intrinsic(prefer_literal=True)
 def scratch(typing: Any, pointer: Any, length: Any) -> Any:
     """``length`` (a literal) numbers of the pointer's type on the stack, not cleared."""
@@ -105,16 +145,20 @@ def claim(typing: Any, address: Any, count: Any) -> Any:
 
 
 def worker(unpack: Any, work: Any) -> Callable[[Any], Callable[[int], None]]:
-    """A kernel for each type: takes pieces of work while there are any, and does ``work(job, first, last)`` on them."""
+    """A kernel for each type: takes the pieces of each step while there are any, ``work(job, phase, first, last)``."""
 
     def of_type(T: Any) -> Callable[[int], None]:
         def run(block: int) -> None:
-            w = unpack(block, T)
-            while True:
-                start = claim(block, w.chunk)
-                if start >= w.total:
-                    return
-                work(w, start, min(start + w.chunk, w.total))
+            w, which = unpack(block, T), at(block, WHOLE)
+            for i in range(which[0], which[1]):
+                place = block + 16 + 32 * i
+                step = at(place, WHOLE)
+                total, chunk, phase = step[1], step[2], step[3]
+                while True:
+                    start = claim(place, chunk)
+                    if start >= total:
+                        break
+                    work(w, phase, start, min(start + chunk, total))
 
         return run
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from normbench.norms.call import Parts
 from normbench.norms.cpu import compiler, team
 from normbench.norms.cpu.blocks import POSITIONS, POSITIONS_FINISH, SPANS, TILE
-from normbench.norms.cpu.plan import DTYPES, SPAN, Step, lies_by_pixel, run_block
+from normbench.norms.cpu.plan import DTYPES, SPAN, Step, lies_by_pixel, run, way
 
 
 class Shape(NamedTuple):
@@ -67,4 +67,4 @@ def _run(
     steps = [Step(SPANS, spans, chunk, threads)]
     if grads is not None:
         steps.append(Step(POSITIONS_FINISH, -(-C // TILE), -(-C // TILE), 1))
-    run_block(kernel, steps, POSITIONS.pack(0, 0, 0, 0, *extents, *address, *floats))
+    run(way(kernel, steps), POSITIONS.pack(*extents, *address, *floats))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from normbench.norms.cpu import maps
-from normbench.norms.cpu.blocks import SPANS, TILE
+from normbench.norms.cpu.blocks import HEAD, SPANS, TILE
 from normbench.norms.cpu.pointers import (
     NUMBER,
     WHOLE,
@@ -25,14 +25,12 @@ from normbench.norms.cpu.pointers import (
 
 # Terms of a sum in the maps' own type before it goes on in float64.
 FEW = 32
+START = HEAD.size
 
 
 class Job(NamedTuple):
     """See ``unpack``."""
 
-    total: Any
-    chunk: Any
-    phase: Any
     N: Any
     C: Any
     S: Any
@@ -60,11 +58,11 @@ class Job(NamedTuple):
 def unpack(block, T):
     """The block at this address: N, C, S; pixels of a span, spans; maps; γ, β; kept: m, r, rest, T, (3, N S); sums over
     spans, float64, (spans, 2, C); gradients of γ and β, T, (2, C); ε, the activation's bounds, 1/C and 1/d."""
-    a, f = at(block, WHOLE), at(block + 18 * 8, NUMBER)
+    a, f = at(block + START, WHOLE), at(block + START + 14 * 8, NUMBER)
     return Job(
-        a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8],
-        at(a[9], T), at(a[10], T), at(a[11], T), at(a[12], T), at(a[13], T), at(a[14], T), at(a[15], T),
-        at(a[16], NUMBER), at(a[17], T), f[0], f[1], f[2], f[3], f[4], a[13] != 0, a[4] * a[6],
+        a[0], a[1], a[2], a[3], a[4],
+        at(a[5], T), at(a[6], T), at(a[7], T), at(a[8], T), at(a[9], T), at(a[10], T), at(a[11], T),
+        at(a[12], NUMBER), at(a[13], T), f[0], f[1], f[2], f[3], f[4], a[9] != 0, a[0] * a[2],
     )  # fmt: skip
 
 
@@ -340,9 +338,9 @@ def pieces(piece: Any) -> Any:
     """Spans done by ``piece``, then the gradients of γ and β."""
 
     @algebra
-    def work(w, start, stop):
+    def work(w, phase, start, stop):
         for i in range(start, stop):
-            if w.phase == SPANS:
+            if phase == SPANS:
                 piece(w, i)
             else:
                 finish(w, i)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from normbench.norms.cpu import compiler
 from normbench.norms.cpu.blocks import QUANTILES
-from normbench.norms.cpu.plan import DTYPES, ONCE, run_block
+from normbench.norms.cpu.plan import DTYPES, run_alone
 
 
 def forward(gamma: Tensor, beta: Tensor, grid: Tensor, ends: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -31,6 +31,6 @@ def backward(
 def _run(gamma: Tensor, beta: Tensor, grid: Tensor, ends: Tensor, *rest: Any) -> None:
     *tensors, eps = rest
     addresses = [0 if t is None else t.data_ptr() for t in (gamma, beta, grid, ends, *tensors)]
-    block = QUANTILES.pack(0, 0, 0, 0, len(gamma), len(grid), *addresses, eps)
+    block = QUANTILES.pack(len(gamma), len(grid), *addresses, eps)
     kernel = compiler.kernel("quantiles", "quantiles", DTYPES[gamma.dtype])
-    run_block(kernel, ONCE, block)
+    run_alone(kernel, block)

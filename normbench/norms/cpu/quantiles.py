@@ -31,22 +31,22 @@ def quantiles(T: Any) -> Callable[[int], None]:
     """For parameters of type T: scale and shift, or, where their gradients are given, those of γ and β."""
 
     def run(block: int) -> None:
-        a, eps = at(block, WHOLE), at(block + 16 * 8, NUMBER)[0]
-        grid, ends = at(a[8], NUMBER), at(a[9], NUMBER)
-        for c in range(a[4]):
-            gamma, beta = NUMBER(at(a[6], T)[c]), NUMBER(at(a[7], T)[c])
+        a, eps = at(block, WHOLE), at(block + 12 * 8, NUMBER)[0]
+        grid, ends = at(a[4], NUMBER), at(a[5], NUMBER)
+        for c in range(a[0]):
+            gamma, beta = NUMBER(at(a[2], T)[c]), NUMBER(at(a[3], T)[c])
             slope = abs(gamma)
-            i = 3 * first_above(grid, a[5], slope, beta)
+            i = 3 * first_above(grid, a[1], slope, beta)
             share, mean, squares = ends[i], ends[i + 1], ends[i + 2]
             inside = slope * mean + beta
             m = share * inside
             v = slope * slope * squares + share * (1.0 - share) * inside * inside
             scale = 1.0 / root(v + eps)
-            if a[12] == 0:
-                at(a[10], T)[c] = number(at(a[10], T), scale)
-                at(a[11], T)[c] = number(at(a[11], T), -m * scale)
+            if a[8] == 0:
+                at(a[6], T)[c] = number(at(a[6], T), scale)
+                at(a[7], T)[c] = number(at(a[7], T), -m * scale)
             else:
-                dscale, dshift = NUMBER(at(a[12], T)[c]), NUMBER(at(a[13], T)[c])
+                dscale, dshift = NUMBER(at(a[8], T)[c]), NUMBER(at(a[9], T)[c])
                 dm = -scale * dshift
                 dv = -0.5 * scale * scale * scale * (dscale - m * dshift)
                 dinside = dm * share + 2.0 * dv * share * (1.0 - share) * inside
@@ -55,7 +55,7 @@ def quantiles(T: Any) -> Callable[[int], None]:
                     dslope = -dslope
                 if gamma == 0.0:
                     dslope = 0.0
-                at(a[14], T)[c] = number(at(a[14], T), dslope)
-                at(a[15], T)[c] = number(at(a[15], T), dinside)
+                at(a[10], T)[c] = number(at(a[10], T), dslope)
+                at(a[11], T)[c] = number(at(a[11], T), dinside)
 
     return run

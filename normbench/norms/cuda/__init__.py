@@ -85,7 +85,12 @@ def launch(kernel: Any, programs: int, *arguments: Any, **flags: int) -> None:
 
 
 def forward(
-    x: Tensor, shape: Shape, parts: Parts, given: tuple[Tensor, Tensor] | None = None, by_channel: bool = False
+    x: Tensor,
+    shape: Shape,
+    parts: Parts,
+    given: tuple[Tensor, Tensor] | None = None,
+    by_channel: bool = False,
+    _track: None = None,
 ) -> tuple[Tensor, Rest]:
     """y, and what the backward needs. ``given``: mean and var, (rows, groups) each, where they are not x's own.
 

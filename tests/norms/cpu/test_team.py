@@ -86,9 +86,10 @@ def test_a_few_large_groups_are_shared_out_in_phases_and_many_whole(
     x = x.contiguous(memory_format=torch.channels_last) if last else x
     use = plan.Use(gated=False, corrected=False, fixed=False, by_channel=False)
     few, many = (plan.plan_for(x, plan.Shape(rows, 5, 1e-5, True, 0.0, 6.0), use) for rows in (1, 2))
-    assert len(few.forth) > 1
-    assert len(many.forth) == 1
-    assert max(step.threads for step in (*few.forth, *many.forth, *few.back, *many.back)) == 2
+    assert len(few.forth.steps) > 1
+    assert len(many.forth.steps) == 1
+    ways = (few.forth, many.forth, few.back, many.back)
+    assert max(step.threads for way in ways for step in way.steps) == 2
 
 
 @pytest.mark.parametrize("torch_threads", [1, 2])
