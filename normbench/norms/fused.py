@@ -297,6 +297,12 @@ class _Fused(torch.autograd.Function):
             x = torch.empty_strided(x.shape, layout, dtype=x.dtype, device=x.device).copy_(x)
         if dy.stride() != layout or dy.dtype is not x.dtype:
             dy = torch.empty_like(x).copy_(dy)
+        dtype = dy.dtype
+        if any([tensor.dtype is not dtype for tensor in saved]):  # noqa: C419  (a list is quicker than a generator)
+            raise InputError(
+                f"a unit's parameters are of another type in its backward than its input, {dtype}: it was converted "
+                "after its forward; convert a model before a step, or after it"
+            )
         eps = call.eps
         dx, found, dvar = call.kernels.backward(
             dy, x, call.shape, call.parts, call.saved, call.given is not None, wants[1], eps is not None

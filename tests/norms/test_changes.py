@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
 from normbench import norms
+from normbench.errors import InputError
 
 TRACKED = ("bn", "bgn", "brn", "gbn", "batch_group", "iebn")
 
@@ -191,3 +192,13 @@ def test_another_default_device_is_not_where_the_kernels_allocate(name: str) -> 
     assert torch.equal(y, expected)
     assert x.grad is not None
     assert x.grad.is_cpu
+
+
+@pytest.mark.parametrize("name", ["bn", "frn", "iebn", "brn"])
+def test_a_unit_converted_between_the_passes_is_an_error_and_no_memory_is_spoilt(name: str) -> None:
+    unit = norms.build(name, 4, activation=nn.ReLU()).double()
+    x = torch.randn(2, 4, 8, 8, dtype=torch.float64, requires_grad=True)
+    y = unit(x)
+    unit.float()
+    with pytest.raises(InputError, match="converted"):
+        y.sum().backward()
