@@ -1,42 +1,31 @@
-"""One cell as a Slurm job: what submitit carries to the node and calls there, and what the job's signals mean to it."""
+"""One cell as a Slurm job: what submitit carries to the node and calls there, and what the job's signals mean to it.
+
+Until submitit has loaded this, USR2 would end the job: so torch is imported later, and the cell comes packed.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import pickle
 import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from normbench import claim, track
-from normbench.display import Display
+from normbench import claim
 from normbench.launch import forkserver
-from normbench.launch.local import Local
-from normbench.preflight import Planned
 from normbench.records import Store
 
+if TYPE_CHECKING:
+    from normbench.preflight import Planned
+
+# States of a cell that a job may still turn into another, by being queued again.
 UNFINISHED = ("new", "killed", "interrupted")
 # Seconds that a job which was told to end waits for Slurm to end it: were it to go by itself, a job that makes room for
 # another would count as completed, and not be queued again. More than the grace that clusters give.
 GRACE = 600.0
-
-
-class OneCell(Local):
-    """A Local of one slot inside a job. Slurm repeats its signals, and sends them to every process of the job."""
-
-    def ask(self, *_: object) -> None:
-        """Stop after a checkpoint. A second signal is the first one's echo: what ends a job at once is SIGKILL."""
-        self.asked = 1
-
-    _ask = ask
-
-    def _pass_on(self) -> None:
-        """Again and again: a cell that has just been forked does not listen yet."""
-        if self.asked:
-            for cell in self.running:
-                cell.signal(signal.SIGTERM, group=False)
 
 
 @dataclass
@@ -45,25 +34,29 @@ class Errand:
 
     USR2 (submitit's word for: make room, or time is up): a checkpoint, then the job is queued again and goes on from
     it. SIGTERM (scancel, or a cluster's own way to make room): a checkpoint, and Slurm ends or requeues the job.
-    folder: the sweep's. threads: of all the cell's processes together; None: as many as there are cores.
+    folder: the sweep's. packed: the cell, a Planned.
     """
 
     folder: Path
-    item: Planned
+    packed: bytes
     ranks: int = 1
     timeout: float | None = None
-    threads: int | None = None
 
     def __call__(self) -> str:
         """The cell's status."""
-        if self.threads is not None:
-            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, self.threads // self.ranks)))
-        store = Store(self.folder.parent, self.folder.name)
-        item = self._fresh(store)
-        if item is None:
-            return store.status(self.item.cell_id)
+        if (
+            cpus := os.environ.get("SLURM_CPUS_ON_NODE", "")
+        ).isdigit():  # the job's; not every cluster holds it to them
+            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, int(cpus) // self.ranks)))
         _start_server()
-        local = OneCell(store, Display(1), track.make(None), 1, self.ranks, self.timeout)
+        from normbench.launch.onecell import OneCell  # torch, while the server imports it too
+
+        store = Store(self.folder.parent, self.folder.name)
+        planned: Planned = pickle.loads(self.packed)
+        item = _fresh(planned, store)
+        if item is None:
+            return store.status(planned.cell_id)
+        local = OneCell(store, self.ranks, self.timeout)
         heard: list[int] = []
 
         def make_room(number: int, _: Any) -> None:
@@ -90,18 +83,19 @@ class Errand:
 
         return DelayedSubmission(self)
 
-    def _fresh(self, store: Store) -> Planned | None:
-        """The cell as the store knows it now; None if another process finished it since it was planned.
 
-        A job that comes back after a crash waits until its own last claim, maybe on another machine, counts as dead.
-        """
-        until = time.monotonic() + claim.STALE + 2 * claim.BEAT
-        while (status := store.status(self.item.cell_id)) == "running" and time.monotonic() < until:
-            time.sleep(1)
-        attempts = store.attempts(self.item.cell_id)
-        if attempts != self.item.attempts and status not in UNFINISHED:
-            return None
-        return dataclasses.replace(self.item, status=status, attempts=attempts)
+def _fresh(item: Planned, store: Store) -> Planned | None:
+    """The cell as the store knows it now; None if another process finished it since it was planned.
+
+    A job that comes back after a crash waits until its own last claim, maybe on another machine, counts as dead.
+    """
+    until = time.monotonic() + claim.STALE + 2 * claim.BEAT
+    while (status := store.status(item.cell_id)) == "running" and time.monotonic() < until:
+        time.sleep(1)
+    attempts = store.attempts(item.cell_id)
+    if attempts != item.attempts and status not in UNFINISHED:
+        return None
+    return dataclasses.replace(item, status=status, attempts=attempts)
 
 
 def _start_server() -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from normbench import attempt, records
 from normbench.errors import ConfigError, StoreError, one_line
 from normbench.files import read_json, write_json
+from normbench.launch.errand import UNFINISHED, Errand
 from normbench.records import Store
 
 if TYPE_CHECKING:
@@ -46,8 +48,6 @@ LEAST_MINUTES = 20  # of which submitit counts 10 as too late to be a preemption
 LONGEST_ARRAY = 1000
 # Seconds before the time limit at which a job is told, to write its checkpoint; how often it may go on after that.
 NOTICE, MOST_REQUEUES = 120, 1000
-# Ends that a job may still turn into another by being queued again.
-UNFINISHED = ("killed", "interrupted")
 
 
 def check(settings: Mapping[str, Any]) -> None:
@@ -226,8 +226,6 @@ class Slurm:
         """Numbers of the jobs, in the order of the cells."""
         import submitit
 
-        from normbench.launch.errand import Errand  # torch
-
         own = {key.removeprefix("slurm."): value for key, value in self.settings.items() if key.startswith("slurm.")}
         wanted = {
             "job_name": f"normbench-{self.store.folder.name}",
@@ -248,9 +246,8 @@ class Slurm:
         executor.update_parameters(**{key: value for key, value in wanted.items() if value is not None})
         ranks, timeout = self.settings["ranks"], self.settings["cell_timeout"]
         with executor.batch():
-            jobs = [
-                executor.submit(Errand(self.folder.parent, item, ranks, timeout, own["cpus"])) for item in array.items
-            ]
+            errands = [Errand(self.folder.parent, pickle.dumps(item), ranks, timeout) for item in array.items]
+            jobs = [executor.submit(errand) for errand in errands]
         return [job.job_id for job in jobs]
 
     def _write(self, item: Planned) -> None:

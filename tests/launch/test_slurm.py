@@ -201,7 +201,7 @@ class Desk:
         return self.end(self.start(*argv))
 
     def end(self, process: subprocess.Popen[str]) -> tuple[int, str]:
-        said, _ = process.communicate(timeout=120)
+        said, _ = process.communicate(timeout=240)
         return process.returncode, said
 
     def slurm(self, *words: str) -> str:
@@ -245,7 +245,7 @@ def desk(tmp_path: Path, cluster: dict[str, str]) -> Iterator[Desk]:
     wait_for(lambda: not desk.queue())
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 180) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"

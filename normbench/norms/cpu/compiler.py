@@ -43,7 +43,8 @@ def kernel(module: str, name: str, dtype: str) -> Kernel:
     code = _read(path)
     if code is None:
         code = _compile(module, name, dtype)
-        _keep(path, code)
+        if _sources() == SOURCES:  # else they were edited under this process, and the code may be of either
+            _keep(path, code)
     return _load(code)
 
 
@@ -52,10 +53,19 @@ def prepare() -> None:
     kernel("quantiles", "quantiles", "float32")
 
 
+def _sources() -> str:
+    """A digest of the files that kernels are made from, as they are now."""
+    sources = (path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    return hashlib.sha256(b"\0".join(sources)).hexdigest()
+
+
+# As they were when this process began to import them.
+SOURCES = _sources()
+
+
 def _digest(module: str, name: str, dtype: str) -> str:
-    sources = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
-    made_of = [version("numba"), version("llvmlite"), sys.platform, _processor(), module, name, dtype]
-    return hashlib.sha256(b"\0".join([*sources, *(word.encode() for word in made_of)])).hexdigest()[:24]
+    made_of = (SOURCES, version("numba"), version("llvmlite"), sys.platform, _processor(), module, name, dtype)
+    return hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:24]
 
 
 @functools.cache

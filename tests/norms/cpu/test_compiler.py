@@ -185,8 +185,19 @@ def test_all_that_makes_a_kernel_changes_its_files_name(what: str, monkeypatch: 
     elif what == "processor":
         monkeypatch.setattr(compiler, "_processor", lambda: "another")
     elif what == "source":
-        read = Path.read_bytes
+        read, sources = Path.read_bytes, compiler._sources()
         monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + b"\n" * (path.name == "family.py"))
+        assert compiler._sources() != sources
+        monkeypatch.setattr(compiler, "SOURCES", compiler._sources())
     else:
         asked[("module", "name", "dtype").index(what)] += "x"
     assert compiler._digest(*asked) != before
+
+
+def test_what_was_edited_under_the_process_is_not_kept(empty: Path) -> None:
+    """The code in memory may be older than the files that the name would stand for."""
+    code = "from normbench.norms.cpu import compiler; compiler._sources = lambda: 'edited'\n" + USE_SMALLEST
+    output(python(code))
+    assert list(empty.iterdir()) == []
+    output(python(USE_SMALLEST))
+    assert len(list(empty.iterdir())) == 1
