@@ -44,9 +44,8 @@ class Errand:
 
     def __call__(self) -> str:
         """The cell's status."""
-        if (
-            cpus := os.environ.get("SLURM_CPUS_ON_NODE", "")
-        ).isdigit():  # the job's; not every cluster holds it to them
+        cpus = os.environ.get("SLURM_CPUS_ON_NODE", "")  # the job's; not every cluster holds it to them
+        if cpus.isdigit():
             os.environ.setdefault("OMP_NUM_THREADS", str(max(1, int(cpus) // self.ranks)))
         _start_server()
         from normbench.launch.onecell import OneCell  # torch, while the server imports it too

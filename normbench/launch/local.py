@@ -71,7 +71,7 @@ class Local:
         """
         queue = list(planned)
         if self.slots > 1:
-            queue.sort(key=_cost, reverse=True)
+            queue.sort(key=cost, reverse=True)
         elsewhere = []  # what other processes are at
         for item in standing:
             self._remember(item, item.status)
@@ -323,7 +323,7 @@ def record_skip(item: Planned, store: Store) -> None:
         found.finish({"status": "skipped", "reason": item.skip, **item.known})
 
 
-def _cost(item: Planned) -> float:
+def cost(item: Planned) -> float:
     """About how long a cell takes, in a unit of its own."""
     return length(item.cell, item.description).total * (OVERHEAD + item.values)
 

@@ -205,10 +205,10 @@ class Slurm:
     def _submit(self, items: Sequence[Planned]) -> None:
         if not items:
             return
-        from normbench.launch.local import _cost  # torch
+        from normbench.launch.local import cost  # torch
 
         gpus, minutes, parallel = (self.settings[f"slurm.{key}"] for key in ("gpus", "minutes", "parallel"))
-        for array in arrays({item.cell_id: _cost(item) for item in items}, items, gpus, minutes, parallel):
+        for array in arrays({item.cell_id: cost(item) for item in items}, items, gpus, minutes, parallel):
             try:
                 numbers = self._submit_array(array)
             except OSError as error:
