@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from normbench import claim
-from normbench.errors import StoreError
+from normbench.errors import LostCellError, StoreError
 from normbench.files import plain, read_json, sweep_up, truncate_to_lines, write_atomically, write_json
 
 SCHEMA = 1
@@ -28,13 +28,14 @@ class Attempt:
     def __init__(self, folder: Path, number: int) -> None:
         self.folder, self.number = folder, number
 
-    def keep_rows(self, count: int) -> None:
-        """Keep so many rows of the attempts before this one, and of these rows no other."""
+    def keep_rows(self, count: int) -> bool:
+        """Keep so many rows of the attempts before this one and no others; False if there are not so many."""
         with writing(self.folder):
-            truncate_to_lines(self.folder / "rows.jsonl", count)
+            return truncate_to_lines(self.folder / "rows.jsonl", count)
 
     def append_row(self, row: Mapping[str, Any]) -> None:
         """Add the line of one epoch: all of it, or nothing where the disk is full."""
+        self.check_held()
         line = (json.dumps(plain(row)) + "\n").encode()
         with writing(self.folder), (self.folder / "rows.jsonl").open("ab", buffering=0) as file:
             before = file.tell()
@@ -54,10 +55,15 @@ class Attempt:
         """Close the attempt with its result: ``status``, ``reason``, metrics, ``config`` (flat), ``changed`` (keys)."""
         close(self.folder, self.number, result)
 
-    @property
-    def held(self) -> bool:
-        """Whether the cell is still this attempt's: no other machine took it over for dead."""
-        return claim.newest(self.folder)[0] == self.number
+    def check_held(self) -> None:
+        """Raise LostCellError if the cell is no longer this attempt's: another machine took it over for dead."""
+        if claim.newest(self.folder)[0] != self.number:
+            raise LostCellError(f"{self.folder.name}: another process took the cell over, or its folder is gone")
+
+    def settle_rows(self) -> None:
+        """Have the rows on disk before something that counts on them."""
+        with writing(self.folder), (self.folder / "rows.jsonl").open("rb") as file:
+            os.fsync(file.fileno())
 
     @contextlib.contextmanager
     def beating(self) -> Iterator[None]:
@@ -91,6 +97,8 @@ def begin(
         if path is not None and claim.alive(path):
             return None
         number = (max(last, ended(folder)) if after is None else after) + 1
+        if not (folder / "config.yaml").exists():  # before the claim: whatever is claimed has its row
+            write_atomically(folder / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
         path = claim.take(folder, number, {"since": time.time(), **known})
         if path is None:
             return None
@@ -111,7 +119,8 @@ def close(folder: Path, number: int, result: Mapping[str, Any]) -> bool:
     with writing(folder):
         write_json(folder / "result.json", {"schema": SCHEMA, "cell_id": folder.name, "attempt": number, **result})
         if result.get("status") in FINAL:
-            (folder / "checkpoint.pt").unlink(missing_ok=True)
+            for name in ("checkpoint.pt", "checkpoint.bad"):
+                (folder / name).unlink(missing_ok=True)
         (folder / claim.NAME.format(number)).unlink(missing_ok=True)
     return True
 
@@ -136,5 +145,5 @@ def writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not folder.exists():
-            raise StoreError(f"{os.fspath(folder)!r} was deleted while its cell was at work") from None
+            raise LostCellError(f"{os.fspath(folder)!r} was deleted while its cell was at work") from None
         raise StoreError(f"cannot write {os.fspath(folder)!r}: {error.strerror or error}") from None

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from normbench.attempt import writing
-from normbench.errors import StoreError
+from normbench.errors import NormbenchError
 from normbench.files import write_atomically
 
 VERSION = 1
@@ -25,8 +25,8 @@ VERSION = 1
 WITHIN, AT_END, SECONDS = 50, 15, 20.0
 
 
-class CheckpointError(StoreError):
-    """A checkpoint that is damaged, of another version, or not made of plain values and tensors."""
+class CheckpointError(NormbenchError):
+    """A checkpoint that is damaged, of another version or another network, or not of plain values and tensors."""
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
@@ -41,11 +41,16 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any] | None:
-    """The state in a file, None if there is none. Raises CheckpointError for what ``save`` has not left so."""
+    """The state in a file, None if there is none.
+
+    Raises CheckpointError for what ``save`` has not left so, OSError and MemoryError for what may pass.
+    """
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         return None
+    except (OSError, MemoryError):
+        raise
     except Exception as error:  # each kind of damage has an error of its own, and a pickle that wants to run code too
         raise CheckpointError(f"{path.name} cannot be read and is not gone on from ({type(error).__name__})") from None
     if not isinstance(found, dict) or found.get("version") != VERSION or not isinstance(found.get("state"), dict):

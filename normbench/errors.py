@@ -6,6 +6,7 @@
     ├── InputError         a tensor or a model that a unit or the surgery cannot take
     ├── DataError          pictures that are missing, empty, damaged or too few
     └── StoreError         a results folder that cannot be read or written
+        └── LostCellError  a cell that was another's, or deleted, when something should be written to it
 
 All are ValueErrors too, so that library users can catch them without importing this module.
 """
@@ -34,6 +35,10 @@ class DataError(NormbenchError):
 
 class StoreError(NormbenchError):
     """A results folder that cannot be read or written."""
+
+
+class LostCellError(StoreError):
+    """A cell that another process took over, or somebody deleted, while it was at work."""
 
 
 class UnknownName(ConfigError):

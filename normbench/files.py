@@ -32,10 +32,14 @@ def temporary(path: Path) -> Iterator[Path]:
     try:
         yield own
     finally:
-        if own.is_dir():
-            shutil.rmtree(own, ignore_errors=True)
-        else:
-            own.unlink(missing_ok=True)
+        _remove(own)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sweep_up(folder: Path, older_than: float = 0.0) -> None:
@@ -43,14 +47,26 @@ def sweep_up(folder: Path, older_than: float = 0.0) -> None:
     for path in folder.glob(".*.tmp"):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime >= older_than:
-                path.unlink()
+                _remove(path)
 
 
-def truncate_to_lines(path: Path, keep: int) -> None:
-    """Keep the first ``keep`` lines of a file."""
+def shorten(path: Path, size: int) -> None:
+    """Keep the last ``size`` bytes of a file that is longer."""
+    with contextlib.suppress(FileNotFoundError), path.open("r+b") as file:
+        if path.stat().st_size > size:
+            file.seek(-size, os.SEEK_END)
+            last = file.read()
+            file.seek(0)
+            file.write(last)
+            file.truncate()
+
+
+def truncate_to_lines(path: Path, keep: int) -> bool:
+    """Keep the first ``keep`` whole lines of a file; False if it has not so many."""
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     if len(lines) != keep:
         write_atomically(path, b"".join(lines[:keep]))
+    return len([line for line in lines[:keep] if line.endswith(b"\n")]) == keep
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ import functools
 import gc
 import os
 import platform
+import random
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from normbench import __version__
@@ -72,6 +74,13 @@ def threads_for(values: int) -> int:
     """
     small = values < SMALL and "OMP_NUM_THREADS" not in os.environ
     return 1 if small else torch.get_num_threads()
+
+
+def seed(number: int) -> None:
+    """Seed every generator that a network, its normalizer or its pictures may draw from."""
+    torch.manual_seed(number)
+    random.seed(number)
+    np.random.seed(number % 2**32)
 
 
 @contextlib.contextmanager

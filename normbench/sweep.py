@@ -24,7 +24,7 @@ from normbench.errors import ConfigError, NormbenchError, StoreError, UnknownNam
 from normbench.files import plain
 from normbench.launch import forkserver, slurm
 from normbench.options import at_least, one_of
-from normbench.records import Store, cell_status
+from normbench.records import Store, cell_status, cells_of
 
 DONE, FAILED, BAD_COMMAND, STOPPED = 0, 1, 2, 130
 FINE = ("ok", "skipped")
@@ -166,12 +166,12 @@ def _report(store: Store) -> None:
     from normbench import report
 
     try:
-        if any(store.folder.glob("*/config.yaml")):
+        if cells_of(store.folder):
             print(report.write(store.folder))
         else:
             store.write_results()
     except Exception as error:
-        print(f"normbench: the cells are done, but no table or plot could be made: {one_line(error)}", file=sys.stderr)
+        print(f"normbench: what the cells left is whole, but no table or plot: {one_line(error)}", file=sys.stderr)
 
 
 def _check(settings: Mapping[str, Any]) -> None:
@@ -292,5 +292,7 @@ if __name__ == "__main__":
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without ± must not cost a sweep
-    signal.signal(signal.SIGTERM, _stop)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's word
+            signal.signal(number, _stop)
     sys.exit(main())

@@ -93,7 +93,7 @@ def open_for(cell: Cell, description: Description, device: torch.device) -> Pict
 
 def prepare(cell: Cell, description: Description, device: torch.device) -> nn.Module:
     """The network of a cell. Its weights are drawn from the seed before any normalizer is chosen: the same for all."""
-    torch.manual_seed(cell.seed)
+    machine.seed(cell.seed)
     size = picture_size(cell, description)
     plain = models.build(cell.arch, num_classes=len(description.classes), picture_size=size)
     shape = (3, *fed_size(cell, description))
@@ -159,7 +159,7 @@ class Run:
         machine.reset_peak_memory(self.device)
         # Dropout and the like draw from here on; the weights' draws differ in number between architectures, not norms.
         # Ranks draw apart, as pictures of one step do.
-        torch.manual_seed(self.cell.seed + 1 + 2**32 * self.ranks.rank)
+        machine.seed(self.cell.seed + 1 + 2**32 * self.ranks.rank)
         if state is not None:
             self.restore(state)
         while self.done < self.length.total or self.meter.steps:

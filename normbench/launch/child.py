@@ -19,7 +19,7 @@ from normbench import checkpoint, machine, norms, surgery
 from normbench.attempt import Attempt
 from normbench.checkpoint import CheckpointError, Clock
 from normbench.data import describe
-from normbench.errors import DataError, StoreError
+from normbench.errors import DataError, LostCellError, StoreError
 from normbench.launch import ends, meeting
 from normbench.launch.order import Order
 from normbench.meter import EndedError
@@ -50,6 +50,9 @@ def main(text: str, talk: int) -> int:
     parent = Parent(talk)
     try:
         return _attempt(order, parent)
+    except LostCellError as error:
+        print(error, file=sys.stderr)
+        return TAKEN
     except StoreError as error:
         parent.tell(store=str(error)[:1000])
         return STORE
@@ -133,8 +136,8 @@ class Keeper:
         if self.attempt is None:
             return
         began = time.monotonic()
-        if not self.attempt.held:
-            raise StoreError(f"{self.attempt.folder.name}: another process took the cell over and goes on with it")
+        self.attempt.check_held()
+        self.attempt.settle_rows()
         checkpoint.save(self.attempt.folder / "checkpoint.pt", {"cell": self.attempt.folder.name, **state})
         self.clock.saved(began)
 
@@ -182,7 +185,7 @@ def _run(order: Order, attempt: Attempt | None, keeper: Keeper, onlookers: Onloo
     if order.threads is not None:
         torch.set_num_threads(order.threads)
     with machine.numerics(cell.deterministic, order.values) as threads, _joined(order, device) as ranks:
-        state = _resume(attempt, ranks)
+        state = ranks.first(_resume(attempt))
         if attempt is not None:
             from_step = 0 if state is None else state["done"]
             kernels = norms.kernels(device)
@@ -195,13 +198,21 @@ def _run(order: Order, attempt: Attempt | None, keeper: Keeper, onlookers: Onloo
                 "planned; put them back, or start the sweep again: it makes a new cell of the new pictures"
             )
         pictures = open_for(cell, description, device)
-        net = prepare(cell, description, device)
-        if state is None:
-            rehearse(cell, net, pictures, device, ranks)
-        if attempt is not None:
-            attempt.keep_rows(0 if state is None else state["meter"]["epoch"] - 1)
-        result = train(cell, net, pictures, device, onlookers, keeper, state, ranks)
-        return result | site_summary(net) | {"weights": checkpoint.digest(net.state_dict())[:16]}
+        while True:
+            net = prepare(cell, description, device)
+            try:
+                if state is None:
+                    rehearse(cell, net, pictures, device, ranks)
+                else:
+                    onlookers.last = state["row"]
+                result = train(cell, net, pictures, device, onlookers, keeper, state, ranks)
+            except CheckpointError as error:
+                if state is None:
+                    raise
+                state = None
+                _set_aside(attempt, error)
+            else:
+                return result | site_summary(net) | {"weights": checkpoint.digest(net.state_dict())[:16]}
 
 
 @contextlib.contextmanager
@@ -214,21 +225,31 @@ def _joined(order: Order, device: torch.device) -> Iterator[Ranks]:
         yield ranks
 
 
-def _resume(attempt: Attempt | None, ranks: Ranks) -> dict[str, Any] | None:
-    """The state to go on from, the same for all ranks. What cannot be read is set aside, and the cell starts anew."""
-    state = None
+def _resume(attempt: Attempt | None) -> dict[str, Any] | None:
+    """The state to go on from. What cannot be used is set aside, and the cell starts from its beginning."""
+    if attempt is None:
+        return None
+    path = attempt.folder / "checkpoint.pt"
+    try:
+        state = checkpoint.load(path)
+        if state is not None and state.get("cell") != attempt.folder.name:
+            raise CheckpointError(f"{path.name} is another cell's and is not gone on from")
+        if not attempt.keep_rows(0 if state is None else state["meter"]["epoch"] - 1):
+            raise CheckpointError(f"{path.name} is of more epochs than rows.jsonl and is not gone on from")
+    except CheckpointError as error:
+        _set_aside(attempt, error)
+        return None
+    except OSError as error:  # it may be back
+        raise StoreError(f"cannot read {str(path)!r}: {error.strerror or error}") from None
+    return state
+
+
+def _set_aside(attempt: Attempt | None, error: CheckpointError) -> None:
+    print(f"{error}; the cell starts from its beginning", file=sys.stderr, flush=True)
     if attempt is not None:
-        path = attempt.folder / "checkpoint.pt"
-        try:
-            state = checkpoint.load(path)
-            if state is not None and state.get("cell") != attempt.folder.name:
-                raise CheckpointError(f"{path.name} is another cell's and is not gone on from")
-        except CheckpointError as error:
-            state = None
-            print(f"{error}; the cell starts from its beginning", file=sys.stderr)
-            with contextlib.suppress(OSError):
-                path.unlink()
-    return ranks.first(state)
+        attempt.keep_rows(0)
+        with contextlib.suppress(OSError):
+            (attempt.folder / "checkpoint.pt").replace(attempt.folder / "checkpoint.bad")
 
 
 def site_summary(net: torch.nn.Module) -> dict[str, Any]:

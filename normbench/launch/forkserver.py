@@ -50,13 +50,18 @@ class ForkServer:
         self.gone = False
 
     def fork(self, order: str, talk: int, log: int) -> int:
-        """Start a child on ``order``; its process number. talk, log: file descriptors it gets. Raises ServerError."""
+        """Start a child on ``order``; its process number. talk, log: file descriptors it gets.
+
+        Raises ServerError, and OSError where the system has no room for another process.
+        """
         try:
             _send(self.socket, order, [talk, log])
         except OSError:
             raise self._lost() from None
-        while "pid" not in (message := self._receive()):  # ends of other children may come first
+        while "ended" in (message := self._receive()):  # ends of other children may come first
             self._ends.append((message["ended"], message["status"]))
+        if "error" in message:
+            raise OSError(message["error"])
         return int(message["pid"])
 
     def fileno(self) -> int:
@@ -131,17 +136,17 @@ def _receive(line: socket.socket) -> tuple[str, list[int]]:
     return data[8:].decode(), fds
 
 
-def _serve(line: socket.socket, child: Callable[[str, int], int], later: list[str]) -> None:
-    """Fork for each order, tell what became of each child, until the other end is closed; then the children go too."""
+def _serve(line: socket.socket, child: Callable[[str, int], int], later: list[str], children: set[int]) -> None:
+    """Fork for each order, tell what became of each child, until the other end is closed. children: that live."""
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-    children: set[int] = set()
+    server = os.getpid()
     while True:
         ready, _, _ = select.select([line.fileno(), read_end], [], [], 0 if later else None)
         if not ready:
-            with contextlib.suppress(ImportError):  # the cell that needs it will say so
+            with contextlib.suppress(Exception):  # the cell that needs it will say so
                 importlib.import_module(later.pop(0))
         if read_end in ready:
             os.read(read_end, 4096)
@@ -152,31 +157,36 @@ def _serve(line: socket.socket, child: Callable[[str, int], int], later: list[st
         if line.fileno() in ready:
             order, fds = _receive(line)
             if not order:
-                break
+                return
             gc.freeze()  # the children share these pages: their collector has no business in them
-            pid = os.fork()
-            if pid == 0:
-                signal.set_wakeup_fd(-1)
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                for fd in (line.fileno(), read_end, write_end):
-                    os.close(fd)
-                _become(child, order, *fds)
-            children.add(pid)
+            try:
+                pid = os.fork()
+            except OSError as error:
+                told: dict[str, Any] = {"error": f"no process can be started for a cell: {error.strerror}"}
+            else:
+                if pid == 0:
+                    signal.set_wakeup_fd(-1)
+                    for fd in (line.fileno(), read_end, write_end):
+                        os.close(fd)
+                    _become(child, server, order, *fds)
+                children.add(pid)
+                told = {"pid": pid}
             for fd in fds:
                 os.close(fd)
-            _send(line, json.dumps({"pid": pid}))
-    for pid in children:
-        with contextlib.suppress(OSError):
-            os.killpg(pid, signal.SIGKILL)
+            _send(line, json.dumps(told))
 
 
-def _become(child: Callable[[str, int], int], order: str, talk: int, log: int) -> NoReturn:
+def _become(child: Callable[[str, int], int], server: int, order: str, talk: int, log: int) -> NoReturn:
     """In the fork: a process of its own, whose output is the log, and that does not outlive the server."""
     code = 70
     try:
         os.setsid()
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != server:  # it died before that was said
+            os._exit(code)
         with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
             file.write("500")  # if the machine runs out of memory, a cell goes before the sweep
         nothing = os.open(os.devnull, os.O_RDONLY)
@@ -192,13 +202,29 @@ def _become(child: Callable[[str, int], int], order: str, talk: int, log: int) -
         os._exit(code)
 
 
+def end(pid: int, number: signal.Signals) -> None:
+    """Send a signal to a child and all that it started, also before it has a session of its own."""
+    try:
+        os.killpg(pid, number)
+    except (ProcessLookupError, PermissionError):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, number)
+
+
 def main(fd: str, call: str, *later: str) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the parent decides what they mean
+        signal.signal(number, signal.SIG_IGN)
     line = socket.socket(fileno=int(fd))
     module, _, function = call.partition(":")
     child = getattr(importlib.import_module(module), function)
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the other end went away
-        _serve(line, child, list(later))
+    children: set[int] = set()
+    try:
+        _serve(line, child, list(later), children)
+    except (BrokenPipeError, ConnectionResetError):  # the other end went away
+        pass
+    finally:
+        for pid in children:
+            end(pid, signal.SIGKILL)
     os._exit(0)  # nothing to tidy up, and some libraries tidy up noisily
 
 

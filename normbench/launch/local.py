@@ -16,7 +16,7 @@ from typing import Any
 from normbench import attempt, claim
 from normbench.display import Display
 from normbench.errors import StoreError
-from normbench.files import read_json
+from normbench.files import read_json, shorten
 from normbench.launch import child, ends, forkserver
 from normbench.launch.forkserver import ForkServer, ServerError
 from normbench.launch.order import Order
@@ -29,8 +29,12 @@ from normbench.train import length
 
 # Seconds between two looks at clocks and signals while nothing happens.
 TICK = 0.2
+# What ends a sweep politely: Ctrl-C, a system's or a cluster's word, a terminal that was closed.
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # results.csv is made again when so many times the seconds have gone by that making it took.
 SELDOM = 10
+# Bytes of a log that are left when a cell starts again.
+LOG = 2**20
 STOPPING = "stopping after checkpoints; Ctrl-C again stops at once"
 
 # What a step costs beside its maps, as so many values in them: it decides only which cell starts first.
@@ -106,6 +110,7 @@ class Local:
         folder = self.store.cell(item.cell_id)
         with attempt.writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
+            shorten(folder / "log.txt", LOG)
             log = (folder / "log.txt").open("ab")
         slot = min(set(range(self.slots)) - {cell.slot for cell in self.running})
         order = Order(
@@ -127,8 +132,16 @@ class Local:
         with log, os.fdopen(cell.child_end, "wb") as line:
             for rank in range(self.ranks):
                 text = dataclasses.replace(order, rank=rank).text()
-                cell.pids[self._fork(text, line.fileno(), log.fileno())] = rank
-        cell.first = next(iter(cell.pids))
+                try:
+                    cell.pids[self._fork(text, line.fileno(), log.fileno())] = rank
+                except ServerError:
+                    raise
+                except OSError as error:  # no room for another process
+                    cell.why = {"status": "error", "reason": str(error)}
+                    cell.codes.append((rank, 1))
+                    cell.kill()
+                    break
+        cell.first = next(iter(cell.pids), 0)
 
     def _fork(self, order: str, line: int, log: int) -> int:
         """A process on ``order``. A server that has just gone away gets one successor."""
@@ -153,11 +166,11 @@ class Local:
                     rank = cell.pids.pop(pid)
                     cell.codes.append((rank, status))
                     if cell.pids and (status or rank == 0):  # the other ranks wait for one that will not come
-                        cell.signal(signal.SIGKILL, group=True)
+                        cell.kill()
         for cell in self.running:
             if self.timeout is not None and cell.why is None and time.monotonic() - cell.began > self.timeout:
                 cell.why = {"status": "timeout", "reason": f"not done within cell_timeout={self.timeout:g} seconds"}
-                cell.signal(signal.SIGKILL, group=True)
+                cell.kill()
         self.display.refresh()
         if self._csv_dirty and time.monotonic() >= self._csv_due:
             self._write_results()
@@ -169,18 +182,23 @@ class Local:
             return ended
         try:
             return ended + self.server.ended()
-        except ServerError:  # with it all its children went; the next cell gets another server
+        except ServerError:  # with it all its children go; the next cell gets another server
             self.server = None
+            for cell in self.running:
+                cell.kill()
             return [(pid, signal.SIGKILL) for cell in self.running for pid in cell.pids]
 
     def _hear(self, cell: Running, message: dict[str, Any]) -> None:
         item = cell.item
         if "step" in message:
+            epoch, step, loss, _ = message["step"]
+            done = (epoch - 1) * length(item.cell, item.description).per_epoch + step
+            cell.reached = {"epoch": epoch, "step": done, "last_loss": loss}
             self.display.step(item.cell_id, *message["step"])
         elif "row" in message:
-            cell.last = message["row"]
-            self.display.row(item.cell_id, cell.last)
-            self.tracker.row(item.cell_id, cell.last)
+            cell.reached = ends.reached(message["row"])
+            self.display.row(item.cell_id, message["row"])
+            self.tracker.row(item.cell_id, message["row"])
         elif "began" in message:
             cell.attempt = message["began"]
             self.tracker.begin({"cell_id": item.cell_id, "sweep": self.store.folder.name, **item.cell.flat()})
@@ -193,14 +211,14 @@ class Local:
         """Every process of the cell has ended: its result, from the store or from how they ended. False: not ours."""
         for message in cell.messages():
             self._hear(cell, message)
-        cell.close()
         code = os.waitstatus_to_exitcode(cell.codes[0][1])
-        if cell.store_error or code == child.STORE:
-            raise StoreError(cell.store_error or f"cannot write {str(self.store.folder)!r}")
-        if code == child.TAKEN:
-            self.display.release(cell.item.cell_id)
-            return False
-        result = self._result(cell)
+        if code == child.STORE and cell.store_error:
+            cell.close()
+            raise StoreError(cell.store_error)
+        # A user's code may end with any number: that it means something here must show in the store too.
+        taken = code == child.TAKEN and self._claimed(cell) is None
+        result = None if taken else self._result(cell)
+        cell.close(ours=result is not None)
         if result is None:
             self.display.release(cell.item.cell_id)
             return False
@@ -229,20 +247,18 @@ class Local:
     def _claimed(self, cell: Running) -> int | None:
         """The attempt that the cell's process claimed, if it did and could not tell."""
         number, path = claim.newest(self.store.cell(cell.item.cell_id))
-        return number if path is not None and read_json(path).get("pid") == cell.first else None
+        theirs = {} if path is None else read_json(path)
+        return number if (theirs.get("pid"), theirs.get("host")) == (cell.first, claim.process()["host"]) else None
 
     def _end(self, cell: Running) -> dict[str, Any]:
         """How a cell ended whose processes left no result."""
-        reached = ends.reached(cell.last)
+        reached = cell.reached
         if cell.why is not None:
-            return {**cell.why, **reached}
+            return {**reached, **cell.why}
         if self.asked:
             return {"status": "interrupted", "reason": "stopped by Ctrl-C or a signal", **reached}
-        log = ""
-        with contextlib.suppress(OSError):
-            log = cell.log.read_text(errors="replace")[-4000:]
         failed = next((status for _, status in cell.codes if status), 0)
-        return {**ends.of_process(failed, ends.memory_kills() > cell.memory_kills, log), **reached}
+        return {**ends.of_process(failed, ends.memory_kills() > cell.memory_kills, cell.words()), **reached}
 
     def _orphans(self, elsewhere: list[Planned]) -> tuple[list[Planned], list[Planned]]:
         """Cells that another process took and died over: to be run; and the others."""
@@ -268,14 +284,18 @@ class Local:
 
     def _write_results(self) -> None:
         began = time.monotonic()
-        self.store.write_results()
+        try:
+            self.store.write_results()
+            self._csv_dirty = False
+        except StoreError:  # it can be made again at any time: no reason to stop cells
+            began -= 1.0
         now = time.monotonic()
-        self._csv_dirty, self._csv_due = False, now + SELDOM * (now - began)
+        self._csv_due = now + SELDOM * (now - began)
 
     def _end_all(self) -> None:
         """Kill what still runs: nothing of a sweep outlives it."""
         for cell in self.running:
-            cell.signal(signal.SIGKILL, group=True)
+            cell.kill()
         until = time.monotonic() + 10
         while any(cell.pids for cell in self.running) and time.monotonic() < until:
             for pid, _ in self._ended():
@@ -288,11 +308,12 @@ class Local:
 
     @contextlib.contextmanager
     def _stoppable(self) -> Iterator[None]:
-        """Hear SIGINT and SIGTERM: the first ends each cell after a checkpoint, the second at once."""
+        """Hear STOPS: the first ends each cell after a checkpoint, the second at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        heard = [number for number in STOPS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup's word
+        before = {number: signal.signal(number, self._ask) for number in heard}
         try:
             yield
         finally:
@@ -311,14 +332,17 @@ class Local:
         self._passed = self.asked
         for cell in self.running:
             if self.asked == 1:
-                cell.signal(signal.SIGTERM, group=False)
+                cell.ask()
             else:
-                cell.signal(signal.SIGKILL, group=True)
+                cell.kill()
 
 
 def record_skip(item: Planned, store: Store) -> None:
-    """Record a cell that cannot be done, unless another process is just doing so."""
-    found = store.begin(item.cell_id, item.cell.nested(), item.known)
+    """Record a cell that cannot be done, unless it is recorded, or another process was at the cell meanwhile."""
+    before = read_json(store.cell(item.cell_id) / "result.json")
+    if (before.get("status"), before.get("reason")) == ("skipped", item.skip):
+        return
+    found = store.begin(item.cell_id, item.cell.nested(), item.known, after=item.attempts)
     if found is not None:
         found.finish({"status": "skipped", "reason": item.skip, **item.known})
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-
 from normbench import track
 from normbench.display import Display
 from normbench.launch.local import Local
@@ -26,4 +24,4 @@ class OneCell(Local):
         """Again and again: a cell that has just been forked does not listen yet."""
         if self.asked:
             for cell in self.running:
-                cell.signal(signal.SIGTERM, group=False)
+                cell.ask()

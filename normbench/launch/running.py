@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from normbench.launch import ends
+from normbench.launch import ends, forkserver
 from normbench.launch.order import Order
 from normbench.preflight import Planned
 
@@ -22,6 +22,7 @@ class Running:
 
     def __init__(self, item: Planned, slot: int, order: Order, log: Path) -> None:
         self.item, self.slot, self.order, self.log = item, slot, order, log
+        self.log_start = log.stat().st_size  # what was there before is another attempt's
         self.pids: dict[int, int] = {}  # of the processes that have not ended: number → rank
         self.first = 0  # process number of rank 0, which keeps the records
         self.codes: list[tuple[int, int]] = []  # rank and wait status, in the order they ended
@@ -31,14 +32,20 @@ class Running:
         self.began = time.monotonic()
         self.memory_kills = ends.memory_kills()
         self.attempt: int | None = None
-        self.last: dict[str, Any] = {}
+        self.reached: dict[str, Any] = {}  # epoch, step, last_loss
         self.store_error: str | None = None
         self.why: dict[str, Any] | None = None  # the end that this process gave it
 
-    def signal(self, number: signal.Signals, *, group: bool) -> None:
+    def ask(self) -> None:
+        """Ask for a checkpoint and an end."""
         for pid in self.pids:
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                (os.killpg if group else os.kill)(pid, number)
+                os.kill(pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End the processes and all that they started."""
+        for pid in self.pids:
+            forkserver.end(pid, signal.SIGKILL)
 
     def messages(self) -> Iterator[dict[str, Any]]:
         """What the processes have told since the last call."""
@@ -50,10 +57,18 @@ class Running:
             with contextlib.suppress(ValueError):  # one that was too long
                 yield json.loads(line)
 
-    def close(self) -> None:
+    def words(self) -> str:
+        """The end of what the processes printed."""
+        with contextlib.suppress(OSError), self.log.open("rb") as file:
+            file.seek(max(self.log_start, self.log.stat().st_size - 4000))
+            return file.read().decode(errors="replace")
+        return ""
+
+    def close(self, *, ours: bool = True) -> None:
+        """Let go of it. ours: the cell was this process's, and so is its log, which goes if it is empty."""
         os.close(self.talk)
         with contextlib.suppress(OSError):
-            if self.log.stat().st_size == 0:
+            if ours and self.log.stat().st_size == 0:
                 self.log.unlink()
         if self.order.meeting:
             shutil.rmtree(Path(self.order.meeting).parent, ignore_errors=True)

@@ -1,7 +1,7 @@
 """The store: a folder a sweep, a folder a cell, rows, statuses, atomic writes. All else is made from it.
 
     runs/<name>/store.json          the schema's version
-    runs/<name>/results.csv         one row per cell, made again from the cell folders after every cell
+    runs/<name>/results.csv         one row per cell, made again from the cell folders as cells end
     runs/<name>/<cell>/config.yaml  the cell's whole configuration
                        rows.jsonl   one line per epoch
                        result.json  how the cell ended; absent until then
@@ -91,7 +91,8 @@ class Store:
     def write_results(self) -> Path:
         """Make results.csv again from the cell folders."""
         path = self.folder / "results.csv"
-        write_atomically(path, to_csv(rows(self.folder)))
+        with attempt.writing(self.folder):
+            write_atomically(path, to_csv(rows(self.folder)))
         return path
 
 
@@ -104,12 +105,17 @@ def rows(folder: Path | str) -> list[dict[str, Any]]:
     """
     folder = Path(folder)
     check_schema(folder)
-    cells = [_read_cell(path.parent) for path in sorted(folder.glob("*/config.yaml"))]
+    cells = [_read_cell(path) for path in cells_of(folder)]
     extra = _extra_columns(cells)
     table = [{column: _value(cell, column) for column in (*COLUMNS, *extra)} for cell in cells]
     return sorted(
         table, key=lambda row: [_sortable(row[key]) for key in ("arch", "data", "norm", "batch", "seed", "cell_id")]
     )
+
+
+def cells_of(folder: Path) -> list[Path]:
+    """The cells' folders of a sweep; none that is only half there, whose name begins with a dot."""
+    return [path.parent for path in sorted(folder.glob("*/config.yaml")) if not path.parent.name.startswith(".")]
 
 
 def sweeps(folder: Path | str) -> list[Path]:

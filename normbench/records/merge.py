@@ -10,7 +10,7 @@ from typing import Any
 from normbench.attempt import writing
 from normbench.errors import StoreError
 from normbench.files import read_json, temporary
-from normbench.records import Store, cell_status, is_sweep, sweeps
+from normbench.records import Store, cell_status, cells_of, is_sweep, sweeps
 
 # Of two records of one cell the one further to the right is kept; of equal ones the later.
 WORTH = ("killed", "interrupted", "skipped", "error", "timeout", "oom", "diverged", "ok")
@@ -33,7 +33,7 @@ def merge(sources: Sequence[Path | str], target: Path | str) -> dict[str, int]:
             place = Path(target) if one else Path(target) / sweep.name
             store = Store(place.parent, place.name)
             store.create()
-            for cell in sorted(path.parent for path in sweep.glob("*/config.yaml")):
+            for cell in cells_of(sweep):
                 counts[_take(cell, store)] += 1
             store.write_results()
     return counts
@@ -49,9 +49,10 @@ def _take(cell: Path, store: Store) -> str:
         return "kept"
     with writing(store.folder), temporary(there) as own:
         shutil.copytree(cell, own)
-        if known:
-            shutil.rmtree(there)
-        own.rename(there)
+        with temporary(there) as old:
+            if known:
+                there.rename(old)
+            own.rename(there)
     return "better" if known else "new"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import functools
 import itertools
 import json
@@ -20,10 +21,12 @@ from pathlib import Path
 
 import pytest
 
-from normbench import claim
+from normbench import checkpoint, claim, grid
 from normbench.files import read_json
 from normbench.launch import forkserver
-from normbench.records import cell_status, epochs
+from normbench.launch.local import record_skip
+from normbench.preflight import Preflight
+from normbench.records import Store, cell_status, epochs
 
 Sweep = Callable[..., int]
 Rows = list[dict[str, str]]
@@ -269,6 +272,19 @@ def changes(store: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in store.glob("*/rows.jsonl") if path.stat().st_size}
 
 
+def at_work(store: Path) -> list[int]:
+    """The process of the cell at work, and that of its fork server."""
+    pids = [read_json(path).get("pid") for path in store.glob("*/running-*.json") if claim.alive(path)]
+    with contextlib.suppress(OSError, IndexError):
+        return [pids[0], int(Path(f"/proc/{pids[0]}/stat").read_text().rpartition(")")[2].split()[1])]
+    return []
+
+
+def claimed(process: subprocess.Popen[str], store: Path) -> bool:
+    """Whether a cell of the sweep is at work, or the sweep has ended."""
+    return process.poll() is not None or bool(at_work(store))
+
+
 def moved(process: subprocess.Popen[str], store: Path, before: dict[Path, int]) -> bool:
     """Whether the sweep has written a row, or ended."""
     return process.poll() is not None or changes(store) != before
@@ -276,7 +292,7 @@ def moved(process: subprocess.Popen[str], store: Path, before: dict[Path, int]) 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.slow)])
 def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(kills: int, tmp_path: Path) -> None:
-    """SIGKILL to the whole sweep, to a cell's process, to the fork server, at random moments; then the same again."""
+    """SIGKILL to the sweep, to a cell's process, to the fork server, at random moments; then the same command again."""
     draw = random.Random(kills)
     calm, rough = tmp_path / "calm", tmp_path / "rough"
     for folder in (calm, rough):
@@ -288,12 +304,12 @@ def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(kills: int, tmp_path
         process = command(rough, *GRID)
         store = rough / "runs" / "t"
         before = changes(store)
-        wait_for(functools.partial(moved, process, store, before))
+        if number % 2:  # in the middle of training; else at any moment from the start on
+            wait_for(functools.partial(moved, process, store, before))
+        else:
+            wait_for(functools.partial(claimed, process, store))
         time.sleep(draw.random() * 0.5)
-        victim = process.pid
-        if number % 3:
-            claims = [read_json(path).get("pid") for path in store.glob("*/running-*.json")]
-            victim = next((pid for pid in claims if isinstance(pid, int)), victim)
+        victim = [process.pid, *at_work(store)][number % 3 if at_work(store) else 0]
         with contextlib.suppress(ProcessLookupError):
             os.kill(victim, signal.SIGKILL)
         if victim != process.pid:  # the sweep sees a cell die, and goes on; then it is stopped too
@@ -450,3 +466,85 @@ def test_a_server_that_died_between_cells_is_replaced(sweep: Sweep, results: Res
     os.kill(before.process.pid, signal.SIGKILL)
     assert sweep("norm=gn", "batch=32", *SHORT) == 0
     assert forkserver.shared() is not before
+
+
+def test_a_checkpoint_that_does_not_fit_is_set_aside_and_the_others_go_on(
+    sweep: Sweep, results: Results, tmp_path: Path
+) -> None:
+    """As after an update of normbench or torch: it is whole, and of another network or with fewer rows."""
+    grid = ("norm=bn", "batch=8", *SHORT, "name=t")
+    assert sweep(*grid) == 0
+    (cell,) = (path.parent for path in tmp_path.glob("runs/t/*/result.json"))
+    expected = read_json(cell / "result.json")["top1"]
+    meter = {"epoch": 1, "done": 0, "steps": 0, "read": 0.0, "last": 1.0, "untimed": 0, "seconds": 0.0}
+    state = {"cell": cell.name, "meter": meter, "done": 0, "row": {}, "net": {}, "update": {}, "draws": []}
+    for bad in (state, {**state, "meter": {**meter, "epoch": 5}}):
+        checkpoint.save(cell / "checkpoint.pt", bad)
+        (cell / "result.json").unlink()
+        assert sweep("norm=bn,gn", *grid[1:]) == 0
+        assert "starts from its beginning" in (cell / "log.txt").read_text()
+        assert read_json(cell / "result.json")["top1"] == expected
+        assert len(epochs(cell)) == 1
+
+
+def test_a_cell_taken_over_or_deleted_while_at_work_ends_alone(tmp_path: Path) -> None:
+    """Its machine was silent too long: the old owner leaves it, and the other cells of its sweep go on."""
+    process = command(tmp_path, "norm=bn", "batch=2,64", "data.limit=200", "epochs=40", "slots=2", "name=t")
+    store = tmp_path / "runs" / "t"
+    wait_for(lambda: list(store.glob("bn-b2-*/running-1.json")) and list(store.glob("bn-b2-*/rows.jsonl")))
+    (cell,) = store.glob("bn-b2-*")
+    theirs = claim.take(cell, 2, {"config": {}, "changed": []})
+    assert theirs is not None
+    _, err = process.communicate(timeout=90)
+    assert process.returncode == 1, err
+    assert "normbench: " not in err
+    assert theirs.exists()
+    assert not (cell / "result.json").exists()
+    (other,) = store.glob("bn-b64-*")
+    assert cell_status(other) == "ok"
+
+
+def test_a_skip_does_not_take_the_place_of_what_another_did_meanwhile(tmp_path: Path) -> None:
+    store = Store(tmp_path / "runs", "t")
+    store.create()
+    (planned,) = Preflight().plan(grid.read(["norm=bn", "batch=8"]), store)
+    theirs = store.begin(planned.cell_id, {}, planned.known)
+    assert theirs is not None
+    theirs.finish({"status": "ok", **planned.known})
+    skipped = dataclasses.replace(planned, skip="too large")
+    record_skip(skipped, store)
+    assert store.status(planned.cell_id) == "ok"
+    record_skip(dataclasses.replace(skipped, attempts=1), store)
+    assert store.status(planned.cell_id) == "skipped"
+    record_skip(dataclasses.replace(skipped, attempts=2), store)
+    assert store.attempts(planned.cell_id) == 2  # it is known
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_all_processes_costs_no_checkpoint(tmp_path: Path, sign: signal.Signals) -> None:
+    process = command(tmp_path, "norm=bn", "batch=8", "data.limit=200", "epochs=100", "name=t")
+    store = tmp_path / "runs" / "t"
+    wait_for(functools.partial(moved, process, store, {}))
+    for pid in (*at_work(store)[1:], process.pid):
+        os.kill(pid, sign)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    (cell,) = store.glob("bn-*")
+    assert (cell / "checkpoint.pt").exists()
+    assert "in epoch" in read_json(cell / "result.json")["reason"]
+
+
+def test_a_users_exit_code_means_nothing_but_an_error(sweep: Sweep, results: Results, tmp_path: Path) -> None:
+    (tmp_path / "leave.py").write_text(BAD.replace("os._exit(3)", "os._exit(75)"))
+    assert sweep("norm=leave.py:Exits", "batch=8", *SHORT) == 1
+    (row,) = results()
+    assert row["status"] == "error"
+    assert "exit code 75" in row["reason"]
+
+
+def test_how_far_a_cell_came_is_in_its_row(sweep: Sweep, results: Results) -> None:
+    assert sweep("norm=bn", "batch=2", "steps=100000", "data.limit=200", "cell_timeout=2") == 1
+    (row,) = results()
+    assert row["status"] == "timeout"
+    assert int(row["step"]) > 50
+    assert float(row["last_loss"]) > 0
