@@ -45,6 +45,13 @@ def update(unit: Any, found: Moments, unbiased: float | Tensor) -> None:
     _move(unit, running_mean=mean, running_var=var * unbiased)
 
 
+def update_var(unit: Any, var: Tensor) -> None:
+    """Move running_var alone towards the mean over the workers of ``var``, (workers, K)."""
+    if unit.num_batches_tracked is not None:
+        unit.num_batches_tracked.add_(1)
+        _move(unit, running_var=var)
+
+
 def update_std(unit: Any, found: Moments) -> None:
     """Move running_mean and running_std towards the mean over the workers of μ and √(σ² + ε), (workers, K) each."""
     unit.num_batches_tracked.add_(1)
