@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,34 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from normbench import norms
-from normbench.norms import (
-    batch_group,
-    bgn,
-    bn,
-    brn,
-    dyt,
-    evonorm_b0,
-    evonorm_s0,
-    frn,
-    gbn,
-    gn,
-    iebn,
-    in_,
-    ln,
-    none,
-    pn,
-    proxy,
-    rbn,
-    rms,
-    sn,
-)
 
 C = 6
-REFERENCES = {
-    "none": none, "bn": bn, "ln": ln, "in": in_, "gn": gn, "pn": pn, "bgn": bgn, "frn": frn,
-    "brn": brn, "gbn": gbn, "batch_group": batch_group, "iebn": iebn, "proxy": proxy,
-    "sn": sn, "evonorm_b0": evonorm_b0, "evonorm_s0": evonorm_s0, "rms": rms, "rbn": rbn, "dyt": dyt,
-}  # fmt: skip
+REFERENCES: dict[str, Any] = {name: sys.modules[norms.get(name).unit.__module__] for name in norms.names()}
 # Whose running_mean and running_var are kept as a BatchNorm2d's, and whose are moments of all values, per channel.
 AS_BATCHNORM, OF_ALL_VALUES = ("bn", "bgn", "iebn"), ("gbn", "batch_group")
 # Which of a BatchNorm2d's statistics mean the same in a unit that keeps C of each.
