@@ -93,8 +93,9 @@ class EvoNormB0(nn.Module):
         of_batch = plain.spread(self._of_batch(mean, var), N, C)
         floor, of_image = (torch.sqrt(value + self.eps)[..., None, None] for value in (of_batch, var))
         wide = x.to(var.dtype)
-        y = wide / torch.maximum(floor, torch.addcmul(of_image, wide, self.v[:, None, None]))
-        return plain.scale_shift(y, self.weight, self.bias).to(x.dtype)
+        # max(f, g) = f + relu(g − f), because the backward of maximum takes several times as long on CPU.
+        above = torch.relu(torch.addcmul(of_image - floor, wide, self.v[:, None, None]))
+        return plain.scale_shift(wide / (floor + above), self.weight, self.bias).to(x.dtype)
 
     def _of_batch(self, mean: Tensor, var: Tensor) -> Tensor:
         """The variance of the batch, (workers, C), from the moments of each channel of each image."""

@@ -18,7 +18,7 @@ With a, b on one of the three equals in, ln or bn: tests/norms/test_sn.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -98,9 +98,14 @@ class SwitchableNorm(nn.Module):
         pairs = [image, plain.pool(*image, N, 1)]
         if self.using_bn:
             pairs.append(self._of_batch(*image))
-        means, variances = zip(*pairs, strict=True)
-        mean, var = _mixed(self.mean_weight, means, N, C), _mixed(self.var_weight, variances, N, C)
+        mean, var = self._mixed([plain.spread(value, N, C).expand(N, C) for value in chain(*zip(*pairs, strict=True))])
         return core.normalize(x, mean, var, self.eps, self.weight, self.bias, self.activation)
+
+    def _mixed(self, statistics: list[Tensor]) -> Tensor:
+        """The convex mixtures (2, N, C) of the means, which come first, and of the variances, (N, C) each."""
+        logits = torch.stack((self.mean_weight, self.var_weight))
+        shares = torch.softmax(logits.to(plain.at_least_float32(logits.dtype)), 1)
+        return (shares[..., None, None] * torch.stack(statistics).unflatten(0, shares.shape)).sum(1)
 
     def _of_batch(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         """Batch norm's mean and variance, (workers, C) each, from those of each channel of each image."""
@@ -122,14 +127,6 @@ class SwitchableNorm(nn.Module):
             f"{self.num_features}, using_bn={self.using_bn}, eps={self.eps}, momentum={self.momentum}, "
             f"batch={self.batch}"
         )
-
-
-def _mixed(logits: Tensor, values: Sequence[Tensor], N: int, C: int) -> Tensor:
-    """The convex mixture of statistics of several shapes, (N, C)."""
-    shares = torch.softmax(logits.to(plain.at_least_float32(logits.dtype)), 0)
-    return torch.stack(
-        [share * plain.spread(one, N, C).expand(N, C) for share, one in zip(shares, values, strict=True)]
-    ).sum(0)
 
 
 def _load(unit: Any, state_dict: dict[str, Any], prefix: str, metadata: Any, _strict: bool, *lists: Any) -> None:
