@@ -43,7 +43,8 @@ def reference(x: Tensor, weight: Tensor, bias: Tensor, *, v: Tensor, num_groups:
 class EvoNormS0(nn.Module):
     """Gate by itself, divide by a group's deviation: (N, C, H, W) → the same, in place of norm and rectifier.
 
-    ``num_groups`` becomes the effective number. Raises InputError if the number given does not divide C (``strict``).
+    ``num_groups`` becomes the effective number, None where nothing is normalized. Raises InputError if the number given
+    does not divide C (``strict``).
     """
 
     weight: nn.Parameter | None
@@ -66,8 +67,9 @@ class EvoNormS0(nn.Module):
         self.num_features, self.eps = num_features, eps
         wanted, self.group_fit = groups.choose(num_groups, group_fit, DEFAULT_GROUPS, groups.LOWER)
         what = f"num_features={num_features}"
-        self.num_groups = groups.fit(num_features, wanted, self.group_fit, "evonorm_s0", what)
+        fitted = groups.fit(num_features, wanted, self.group_fit, "evonorm_s0", what)
         takes_over = isinstance(activation, RECTIFIERS)
+        self.num_groups = fitted if takes_over else None
         self.activation = None if takes_over else activation
         core.add_affine(self, num_features, affine, device=device, dtype=dtype)
         v = nn.Parameter(torch.ones(num_features, device=device, dtype=dtype)) if takes_over else None
@@ -76,7 +78,7 @@ class EvoNormS0(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         N, C, *_ = core.check_input(x, self.num_features, "evonorm_s0")
-        if self.v is None:
+        if self.v is None or self.num_groups is None:
             x = x if self.weight is not None else x.clone()  # what works in place behind it must not reach its input
             return core.scale_shift(x, self.weight, self.bias, self.activation)
         var = plain.spread(plain.pool(*plain.moments(x), N, self.num_groups)[1], N, C)

@@ -82,6 +82,12 @@ def test_a_number_given_is_strict() -> None:
         norms.build("evonorm_s0", 48, num_groups=32)
 
 
+def test_a_site_that_is_not_normalized_has_no_groups_but_refuses_a_number_that_does_not_divide() -> None:
+    assert norms.build("evonorm_s0", C, num_groups=3).num_groups is None
+    with pytest.raises(InputError, match="does not split into num_groups=4"):
+        norms.build("evonorm_s0", C, num_groups=4)
+
+
 def test_half_precision_gates_in_float32() -> None:
     x = (pictures(2, C, 8, 8) * 50 + 1000).half()
     unit = norms.build("evonorm_s0", C, num_groups=2, activation=nn.ReLU())
