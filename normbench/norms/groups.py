@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from normbench.errors import ConfigError, InputError
 
 FITS = ("strict", "gcd", "uneven")
+LOWER = "lower"  # the greatest divisor up to the number: EvoNorm's rule for its default, not an option
 
 
 def choose(num_groups: int | None, group_fit: str | None, default: int, default_fit: str) -> tuple[int, str]:
@@ -34,6 +35,8 @@ def fit(size: int, num_groups: int, group_fit: str, name: str, what: str) -> int
         return math.gcd(num_groups, size)
     if group_fit == "uneven":
         return min(num_groups, size)
+    if group_fit == LOWER:
+        return next(divisor for divisor in range(min(num_groups, size), 0, -1) if size % divisor == 0)
     if size % num_groups:
         raise InputError(
             f"{name}: {what} does not split into num_groups={num_groups}; "

@@ -74,6 +74,8 @@ CHECKS: dict[str, tuple[Check, str]] = {
     "unbiased": (_is_flag, "true or false"),
     "learn_eps": (_is_flag, "true or false"),
     "learn_proxy": (_is_flag, "true or false"),
+    "using_bn": (_is_flag, "true or false"),
+    "alpha_init": (is_number, "a number, such as 0.5"),
     "absolute_steps": (_is_flag, "true or false"),
     "r_max": (_is_bound(1), "a number, 1 or more (inf: no bound), such as 3"),
     "d_max": (_is_bound(0), "a number, 0 or more (inf: no bound), such as 5"),

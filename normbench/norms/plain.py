@@ -84,28 +84,29 @@ def mean_var(x: Tensor, dims: tuple[int, ...], keepdim: bool = False) -> tuple[T
 
 
 class _MeanSquare(torch.autograd.Function):
-    """Mean of squares over H, W: one pass forward, and one elementwise pass backward."""
+    """Mean of squares over ``dims``: one pass forward, and one elementwise pass backward."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x.to(at_least_float32(x.dtype)).square().mean((2, 3))
+    def forward(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+        return x.to(at_least_float32(x.dtype)).square().mean(dims, keepdim=True)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Any], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+        ctx.values = inputs[0].numel() // output.numel()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
-        a = grads[0] * (2 / (x.shape[2] * x.shape[3]))
-        return (x * a[:, :, None, None]).to(x.dtype)
+        return (x * (grads[0] * (2 / ctx.values))).to(x.dtype), None
 
 
-def mean_square(x: Tensor) -> Tensor:
-    """Mean square of each channel of each image, not centred: x (N, C, H, W) → (N, C), at least float32."""
-    return _MeanSquare.apply(x)
+def mean_square(x: Tensor, dims: tuple[int, ...] = (2, 3), keepdim: bool = False) -> Tensor:
+    """Mean square over ``dims``, by default of each channel of each image; not centred, at least float32."""
+    square = _MeanSquare.apply(x, dims)
+    return square if keepdim else square.squeeze(dims)
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:

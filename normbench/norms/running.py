@@ -58,6 +58,20 @@ def total(unit: Any, workers: int) -> Track | None:
     return Track(unit, "running_var", "total", workers)
 
 
+def update(unit: Any, mean: Tensor, var: Tensor, unbiased: float) -> None:
+    """Move running_mean and running_var, where there are some, towards moments of the workers, (workers, K) each."""
+    if (track := variance(unit, len(mean), unbiased)) is not None:
+        move(track, mean, var)
+
+
+@torch.no_grad()
+def update_var(unit: Any, var: Tensor) -> None:
+    """Move running_var alone, where there is one, towards the mean over the workers of ``var``, (workers, K)."""
+    if unit.num_batches_tracked is not None:
+        unit.num_batches_tracked.add_(1)
+        _towards(unit, "running_var", var)
+
+
 @torch.no_grad()
 def move(track: Track, mean: Tensor, var: Tensor) -> None:
     """Move the buffers by mean and biased variance of the rows of a batch, (rows, K) each, and count it.
@@ -72,8 +86,12 @@ def move(track: Track, mean: Tensor, var: Tensor) -> None:
         return
     second = torch.sqrt(var + track.eps) if track.kind == "std" else var * track.unbiased
     for name, new in (("running_mean", mean), (track.second, second)):
-        buffer = getattr(unit, name)
-        buffer.lerp_(new.mean(0).to(buffer.dtype), share_of_new(unit, buffer.dtype))
+        _towards(unit, name, new)
+
+
+def _towards(unit: Any, name: str, new: Tensor) -> None:
+    buffer = getattr(unit, name)
+    buffer.lerp_(new.mean(0).to(buffer.dtype), share_of_new(unit, buffer.dtype))
 
 
 def _move_total(unit: Any, workers: int, mean: Tensor, var: Tensor) -> None:

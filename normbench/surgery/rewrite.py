@@ -188,7 +188,7 @@ def _carry(bn: nn.Module, unit: nn.Module, row: Normalizer) -> None:
     """
     own = unit.state_dict()
     state = {key: value for key, value in bn.state_dict().items() if key in own}
-    if "running_mean" not in own:
+    if "running_mean" not in own and "running_var" not in own:
         state.pop("num_batches_tracked", None)  # a count of nothing
     if row.name not in norms.names():
         keys = running.BATCHNORM_KEYS if getattr(unit, "batchnorm_statistics", False) else ("weight", "bias")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,15 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from normbench import norms
-from normbench.norms import batch_group, bgn, bn, brn, frn, gbn, gn, iebn, in_, ln, none, pn, proxy
 
 C = 6
-REFERENCES = {
-    "none": none, "bn": bn, "ln": ln, "in": in_, "gn": gn, "pn": pn, "bgn": bgn, "frn": frn,
-    "brn": brn, "gbn": gbn, "batch_group": batch_group, "iebn": iebn, "proxy": proxy,
-}  # fmt: skip
+REFERENCES: dict[str, Any] = {name: sys.modules[norms.get(name).unit.__module__] for name in norms.names()}
 # Whose running_mean and running_var are kept as a BatchNorm2d's, and whose are moments of all values, per channel.
 AS_BATCHNORM, OF_ALL_VALUES = ("bn", "bgn", "iebn"), ("gbn", "batch_group")
+# Which of a BatchNorm2d's statistics mean the same in a unit that keeps C of each.
+TAKEN = {
+    **dict.fromkeys(
+        (*AS_BATCHNORM, *OF_ALL_VALUES, "sn", "rbn"), ("running_mean", "running_var", "num_batches_tracked")
+    ),
+    "evonorm_b0": ("running_var", "num_batches_tracked"),
+}
+# Normalization and activation in one: without a rectifier after them they are scale and shift alone, so they get one.
+IN_ONE = ("evonorm_b0", "evonorm_s0")
 
 
 @dataclass(frozen=True)
@@ -53,14 +59,24 @@ CASES = [
     Case("proxy", {"num_groups": 3}),
     Case("proxy", {"num_groups": 4, "group_fit": "uneven", "quantiles": 11}),
     Case("proxy", {"learn_proxy": True, "proxy_eps": 0.1}),
+    Case("evonorm_s0", {"num_groups": 3}),
+    Case("evonorm_s0", {"num_groups": 4, "group_fit": "uneven"}),
+    Case("dyt", {"alpha_init": 1.5}),
 ]
+
+
+def build(case: Case, activation: nn.Module | None = None, **options: Any) -> Any:
+    """The case's unit as it is made; with a ReLU, if it is nothing without one."""
+    if activation is None and case.name in IN_ONE:
+        activation = nn.ReLU()
+    return norms.build(case.name, C, activation=activation, **case.options, **options)
 
 
 def make(
     case: Case, dtype: torch.dtype = torch.float64, batch: int | None = None, activation: nn.Module | None = None
 ) -> Any:
     """The case's unit, with parameters drawn at random."""
-    unit = norms.build(case.name, C, activation=activation, batch=batch, dtype=dtype, **case.options)
+    unit = build(case, activation, batch=batch, dtype=dtype)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in unit.named_parameters():
@@ -84,10 +100,11 @@ def splits(case: Case, images: int, batch: int | None = None) -> bool:
     return worker % min(ghost, worker) == 0
 
 
-def reference(unit: Any, case: Case, x: Tensor) -> Tensor:
+def reference(unit: Any, case: Case, x: Tensor, **more: Any) -> Tensor:
     """The plain formula of the method's file with the unit's parameters and buffers, as in its next training step."""
-    options: dict[str, Any] = {} if case.name == "none" else {"eps": unit.eps}
-    for key in ("num_groups", "batch", "ghost_size", "unbiased", "gate_weight", "gate_bias", "threshold"):
+    options: dict[str, Any] = {} if case.name in ("none", "dyt") else {"eps": unit.eps}
+    learned = ("gate_weight", "gate_bias", "center_weight", "mean_weight", "var_weight", "threshold", "alpha", "v")
+    for key in ("num_groups", "batch", "ghost_size", "unbiased", *learned):
         if hasattr(unit, key):
             options[key] = getattr(unit, key)
     if case.name == "frn":
@@ -98,11 +115,15 @@ def reference(unit: Any, case: Case, x: Tensor) -> Tensor:
     if case.name == "proxy":
         options |= {key: getattr(unit, key) for key in ("activation", "proxy_eps", "quantiles")}
         options |= {key: p for key, p in unit.named_parameters() if key.startswith("proxy")}
-    return REFERENCES[case.name].reference(x, unit.weight, unit.bias, **options)
+    return REFERENCES[case.name].reference(x, unit.weight, unit.bias, **options, **more)
 
 
-def evaluation(unit: Any, x: Tensor) -> Tensor:
+def evaluation(unit: Any, case: Case, x: Tensor) -> Tensor:
     """The plain formula in evaluation, of a unit with running statistics."""
+    if case.name == "evonorm_b0":
+        return reference(unit, case, x, kept=unit.running_var)
+    if case.name in ("sn", "rbn"):
+        return reference(unit, case, x, kept=(unit.running_mean, unit.running_var))
     if hasattr(unit, "running_std"):
         mean, var, eps = unit.running_mean, unit.running_std**2, 0.0
     else:

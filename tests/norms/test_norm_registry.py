@@ -20,7 +20,10 @@ from normbench import norms
 from normbench.errors import ConfigError, UnknownName
 
 CONF = Path(__file__).parents[2] / "conf" / "norm"
-CONTRACT = ["none", "bn", "ln", "in", "gn", "pn", "bgn", "frn", "brn", "gbn", "batch_group", "iebn", "proxy"]
+CONTRACT = [
+    "none", "bn", "ln", "in", "gn", "pn", "bgn", "frn", "brn", "gbn", "batch_group", "iebn", "proxy",
+    "sn", "evonorm_b0", "evonorm_s0", "rms", "rbn", "dyt",
+]  # fmt: skip
 
 
 def test_names() -> None:
@@ -73,7 +76,7 @@ BAD = [
     *((name, "affine", value) for name in CONTRACT for value in (1, "true", None)),
     *(
         (name, "momentum", value)
-        for name in ("bn", "bgn", "brn", "gbn", "batch_group", "iebn")
+        for name in ("bn", "bgn", "brn", "gbn", "batch_group", "iebn", "sn", "evonorm_b0", "rbn")
         for value in (-0.1, 1.1, "fast", False)
     ),
     *(("brn", "r_max", value) for value in (0.9, 0, "3", float("nan"), True)),
@@ -85,6 +88,9 @@ BAD = [
     *(("proxy", "proxy_eps", value) for value in (-0.1, "small", float("inf"), None)),
     *(("proxy", "quantiles", value) for value in (0, 2.5, None)),
     ("proxy", "learn_proxy", "yes"),
+    ("sn", "using_bn", 1),
+    ("evonorm_s0", "group_fit", "lower"),
+    *(("dyt", "alpha_init", value) for value in ("half", None, float("nan"))),
 ]
 
 
@@ -120,7 +126,7 @@ def test_an_activation_is_a_module(name: str, activation: Any) -> None:
 def test_good_options_pass_and_defaults_are_the_signatures(name: str) -> None:
     row = norms.get(name)
     norms.check_options(name, row.options)
-    assert row.options["eps"] == (1e-6 if name == "frn" else 1e-5)
+    assert row.options["eps"] == (1e-6 if name in ("frn", "rms") else 1e-5)
     assert row.options.get("momentum", 0.1) == 0.1
     assert not {"num_features", "activation", "batch", "device", "dtype"} & row.options.keys()
     assert norms.is_unit(norms.build(name, 8, batch=4, activation=nn.ReLU()))

@@ -50,7 +50,7 @@ def test_evaluation_is_the_plain_formula_of_the_running_statistics(case: Case) -
     if unit.__dict__.get("eval_stats") == "batch":
         expected = torch.cat([reference(unit, case, x[:2]), reference(unit, case, x[2:])])
     else:
-        expected = evaluation(unit, x)
+        expected = evaluation(unit, case, x)
     assert torch.allclose(unit(x), expected, rtol=0, atol=1e-10)
 
 
