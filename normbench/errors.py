@@ -7,7 +7,8 @@
     ├── DataError          pictures that are missing, empty, damaged or too few
     └── StoreError         a results folder that cannot be read or written
 
-All are ValueErrors too, so that library users can catch them without importing this module.
+All are ValueErrors too, so that library users can catch them without importing this module. LostRankError is none of
+the family: it tells of another process.
 """
 
 from __future__ import annotations
@@ -34,6 +35,10 @@ class DataError(NormbenchError):
 
 class StoreError(NormbenchError):
     """A results folder that cannot be read or written."""
+
+
+class LostRankError(RuntimeError):
+    """Another rank went away, so that what needs all of them cannot be done."""
 
 
 class UnknownName(ConfigError):

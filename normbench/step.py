@@ -46,13 +46,22 @@ class Step:
 
     @staticmethod
     def workers_at_once(cell: Cell) -> int:
-        """Workers in one forward. A method that mixes pictures and cannot keep workers apart runs them one by one."""
+        """Workers in one forward. A method that mixes pictures and cannot keep workers apart runs them one by one.
+
+        One whose statistics are of all workers takes them all, whatever the ``chunk``.
+        """
         row = norms.get(cell.norm.name)
+        if row.joins_workers:
+            return cell.workers
         together = row.takes_batch or not row.mixes_samples
         return (cell.chunk or cell.workers) if together else 1
 
     def __call__(self, x: Tensor, y: Tensor, lr: float) -> Tensor:
-        """One step over this rank's pictures; the mean loss over those of all ranks, still on the device."""
+        """One step over this rank's pictures; the mean loss over those of all ranks, still on the device.
+
+        What is differentiated is each picture's share of that mean, so that what units keep of gradients is of one size
+        whatever runs the workers.
+        """
         for group in self.update.param_groups:
             group["lr"] = lr
         self.update.zero_grad(set_to_none=True)
@@ -62,7 +71,8 @@ class Step:
             with self.buffers.part(share) if self.buffers else contextlib.nullcontext():
                 with self.precision():
                     out = self.forward(part.contiguous(memory_format=memory_format(self.cell)))
-                    part_loss = classification_loss(out, labels, self.cell.recipe.label_smoothing) * share
+                    part_loss = classification_loss(out, labels, self.cell.recipe.label_smoothing)
+                    part_loss = part_loss * (share / self.ranks.count)
                 part_loss.backward()  # statistics of gradients are the worker's too
             loss = loss + part_loss.detach()
         if self.buffers:
@@ -75,7 +85,7 @@ class Step:
         return loss
 
     def _agree(self, loss: Tensor) -> None:
-        """Gradients, the units' statistics and the loss become the mean over the ranks.
+        """Gradients and the loss become the sum over the ranks, the units' statistics the mean.
 
         A parameter that got no gradient on one rank counts there as zero; one that got none on any keeps none. To know
         which is to wait for the device, on the ranks that lack some.
@@ -88,6 +98,7 @@ class Step:
         grads = [torch.zeros_like(p) if p.grad is None else p.grad.to_dense() for p in learned]
         statistics = (buffer for buffer in self.net.buffers() if buffer.is_floating_point())
         self.ranks.average([loss, given, *grads, *statistics])
+        torch._foreach_mul_([loss, *grads], self.ranks.count)
         shares = given.tolist() if lacking else []
         for i, (parameter, grad) in enumerate(zip(learned, grads, strict=True)):
             parameter.grad = grad if not lacking or shares[i] else None

@@ -22,6 +22,7 @@ from normbench.norms.registry import (
 # isort: split
 # The order in which they are listed.
 from normbench.norms import none, bn, ln, in_, gn, pn, bgn, frn, brn, gbn, batch_group, iebn, proxy  # noqa: F401, I001
+from normbench.norms import mabn, bcn, online, syncbn  # noqa: F401
 
 __all__ = [
     "Normalizer",

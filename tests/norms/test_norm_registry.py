@@ -21,6 +21,7 @@ from normbench.errors import ConfigError, UnknownName
 
 CONF = Path(__file__).parents[2] / "conf" / "norm"
 CONTRACT = ["none", "bn", "ln", "in", "gn", "pn", "bgn", "frn", "brn", "gbn", "batch_group", "iebn", "proxy"]
+CONTRACT += ["mabn", "bcn", "online", "syncbn"]
 
 
 def test_names() -> None:
@@ -73,7 +74,7 @@ BAD = [
     *((name, "affine", value) for name in CONTRACT for value in (1, "true", None)),
     *(
         (name, "momentum", value)
-        for name in ("bn", "bgn", "brn", "gbn", "batch_group", "iebn")
+        for name in ("bn", "bgn", "brn", "gbn", "batch_group", "iebn", "bcn", "syncbn")
         for value in (-0.1, 1.1, "fast", False)
     ),
     *(("brn", "r_max", value) for value in (0.9, 0, "3", float("nan"), True)),
@@ -85,6 +86,13 @@ BAD = [
     *(("proxy", "proxy_eps", value) for value in (-0.1, "small", float("inf"), None)),
     *(("proxy", "quantiles", value) for value in (0, 2.5, None)),
     ("proxy", "learn_proxy", "yes"),
+    ("bcn", "estimated", 1),
+    *(("mabn", option, value) for option in ("warmup_steps", "clip_start") for value in (-1, 1.5, None, True)),
+    *(("mabn", "window", value) for value in (0, 2.5, True)),
+    *(("mabn", "decay", value) for value in (-0.1, 1.1, None, "slow")),
+    *(("online", option, value) for option in ("alpha_fwd", "alpha_bkw") for value in (-0.1, 1.1, None, True)),
+    *(("online", "clamp", value) for value in (0, -5, "5", float("inf"))),
+    ("online", "layer_scaling", 1),
 ]
 
 
