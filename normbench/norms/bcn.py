@@ -6,15 +6,16 @@ x, y, z: (N, C, H, W).  m, v: (C,).  γ, β: ``weight`` and ``bias`` (C,).  μ, 
 of a group.  a, b: ``group_weight`` and ``group_bias`` (G,), one per group, from 1 and 0. v and σ² biased.
 Where G does not divide C: normbench/norms/groups.py.
 Train: m and v are the moments over H, W and the ``batch`` images of a worker, as bn's; with ``estimated`` (the paper's
-for small batches) they are running_mean and running_var, constants for the gradient, which then move by
+for small batches) they are running_mean and running_var, constants for the gradient, and then move by
     v ← v + s (mean (x − m)² − v)      m ← m + s (mean x − m)      m on the right: that before the step
 so v holds what varies between batches; s is ``momentum``. Over several workers: the mean of what each would have
 kept.
 Eval: running_mean and running_var for m and v.  Works from N = 1, if H·W > 1; estimated, on a single value too.
-Differs from the paper: estimated, the official code has s as a buffer, 0 until the training script sets it by a schedule
-that was not found; here it is BatchNorm's 0.1, our choice. Whether it normalizes before or after it moves m and v was
-not seen: here before. ε of both norms is one option. Meant for convolutions with standardized weights, which are not
-part of it here. A ``weight`` that starts at 0 (the last of a residual branch) is γ, whose scale the second norm undoes.
+Differs from the paper: estimated, the official code has s as a buffer, 0 until the training script sets it, by a
+schedule that was not found; here it is BatchNorm's 0.1, our choice. Whether it normalizes before or after it moves m
+and v was not seen: here before. ε of both norms is one option. Meant for convolutions with standardized weights, which
+are not part of it here. A ``weight`` that starts at 0 (the end of a residual branch) is γ, and the second norm undoes its
+scale.
 Equals bn, then gn with a and b: tests/norms/test_bcn.py.
 """
 

@@ -14,8 +14,8 @@ Several workers: each has its own E, and earlier steps in common, the mean over 
 Train: writes its state in the backward too, so no compiling, no second derivative; a backward belongs to its forward's
 slot, whenever it comes. Eval: y = γ x / √(s + ε) + β.  Works from N = 1.
 Differs from the paper: only convolutions right before a unit are centred. That the first step is number 1, and that
-E[g z] has the same warm-up as E[x²], is our reading; the official code's two files start r at step 100 and at step 1000,
-the default here, whatever the length of the run.
+E[g z] has the same warm-up as E[x²], is our reading; the official code's two files start r at step 100 and at 1000, the
+default here, whatever the length of the run.
 The paper's batch of 2 is of images that share statistics, inside a large step: batch=2, workers=128.
 With window=1 and r = 1 equals autograd's x / √(E[x²] + ε): tests/norms/test_mabn.py.
 """

@@ -104,7 +104,7 @@ class OnlineNorm(nn.Module):
         self.alpha_fwd, self.alpha_bkw = alpha_fwd, alpha_bkw
         self.layer_scaling = layer_scaling
         self.clamp: nn.Module | None = None if clamp is None or layer_scaling else nn.Hardtanh(-clamp, clamp)
-        self.activation = activation
+        self.activation: nn.Module | None = activation
         core.add_affine(self, num_features, affine, device=device, dtype=dtype)
         running.add(self, num_features, device=device, dtype=dtype)
         for name in ("grad_along", "grad_mean"):
@@ -114,9 +114,7 @@ class OnlineNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         N, *_ = core.check_input(x, self.num_features, "online")
         affine = (self.weight, self.bias)
-        behind: nn.Module | None = self.clamp
-        if behind is None and not self.layer_scaling:
-            behind = self.activation
+        behind: nn.Module | None = self.clamp or (None if self.layer_scaling else self.activation)
         if self.training:
             z = _Normalize.apply(x, self, core.workers(N, self.batch, "online"))
             y = core.scale_shift(z, *affine, behind)
