@@ -14,8 +14,8 @@ Eval: running_mean and running_var for m and v.  Works from N = 1, if H·W > 1; 
 Differs from the paper: estimated, the official code has s as a buffer, 0 until the training script sets it, by a
 schedule that was not found; here it is BatchNorm's 0.1, our choice. Whether it normalizes before or after it moves m
 and v was not seen: here before. ε of both norms is one option. Meant for convolutions with standardized weights, which
-are not part of it here. A ``weight`` that starts at 0 (the end of a residual branch) is γ, and the second norm undoes its
-scale.
+are not part of it here. A ``weight`` that starts at 0 (the end of a residual branch) is γ, whose scale is undone by the
+second norm.
 Equals bn, then gn with a and b: tests/norms/test_bcn.py.
 """
 

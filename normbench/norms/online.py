@@ -83,6 +83,7 @@ class OnlineNorm(nn.Module):
     running_var: Tensor
     grad_along: Tensor
     grad_mean: Tensor
+    num_batches_tracked: Tensor
 
     def __init__(
         self,
@@ -104,7 +105,7 @@ class OnlineNorm(nn.Module):
         self.alpha_fwd, self.alpha_bkw = alpha_fwd, alpha_bkw
         self.layer_scaling = layer_scaling
         self.clamp: nn.Module | None = None if clamp is None or layer_scaling else nn.Hardtanh(-clamp, clamp)
-        self.activation: nn.Module | None = activation
+        self.activation = activation
         core.add_affine(self, num_features, affine, device=device, dtype=dtype)
         running.add(self, num_features, device=device, dtype=dtype)
         for name in ("grad_along", "grad_mean"):

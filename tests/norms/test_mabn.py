@@ -171,9 +171,11 @@ def test_convolutions_before_a_unit_work_with_centred_weights() -> None:
     model(torch.randn(2, 3, 9, 9)).sum().backward()
     assert plain.conv1.weight.grad.sum((1, 2, 3)).abs().max() < 1e-4, "the gradient is centred too"
     assert all(torch.equal(value, before[key]) for key, value in plain.state_dict().items())
-    assert [row.convolution for row in report(model).rows] == ["conv1", "conv2"] if hasattr(
-        report(model).rows[0], "convolution"
-    ) else True
+    assert (
+        [row.convolution for row in report(model).rows] == ["conv1", "conv2"]
+        if hasattr(report(model).rows[0], "convolution")
+        else True
+    )
     assert type(copy.deepcopy(model).conv1) is mabn.CenteredConv2d
 
 
