@@ -128,12 +128,17 @@ def one_step(cell: Cell, x: Tensor, y: Tensor) -> tuple[Tensor, nn.Module]:
 
 
 NORMS = [(name, {}) for name in norms.names()] + [("bgn", {"num_groups": 128}), ("bgn", {"num_groups": 1})]
+NORMS += [("mabn", {"window": 2, "warmup_steps": 0, "clip_start": 0}), ("bcn", {"estimated": True})]
+NORMS += [("online", {"alpha_fwd": 0.5, "alpha_bkw": 0.5, "layer_scaling": True})]
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3])
 @pytest.mark.parametrize(("norm", "options"), NORMS, ids=[f"{n} {o or ''}" for n, o in NORMS])
 def test_workers_run_a_chunk_at_a_time_are_the_same_step(norm: str, options: dict[str, Any], chunk: int) -> None:
-    """4 workers of 2: all in one forward, or 1, 2, 3 + 1 at a time; weights and running statistics after the step."""
+    """4 workers of 2: all in one forward, or 1, 2, 3 + 1 at a time; weights and what is kept after the step.
+
+    One whose statistics are of all workers is run in one forward whatever is asked for.
+    """
     x = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     y = torch.arange(8)
     loss, whole = one_step(make(norm, options=options, workers=4), x, y)
@@ -253,6 +258,10 @@ class Noisy(nn.BatchNorm2d):
     [
         *((name, {}) for name in norms.names()),
         ("bn", {"workers": 4, "chunk": 1}),
+        ("mabn", {"workers": 4, "chunk": 2, "options": {"window": 3, "warmup_steps": 2, "clip_start": 4}}),
+        ("online", {"workers": 2, "chunk": 1}),
+        ("bcn", {"options": {"estimated": True}}),
+        ("syncbn", {"workers": 4, "chunk": 1}),
         ("bn", {"memory_format": "channels_last"}),
         ("bn", {"recipe": {"optimizer": "adamw"}}),
         ("mine.py:Noisy", {}),
