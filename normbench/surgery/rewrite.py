@@ -164,11 +164,11 @@ def _unit(site: Site, bn: nn.Module, choice: Choice, fused: bool) -> nn.Module:
 
 
 def _convolutions(sites: list[Site], modules: Mapping[str, nn.Module], row: Normalizer) -> dict[nn.Module, nn.Module]:
-    """What the method puts in place of the convolutions of the sites; one that does more than a Conv2d stays."""
+    """What the method puts in place of the sites' convolutions. Subclasses and parametrized ones stay as they are."""
     if row.convolution is None:
         return {}
     before = (modules[site.convolution] for site in sites if site.convolution is not None)
-    return {m: row.convolution(m) for m in before if type(m).forward is nn.Conv2d.forward}  # type: ignore[arg-type]
+    return {m: row.convolution(m) for m in before if type(m) is nn.Conv2d}
 
 
 def _settings(bn: Any, row: Normalizer) -> dict[str, Any]:
