@@ -171,7 +171,7 @@ class _Normalize(torch.autograd.Function):
         # With grad = ∂L/∂(r z): g z = grad · r z, (g − z E) / √(χ + ε) = grad · r / √(χ + ε) − r z · E / (r √(χ + ε)).
         (grad,), (rz, of_grad, of_z) = grads, ctx.saved_tensors
         workers, C = of_grad.shape
-        products = (grad * rz).mean((2, 3), dtype=of_grad.dtype)
+        products = (grad.to(of_grad.dtype) * rz).mean((2, 3))
         own = products.view(workers, -1, C).mean(1)
         average = ctx.unit.average("window_grad", own, ctx.slot, ctx.full)
         return _by_worker(grad, of_grad) - _by_worker(rz, average * of_z), None, None

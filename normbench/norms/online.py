@@ -192,11 +192,11 @@ class _Normalize(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (grad,), (y, mean, square, std) = grads, ctx.saved_tensors
-        means = (value.mean((2, 3), dtype=std.dtype).view_as(std) for value in (grad, grad * y))
-        of_grad, product = means
+        exact = grad.to(std.dtype)
+        of_grad, product = (value.mean((2, 3)).view_as(std) for value in (exact, exact * y))
         p, u = ctx.unit.control(of_grad, mean, square, product, std)
         b, std = 1 - ctx.unit.alpha_bkw, std.flatten(0, 1)
-        dx = grad / std[..., None, None] - y * (b * p / std)[..., None, None] - (b * u)[..., None, None]
+        dx = exact / std[..., None, None] - y * (b * p / std)[..., None, None] - (b * u)[..., None, None]
         return dx.to(grad.dtype), None, None
 
 
