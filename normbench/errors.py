@@ -8,7 +8,8 @@
     └── StoreError         a results folder that cannot be read or written
         └── LostCellError  a cell that was another's, or deleted, when something should be written to it
 
-All are ValueErrors too, so that library users can catch them without importing this module.
+All are ValueErrors too, so that library users can catch them without importing this module. LostRankError is none of
+the family: it tells of another process.
 """
 
 from __future__ import annotations
@@ -39,6 +40,10 @@ class StoreError(NormbenchError):
 
 class LostCellError(StoreError):
     """A cell that another process took over, or somebody deleted, while it was at work."""
+
+
+class LostRankError(RuntimeError):
+    """Another rank went away, so that what needs all of them cannot be done."""
 
 
 class UnknownName(ConfigError):

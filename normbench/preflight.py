@@ -21,6 +21,7 @@ from normbench.errors import ConfigError, InputError, NormbenchError, UnknownNam
 from normbench.grid import Grid
 from normbench.options import DataOptions
 from normbench.records import Store
+from normbench.step import Step
 from normbench.train import fed_size, picture_size
 
 # What every label says already.
@@ -93,7 +94,7 @@ class Preflight:
         self.check_options(cell)
         shapes = self.site_shapes(cell, description)
         skip = self.skip_reason(cell, shapes)
-        values = cell.batch * (cell.chunk or cell.workers) * sum(C * H * W for C, H, W in shapes.values())
+        values = cell.batch * Step.workers_at_once(cell) * sum(C * H * W for C, H, W in shapes.values())
         status, attempts = store.status(cell_id), store.attempts(cell_id)
         return Planned(cell, cell_id, cell.label(), changed, description, status, attempts, skip, values, evidence)
 
@@ -119,10 +120,15 @@ class Preflight:
 
         Raises ConfigError when an option does not fit a site, naming the site.
         """
-        least = norms.get(cell.norm.name).least_batch
-        if cell.batch < least:
-            return f"{cell.norm.name} needs batch={least} or more"
-        key = repr((cell.arch, cell.norm, cell.batch)), id(shapes)  # the shapes are remembered, so their ids last
+        row = norms.get(cell.norm.name)
+        if cell.batch < row.least_batch:
+            return f"{cell.norm.name} needs batch={row.least_batch} or more"
+        if cell.compile and row.own_gradient:
+            return f"{cell.norm.name} has a backward of its own that keeps state, which compile=true cannot do"
+        key = (
+            repr((cell.arch, cell.norm, cell.batch, cell.workers)),
+            id(shapes),
+        )  # the shapes are remembered, so their ids last
         if key not in self.reasons:
             self.reasons[key] = _single_value(cell, shapes)
         return self.reasons[key]
@@ -224,8 +230,9 @@ def _single_value(cell: Cell, shapes: Shapes) -> str | None:
         except InputError as error:
             raise ConfigError(f"arch={cell.arch.name}, site {site} ({C}×{H}×{W}): {error}") from None
         count = getattr(unit, "values_per_statistic", None)
-        if row.mixes_samples and count is not None and count(H, W, cell.batch) == 1:
+        images = cell.images if row.joins_workers else cell.batch
+        if row.mixes_samples and count is not None and count(H, W, images) == 1:
             others = sum(shape == (C, H, W) for shape in shapes.values()) - 1
             more = f" and {others} more" if others else ""
-            return f"a single value per channel with batch={cell.batch} at site {site} ({C}×{H}×{W}){more}"
+            return f"a single value per channel with batch={images} at site {site} ({C}×{H}×{W}){more}"
     return None

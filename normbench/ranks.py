@@ -14,11 +14,9 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from normbench.errors import LostRankError
+
 T = TypeVar("T")
-
-
-class LostRankError(RuntimeError):
-    """Another rank went away, so that what needs all of them cannot be done."""
 
 
 class Ranks:

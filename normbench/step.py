@@ -46,8 +46,13 @@ class Step:
 
     @staticmethod
     def workers_at_once(cell: Cell) -> int:
-        """Workers in one forward. A method that mixes pictures and cannot keep workers apart runs them one by one."""
+        """Workers in one forward. A method that mixes pictures and cannot keep workers apart runs them one by one.
+
+        One whose statistics are of all workers takes them all, whatever the ``chunk``.
+        """
         row = norms.get(cell.norm.name)
+        if row.joins_workers:
+            return cell.workers
         together = row.takes_batch or not row.mixes_samples
         return (cell.chunk or cell.workers) if together else 1
 

@@ -41,6 +41,24 @@ def test_a_single_value_per_statistic_is_a_skip(tmp_path: Path, overrides: list[
         assert "batch=1" in str(item.skip)
 
 
+def test_a_single_value_of_all_workers_is_counted_over_them(tmp_path: Path) -> None:
+    there = ["norm=syncbn", "batch=1", "arch=resnet18", "arch.stem=imagenet"]
+    assert "single value per channel with batch=1" in str(plan(tmp_path, *there)[0].skip)
+    assert [item.skip for item in plan(tmp_path, *there, "workers=2,4")] == [None, None]
+
+
+def test_a_backward_that_keeps_state_is_not_compiled(tmp_path: Path) -> None:
+    found = plan(tmp_path, "norm=bn,mabn,online", "compile=true")
+    assert [item.cell.norm.name for item in found if item.skip is None] == ["bn"]
+    assert all("compile=true" in str(item.skip) for item in found if item.skip is not None)
+    assert [item.skip for item in plan(tmp_path, "norm=bn,mabn,online")] == [None] * 3
+
+
+def test_workers_that_are_run_together_count_in_the_size_of_a_cell(tmp_path: Path) -> None:
+    bn, syncbn = plan(tmp_path, "norm=bn,syncbn", "batch=4", "workers=8", "chunk=2")
+    assert syncbn.values == 4 * bn.values
+
+
 def test_a_group_number_that_does_not_fit_names_the_site(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"site bn1 \(16×8×8\): gn: num_features=16 does not split into num_groups=32"

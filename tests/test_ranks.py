@@ -31,7 +31,12 @@ COUNT, STEPS = 2, 5
 DESCRIPTION = Description("made", tuple("0123456789"), 80, 10, "test", 8, 8, 3, False, "f")
 
 # Options under which state that is kept from step to step enters the training forward at once.
-OPTIONS = {"brn": {"r_max": 3.0, "d_max": 5.0}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "brn": {"r_max": 3.0, "d_max": 5.0},
+    "mabn": {"window": 2, "warmup_steps": 0, "clip_start": 2},
+    "bcn": {"estimated": True},
+    "online": {"alpha_fwd": 0.8, "alpha_bkw": 0.7},
+}
 WAYS = [
     {"workers": 2},  # a worker on each rank
     {"workers": 4},  # two on each, in one forward

@@ -24,7 +24,11 @@ class Normalizer:
     different things. least_batch: the smallest batch it can train on. own_activation: it does more with a ReLU after it
     than apply it (its own in its place, or something behind it). own_eps: the replaced BatchNorm's eps does not carry
     over. drop_in: it can stand in a BatchNorm2d's place without a look at the graph. sum_activation: what it puts in
-    place of a ReLU after a residual sum, made with num_features. source_hash: SHA-256 of a user's file; None for ours.
+    place of a ReLU after a residual sum, made with num_features. convolution: what it puts in place of the Conv2d right
+    before it, made from that. joins_workers: its statistics are those of all workers of a step, which are therefore
+    never run a chunk at a time. own_gradient: its backward is its own, not the derivative of its forward, and keeps
+    state; so it cannot be compiled or differentiated twice. keeps_statistics: it has running statistics also where the
+    BatchNorm had none. source_hash: SHA-256 of a user's file; None for ours.
     check: raises ConfigError for a bad value of an option; None: values are not checked.
     """
 
@@ -39,6 +43,10 @@ class Normalizer:
     own_eps: bool = False
     drop_in: bool = True
     sum_activation: type[nn.Module] | None = None
+    convolution: Callable[[nn.Conv2d], nn.Module] | None = None
+    joins_workers: bool = False
+    own_gradient: bool = False
+    keeps_statistics: bool = False
     source_hash: str | None = None
     check: Callable[[Mapping[str, Any], str], None] | None = checks.check
 

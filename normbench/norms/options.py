@@ -30,6 +30,14 @@ def _is_flag(value: Any) -> bool:
     return isinstance(value, bool)
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 0
+
+
+def _is_share(value: Any) -> bool:
+    return is_number(value) and 0 <= value <= 1
+
+
 def _is_bound(least: float) -> Check:
     """None, or a number from ``least`` to infinity."""
     return lambda value: (
@@ -80,6 +88,15 @@ CHECKS: dict[str, tuple[Check, str]] = {
     "r_max": (_is_bound(1), "a number, 1 or more (inf: no bound), such as 3"),
     "d_max": (_is_bound(0), "a number, 0 or more (inf: no bound), such as 5"),
     "ghost_size": (is_count, "a whole number of images, 1 or more, such as 16"),
+    "estimated": (_is_flag, "true or false"),
+    "layer_scaling": (_is_flag, "true or false"),
+    "alpha_fwd": (_is_share, "the share of the old value from 0 to 1, such as 0.999"),
+    "alpha_bkw": (_is_share, "the share of the old value from 0 to 1, such as 0.99"),
+    "decay": (_is_share, "the share of the old value from 0 to 1, such as 0.98"),
+    "clamp": (lambda value: value is None or (is_number(value) and value > 0), "a number above 0, such as 5, or None"),
+    "window": (lambda value: value is None or is_count(value), "a whole number of steps, 1 or more, such as 16"),
+    "warmup_steps": (_is_whole, "a whole number of steps, 0 or more, such as 100"),
+    "clip_start": (_is_whole, "a whole number of steps, 0 or more, such as 1000"),
     "proxy_eps": (lambda value: is_number(value) and value >= 0, "a number, 0 or more, such as 0.03"),
     "quantiles": (is_count, "a whole number of grid points, 1 or more, such as 256"),
     "num_groups": (_is_group_number, "a whole number of groups, 1 or more, such as 16"),

@@ -58,7 +58,7 @@ def total(unit: Any, workers: int) -> Track | None:
     return Track(unit, "running_var", "total", workers)
 
 
-def update(unit: Any, mean: Tensor, var: Tensor, unbiased: float) -> None:
+def update(unit: Any, mean: Tensor, var: Tensor, unbiased: float | Tensor) -> None:
     """Move running_mean and running_var, where there are some, towards moments of the workers, (workers, K) each."""
     if (track := variance(unit, len(mean), unbiased)) is not None:
         move(track, mean, var)

@@ -106,7 +106,8 @@ def _rewrite(model: nn.Module, traced: Traced, choice: Choice) -> nn.Module:
     if row.takes_activation:
         _take_activations(found, sites)
     owners = {modules[sum_.owner] for sum_ in found.sums} if row.sum_activation else set()
-    tree = graft(traced.root, {modules[name]: unit for name, unit in units.items()}, owners)
+    replaced = {modules[name]: unit for name, unit in units.items()} | _convolutions(sites, modules, row)
+    tree = graft(traced.root, replaced, owners)
     sums = _place_sums(found, tree, modules, row) if row.sum_activation else ()
     result = Rewritten(tree, *(Forward.of(graph) for graph in traced.graphs))
     if sums:
@@ -156,9 +157,18 @@ def _unit(site: Site, bn: nn.Module, choice: Choice, fused: bool) -> nn.Module:
     _like(unit, bn)
     _carry(bn, unit, row)
     # One whose statistics are others than a BatchNorm's trains by them, and keeps them.
-    if bn.running_mean is None and hasattr(unit, "running_var") and "eval_stats" not in row.options:
+    own = row.keeps_statistics or "eval_stats" in row.options
+    if bn.running_mean is None and hasattr(unit, "running_var") and not own:
         running.untrack(unit)
     return unit.train(bn.training)
+
+
+def _convolutions(sites: list[Site], modules: Mapping[str, nn.Module], row: Normalizer) -> dict[nn.Module, nn.Module]:
+    """What the method puts in place of the sites' convolutions. Subclasses and parametrized ones stay as they are."""
+    if row.convolution is None:
+        return {}
+    before = (modules[site.convolution] for site in sites if site.convolution is not None)
+    return {m: row.convolution(m) for m in before if type(m) is nn.Conv2d}
 
 
 def _settings(bn: Any, row: Normalizer) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,15 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from normbench import norms
+from normbench.norms import gn, online
 
 C = 6
 REFERENCES: dict[str, Any] = {name: sys.modules[norms.get(name).unit.__module__] for name in norms.names()}
 # Whose running_mean and running_var are kept as a BatchNorm2d's, and whose are moments of all values, per channel.
-AS_BATCHNORM, OF_ALL_VALUES = ("bn", "bgn", "iebn"), ("gbn", "batch_group")
+AS_BATCHNORM, OF_ALL_VALUES = ("bn", "bgn", "iebn", "bcn", "syncbn"), ("gbn", "batch_group")
 # Which of a BatchNorm2d's statistics mean the same in a unit that keeps C of each.
 TAKEN = {
     **dict.fromkeys(
-        (*AS_BATCHNORM, *OF_ALL_VALUES, "sn", "rbn"), ("running_mean", "running_var", "num_batches_tracked")
+        (*AS_BATCHNORM, *OF_ALL_VALUES, "sn", "rbn", "online"), ("running_mean", "running_var", "num_batches_tracked")
     ),
     "evonorm_b0": ("running_var", "num_batches_tracked"),
 }
@@ -56,6 +58,12 @@ CASES = [
     Case("batch_group", {"ghost_size": 2, "num_groups": 1}),
     Case("batch_group", {"num_groups": 6}),
     Case("batch_group", {"num_groups": 4, "group_fit": "uneven"}),
+    Case("mabn", {"window": 3, "warmup_steps": 0}),
+    Case("mabn", {"window": 1}),
+    Case("bcn", {"num_groups": 3}),
+    Case("bcn", {"num_groups": 4, "group_fit": "uneven"}),
+    Case("online", {"alpha_fwd": 0.6, "alpha_bkw": 0.7, "clamp": 1.5}),
+    Case("online", {"alpha_fwd": 0.5, "layer_scaling": True}),
     Case("proxy", {"num_groups": 3}),
     Case("proxy", {"num_groups": 4, "group_fit": "uneven", "quantiles": 11}),
     Case("proxy", {"learn_proxy": True, "proxy_eps": 0.1}),
@@ -103,19 +111,40 @@ def splits(case: Case, images: int, batch: int | None = None) -> bool:
 def reference(unit: Any, case: Case, x: Tensor, **more: Any) -> Tensor:
     """The plain formula of the method's file with the unit's parameters and buffers, as in its next training step."""
     options: dict[str, Any] = {} if case.name in ("none", "dyt") else {"eps": unit.eps}
+    known = inspect.signature(REFERENCES[case.name].reference).parameters
     learned = ("gate_weight", "gate_bias", "center_weight", "mean_weight", "var_weight", "threshold", "alpha", "v")
-    for key in ("num_groups", "batch", "ghost_size", "unbiased", *learned):
-        if hasattr(unit, key):
+    keys = ("num_groups", "batch", "ghost_size", "unbiased", "group_weight", "group_bias", "alpha_fwd", *learned)
+    for key in keys:
+        if hasattr(unit, key) and key in known:
             options[key] = getattr(unit, key)
     if case.name == "frn":
         options["eps"] = unit.eps if unit.eps_l is None else unit.eps + unit.eps_l.abs()
     if case.name == "brn":
         r_max, d_max = unit.bounds().tolist()
         options |= {"mean": unit.running_mean.clone(), "std": unit.running_std.clone(), "r_max": r_max, "d_max": d_max}
+    if case.name == "mabn":
+        options |= of_mabn(unit)
+    if case.name == "online":
+        clamp = None if unit.clamp is None else unit.clamp.max_val
+        options |= {"mean": unit.running_mean.clone(), "var": unit.running_var.clone(), "clamp": clamp}
+        y = online.reference(x, unit.weight, unit.bias, **options)
+        return layer_scaled(unit, y) if unit.layer_scaling else y
     if case.name == "proxy":
         options |= {key: getattr(unit, key) for key in ("activation", "proxy_eps", "quantiles")}
         options |= {key: p for key, p in unit.named_parameters() if key.startswith("proxy")}
     return REFERENCES[case.name].reference(x, unit.weight, unit.bias, **options, **more)
+
+
+def of_mabn(unit: Any) -> dict[str, Any]:
+    """What the formula of mabn's next step is to know."""
+    step, m = int(unit.num_batches_tracked) + 1, unit.window
+    earlier = unit.window_square[[slot for slot in range(m) if slot != step % m]].clone()
+    full, clipped = step > m and step >= unit.warmup_steps, step > max(unit.clip_start, unit.warmup_steps)
+    return {"square": unit.running_square.clone(), "earlier": earlier if full else None, "clipped": clipped}
+
+
+def layer_scaled(unit: Any, y: Tensor) -> Tensor:
+    return y / torch.sqrt(y.square().mean((1, 2, 3), keepdim=True) + unit.eps)
 
 
 def evaluation(unit: Any, case: Case, x: Tensor) -> Tensor:
@@ -124,11 +153,14 @@ def evaluation(unit: Any, case: Case, x: Tensor) -> Tensor:
         return reference(unit, case, x, kept=unit.running_var)
     if case.name in ("sn", "rbn"):
         return reference(unit, case, x, kept=(unit.running_mean, unit.running_var))
-    if hasattr(unit, "running_std"):
+    if hasattr(unit, "running_square"):
+        mean, var, eps = torch.zeros(C, dtype=x.dtype), unit.running_square, unit.eps
+    elif hasattr(unit, "running_std"):
         mean, var, eps = unit.running_mean, unit.running_std**2, 0.0
     else:
         mean, var, eps = unit.running_mean, unit.running_var, unit.eps
-        if (groups := getattr(unit, "num_groups", len(mean))) != len(mean):  # kept per channel, used per group
+        groups = len(mean) if hasattr(unit, "group_weight") else getattr(unit, "num_groups", len(mean))
+        if groups != len(mean):  # kept per channel, used per group
             members = [[c for c in range(C) if (c * groups) // C == (own * groups) // C] for own in range(C)]
             var = torch.stack([var[m].mean() + mean[m].var(correction=0) for m in members])
             mean = torch.stack([mean[m].mean() for m in members])
@@ -137,7 +169,13 @@ def evaluation(unit: Any, case: Case, x: Tensor) -> Tensor:
     y = ((x.flatten(1) - mean[group]) / torch.sqrt(var[group] + eps)).view(x.shape)
     if hasattr(unit, "gate_weight"):
         y = y * torch.sigmoid(unit.gate_weight * x.mean((2, 3)) + unit.gate_bias)[..., None, None]
-    return y * unit.weight[:, None, None] + unit.bias[:, None, None]
+    y = y * unit.weight[:, None, None] + unit.bias[:, None, None]
+    if hasattr(unit, "group_weight"):
+        of = [(c * unit.num_groups) // C for c in range(C)]
+        y = gn.reference(y, unit.group_weight[of], unit.group_bias[of], num_groups=unit.num_groups, eps=unit.eps)
+    if hasattr(unit, "layer_scaling"):
+        y = layer_scaled(unit, y) if unit.layer_scaling else unit.clamp(y)
+    return y
 
 
 def gradients(y: Tensor, *inputs: Tensor) -> list[Tensor]:

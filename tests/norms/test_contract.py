@@ -149,6 +149,8 @@ def test_takes_one_image_and_one_pixel(case: Case, training: bool, shape: tuple[
 @every_case
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_compiles_without_a_break(case: Case, training: bool) -> None:
+    if training and norms.get(case.name).own_gradient:
+        pytest.skip("a backward that keeps state is not for compiled graphs, and its cells are skipped")
     torch.compiler.reset()
     unit = make(case, batch=2, activation=nn.ReLU()).train(training)
     x = pictures(4, C, 5, 3)

@@ -22,7 +22,7 @@ from normbench.errors import ConfigError, UnknownName
 CONF = Path(__file__).parents[2] / "conf" / "norm"
 CONTRACT = [
     "none", "bn", "ln", "in", "gn", "pn", "bgn", "frn", "brn", "gbn", "batch_group", "iebn", "proxy",
-    "sn", "evonorm_b0", "evonorm_s0", "rms", "rbn", "dyt",
+    "sn", "evonorm_b0", "evonorm_s0", "rms", "rbn", "dyt", "mabn", "bcn", "online", "syncbn",
 ]  # fmt: skip
 
 
@@ -76,7 +76,7 @@ BAD = [
     *((name, "affine", value) for name in CONTRACT for value in (1, "true", None)),
     *(
         (name, "momentum", value)
-        for name in ("bn", "bgn", "brn", "gbn", "batch_group", "iebn", "sn", "evonorm_b0", "rbn")
+        for name in ("bn", "bgn", "brn", "gbn", "batch_group", "iebn", "sn", "evonorm_b0", "rbn", "bcn", "syncbn")
         for value in (-0.1, 1.1, "fast", False)
     ),
     *(("brn", "r_max", value) for value in (0.9, 0, "3", float("nan"), True)),
@@ -91,6 +91,13 @@ BAD = [
     ("sn", "using_bn", 1),
     ("evonorm_s0", "group_fit", "lower"),
     *(("dyt", "alpha_init", value) for value in ("half", None, float("nan"))),
+    ("bcn", "estimated", 1),
+    *(("mabn", option, value) for option in ("warmup_steps", "clip_start") for value in (-1, 1.5, None, True)),
+    *(("mabn", "window", value) for value in (0, 2.5, True)),
+    *(("mabn", "decay", value) for value in (-0.1, 1.1, None, "slow")),
+    *(("online", option, value) for option in ("alpha_fwd", "alpha_bkw") for value in (-0.1, 1.1, None, True)),
+    *(("online", "clamp", value) for value in (0, -5, "5", float("inf"))),
+    ("online", "layer_scaling", 1),
 ]
 
 
