@@ -256,8 +256,8 @@ class Noisy(nn.BatchNorm2d):
 @pytest.mark.parametrize(
     ("norm", "keys", "at"),
     [
-        *((name, {}, 14) for name in norms.names()),
-        *(("bn", {}, at) for at in (1, 12, 13)),
+        *((name, {}, 8) for name in norms.names()),
+        *(("bn", {}, at) for at in (1, 6, 7)),
         ("bn", {"workers": 4, "chunk": 1}, 7),
         ("mabn", {"workers": 4, "chunk": 2, "options": {"window": 3, "warmup_steps": 2, "clip_start": 4}}, 7),
         ("online", {"workers": 2, "chunk": 1}, 7),
@@ -275,7 +275,7 @@ def test_a_run_goes_on_bit_for_bit(
     (tmp_path / "mine.py").write_text(DROPOUT)
     monkeypatch.chdir(tmp_path)
     cell = make(norm, deterministic=True, **{"epochs": 2, **keys})
-    description = described(train_count=12 * cell.images)
+    description = described(train_count=6 * cell.images)
 
     def begin() -> tuple[nn.Module, Notes]:
         return train.prepare(cell, description, CPU), Notes()

@@ -290,7 +290,7 @@ def moved(process: subprocess.Popen[str], store: Path, before: dict[Path, int]) 
     return process.poll() is not None or changes(store) != before
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.slow)])
 def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(kills: int, tmp_path: Path) -> None:
     """SIGKILL to the sweep, to a cell's process, to the fork server, at random moments; then the same command again."""
     draw = random.Random(kills)
