@@ -346,7 +346,6 @@ def test_who_detaches_collects_later_and_submitting_twice_runs_once(desk: Desk) 
     wait_for(lambda: not desk.queue())
     code, said = desk.sweep(*grid, "detach=true")
     assert code == 0, said
-    assert "2 ok" in said or "all 2 cells are done" in said
     assert [row["status"] for row in desk.results()] == ["ok", "ok"]
     assert [attempts(desk.cell(row["cell_id"])) for row in desk.results()] == [1, 1]
     assert len(list((desk.folder / "runs" / "t" / slurm.FOLDER).glob("*_submission.sh"))) == 1
