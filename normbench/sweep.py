@@ -28,6 +28,7 @@ from normbench.records import Store, cell_status, cells_of
 
 DONE, FAILED, BAD_COMMAND, STOPPED = 0, 1, 2, 130
 FINE = ("ok", "skipped")
+FAILURES = ("diverged", "oom", "timeout", "error")
 RERUNS = ("none", "failed", "all")
 
 HELP = """\
@@ -83,6 +84,9 @@ def sweep(argv: Sequence[str]) -> int:
     request = grid.read(arguments.overrides, arguments.config_dir)
     settings = request.settings
     _check(settings)
+    strays = [word.split("=")[0] for word in arguments.overrides if word.startswith("slurm.")]
+    if strays and settings["launch"] != "slurm":
+        raise ConfigError(f"{strays[0]} is given, but the cells would run here; add launch=slurm, or leave it out")
     if arguments.cfg:
         print(
             "---\n".join(yaml.safe_dump(plain(item.cell.nested()), sort_keys=False) for item in request.cells), end=""
@@ -128,6 +132,10 @@ def _run(planned: Sequence[Any], store: Store, settings: Mapping[str, Any]) -> i
             states = {item.cell_id: "new" if item.cell_id in todo else item.status for item in planned}
             display.plan([(item.cell_id, item.label, states[item.cell_id]) for item in planned])
             tracker.note = display.note
+            stand = Counter(item.status for item in planned if item.cell_id not in todo and item.status in FAILURES)
+            if stand:
+                counts = ", ".join(f"{count} {status}" for status, count in stand.items())
+                display.note(f"failed before, and not run again without rerun=failed: {counts}")
             for item in planned:
                 if item.skip is not None:
                     record_skip(item, store)

@@ -188,6 +188,8 @@ def _run(order: Order, attempt: Attempt | None, keeper: Keeper, onlookers: Onloo
         state = ranks.first(_resume(attempt))
         if attempt is not None:
             from_step = 0 if state is None else state["done"]
+            if from_step:
+                onlookers.parent.tell(resumed=from_step)
             kernels = norms.kernels(device)
             where = {"ranks": order.ranks, "kernels": kernels, "from_step": from_step}
             attempt.write_provenance(machine.provenance(device, threads) | where)

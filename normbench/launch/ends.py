@@ -75,9 +75,11 @@ def _told(log: str) -> str:
 
 
 def _place(log: str) -> str:
-    """Where Python was, as faulthandler left it in the log."""
-    found = re.findall(r'most recent call first\):\n  File "([^"\n]+)", line (\d+)', log)
-    return f" at {'/'.join(Path(found[-1][0]).parts[-2:])}:{found[-1][1]}" if found else ""
+    """Where Python was, as faulthandler left it in the log: outside the libraries, if it came from there."""
+    _, told, frames = log.rpartition("most recent call first):")
+    found = re.findall(r'^  File "([^"\n]+)", line (\d+)', frames, re.MULTILINE) if told else []
+    own = [frame for frame in found if "/lib/python" not in frame[0] and not frame[0].startswith("<")] or found
+    return f" at {'/'.join(Path(own[0][0]).parts[-2:])}:{own[0][1]}" if own else ""
 
 
 def memory_kills() -> int:

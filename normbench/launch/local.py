@@ -202,6 +202,8 @@ class Local:
         elif "began" in message:
             cell.attempt = message["began"]
             self.tracker.begin({"cell_id": item.cell_id, "sweep": self.store.folder.name, **item.cell.flat()})
+        elif "resumed" in message:
+            self.display.note(f"{item.label} goes on from step {message['resumed']}")
         elif "failed" in message:
             cell.why = cell.why or message["failed"]
         elif "store" in message:

@@ -69,6 +69,10 @@ def check(settings: Mapping[str, Any]) -> None:
         )
     if importlib.util.find_spec("submitit") is None:
         raise ConfigError("launch=slurm: the package submitit is missing; pip install 'normbench[slurm]'")
+    try:
+        queue()
+    except QueueError as error:
+        raise ConfigError(f"launch=slurm: the queue does not answer ({error}); is this a login node?") from None
 
 
 @dataclass
@@ -128,7 +132,9 @@ def queue() -> set[str]:
     except (OSError, subprocess.SubprocessError) as error:
         raise QueueError(one_line(error)) from None
     if done.returncode:
-        raise QueueError(" ".join(done.stderr.split()) or f"squeue ended with exit code {done.returncode}")
+        raise QueueError(
+            " ".join(done.stderr.strip().splitlines()[-1:]) or f"squeue ended with exit code {done.returncode}"
+        )
     return set(done.stdout.split())
 
 

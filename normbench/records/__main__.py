@@ -25,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"normbench: {one_line(error)}", file=sys.stderr)
         return 2
     print(f"{arguments.into}: " + ", ".join(f"{count} {kind}" for kind, count in counts.items()) + " cells")
+    print(f"tables and plots of it:  python -m normbench.report {arguments.into}")
     return 0
 
 
