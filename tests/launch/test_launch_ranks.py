@@ -151,6 +151,7 @@ def test_a_run_over_ranks_that_was_stopped_goes_on_bit_for_bit(run: Run) -> None
         assert again[key] == whole[key]
 
 
+@pytest.mark.slow
 def test_it_goes_on_over_another_number_of_ranks(run: Run) -> None:
     """Not bit for bit then: sums are taken in another order, and other ranks draw."""
     cell = ("norm=mine.py:Slow", "epochs=4")

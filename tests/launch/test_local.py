@@ -251,7 +251,7 @@ def test_pictures_that_go_or_change_meanwhile_are_said(sweep: Sweep, results: Re
     assert "DataError" in found["bn"]["reason"]
 
 
-GRID = ("norm=bn,brn", "batch=8,32", "data.limit=200", "epochs=12", "deterministic=true", "name=t")
+GRID = ("norm=bn,brn", "batch=8,32", "data.limit=200", "epochs=8", "deterministic=true", "name=t")
 
 
 def compared(rows: Rows) -> list[dict[str, str]]:
@@ -325,7 +325,7 @@ def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(kills: int, tmp_path
     assert compared(read(rough)) == compared(read(calm))
     assert weights(rough) == weights(calm)
     for cell in (rough / "runs" / "t").glob("*/rows.jsonl"):
-        assert [row["epoch"] for row in epochs(cell.parent)] == list(range(1, 13))
+        assert [row["epoch"] for row in epochs(cell.parent)] == list(range(1, 9))
         assert {path.name for path in cell.parent.iterdir()} - {"log.txt"} == {
             "config.yaml", "rows.jsonl", "result.json", "provenance.json",
         }  # fmt: skip
@@ -333,7 +333,7 @@ def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(kills: int, tmp_path
 
 def test_stopped_in_the_middle_it_goes_on_from_there(tmp_path: Path) -> None:
     """Ctrl-C once: a checkpoint, then the end; the same command goes on from it and ends as one that never stopped."""
-    grid = ("norm=bn", "batch=4", "data.limit=200", "epochs=12", "deterministic=true", "name=t")
+    grid = ("norm=bn", "batch=4", "data.limit=200", "epochs=8", "deterministic=true", "name=t")
     for folder in (tmp_path / "calm", tmp_path / "rough"):
         folder.mkdir()
         process = command(folder, *grid)

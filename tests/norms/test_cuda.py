@@ -270,7 +270,9 @@ def interpret(name: str) -> int:
     return failed
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "channels_last" else []) for name in FORMATS]
+)
 def test_kernels_equal_plain_pytorch_in_the_interpreter(name: str) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error", __file__, name],
