@@ -97,8 +97,10 @@ def begin(
         if path is not None and claim.alive(path):
             return None
         number = (max(last, ended(folder)) if after is None else after) + 1
-        if not (folder / "config.yaml").exists():  # before the claim: whatever is claimed has its row
-            write_atomically(folder / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
+        text = yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
+        first = not (folder / "config.yaml").exists()
+        if first:  # before the claim: whatever is claimed has its row
+            write_atomically(folder / "config.yaml", text)
         path = claim.take(folder, number, {"since": time.time(), **known})
         if path is None:
             return None
@@ -107,7 +109,8 @@ def begin(
             return None
         sweep_up(folder)
         (folder / "result.json").unlink(missing_ok=True)
-        write_atomically(folder / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
+        if not first:  # where things lie may be another by now
+            write_atomically(folder / "config.yaml", text)
         (folder / "rows.jsonl").touch()
     return Attempt(folder, number)
 

@@ -35,7 +35,7 @@ class Ranks:
             kinds.setdefault(tensor.dtype, []).append(tensor)
         for same in kinds.values():
             flat = torch.cat([tensor.reshape(-1) for tensor in same])
-            with _together():
+            with together():
                 dist.all_reduce(flat)
             for tensor, part in zip(same, flat.split([tensor.numel() for tensor in same]), strict=True):
                 tensor.copy_(part.view(tensor.shape))
@@ -44,7 +44,7 @@ class Ranks:
         """The sum over the ranks."""
         if self.count > 1:
             value = value.clone()
-            with _together():
+            with together():
                 dist.all_reduce(value)
         return value
 
@@ -59,7 +59,7 @@ class Ranks:
         if self.count == 1:
             return [value]
         found: list[object] = [None] * self.count
-        with _together():
+        with together():
             dist.all_gather_object(found, value)
         return found
 
@@ -68,13 +68,13 @@ class Ranks:
         if self.count == 1:
             return value
         found: list[Any] = [value if self.rank == 0 else None]
-        with _together():
+        with together():
             dist.broadcast_object_list(found)
         return cast("T", found[0])
 
 
 @contextlib.contextmanager
-def _together() -> Iterator[None]:
+def together() -> Iterator[None]:
     """An exchange. Between CPUs a rank that went away ends it; between GPUs it waits until somebody ends it."""
     try:
         yield

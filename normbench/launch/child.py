@@ -165,9 +165,7 @@ def _attempt(order: Order, parent: Parent) -> int:
             result = ends.of_exception(error, onlookers.last)
             print(result.get("traceback", result["reason"]), file=sys.stderr, flush=True)
             if attempt is None:
-                told = {
-                    key: result.get(key) for key in ("status", "epoch", "step", "last_loss")
-                }  # the log has the rest
+                told = {key: result[key] for key in ("status", "epoch", "step", "last_loss")}
                 parent.tell(failed={**told, "reason": f"rank {order.rank}: {result['reason']}"})
                 time.sleep(HEAD_START)
                 return FAILED

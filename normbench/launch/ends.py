@@ -60,10 +60,11 @@ def of_process(status: int, out_of_memory: bool, log: str = "") -> Result:
         code = os.waitstatus_to_exitcode(status)
         return {"status": "error", "reason": f"its process ended with exit code {code} and no result{_told(log)}"}
     number = os.WTERMSIG(status)
-    name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+    named = signal.Signals(number) if number in set(signal.Signals) else None
+    name = named.name if named else f"signal {number}"
     if number == signal.SIGKILL and out_of_memory:
         return {"status": "oom", "reason": "the system ran out of memory and killed its process (SIGKILL)"}
-    words = WORDS.get(signal.Signals(number)) if number in set(signal.Signals) else None
+    words = WORDS.get(named) if named else None
     reason = f"its process ended by {words} ({name}){_place(log)}" if words else f"its process was killed ({name})"
     return {"status": "killed", "reason": reason}
 

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from normbench import attempt, records
 from normbench.errors import ConfigError, StoreError, one_line
 from normbench.files import read_json, write_json
+from normbench.launch import ends
 from normbench.launch.errand import UNFINISHED, Errand
 from normbench.records import Store
 
@@ -331,8 +332,7 @@ class Slurm:
         number = attempt.last(folder)
         if attempt.ended(folder) != number:
             status, reason = self._lost(item)
-            last = (records.epochs(folder) or [{}])[-1]
-            reached = {"epoch": last.get("epoch"), "step": last.get("step"), "last_loss": last.get("train_loss")}
+            reached = ends.reached((records.epochs(folder) or [{}])[-1])
             attempt.close(
                 folder, number, {"status": status, "reason": reason, **reached, **item.known, "ended": time.time()}
             )

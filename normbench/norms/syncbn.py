@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from normbench.errors import LostRankError
 from normbench.norms import core, plain, running
 from normbench.norms.registry import Normalizer, register
+from normbench.ranks import together
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-5) -> Tensor:
@@ -117,12 +117,8 @@ class _Sum(torch.autograd.Function):
 
 def _all_reduced(value: Tensor) -> Tensor:
     value = value.clone(memory_format=torch.contiguous_format)
-    try:
+    with together():
         distributed.all_reduce(value)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        raise LostRankError(f"an exchange between the ranks failed: {error}") from error
     return value
 
 
