@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from normbench import norms
 from normbench.cell import Cell
+from normbench.checkpoint import draws, set_draws
 from normbench.ranks import ALONE, Ranks
 
 # Weights of auxiliary heads' losses, by their number: InceptionV3's one, GoogLeNet's two (arXiv:1409.4842, section 5;
@@ -40,6 +41,7 @@ class Step:
         self.images = min(cell.batch * self.workers_at_once(cell), own)
         self.buffers = BufferMean(net) if self.images < own else None
         bf16 = cell.amp == "bfloat16"
+        self.hooks = norms.step_hooks(net)
         self.precision: Callable[[], contextlib.AbstractContextManager[Any]] = (
             (lambda: torch.autocast(device.type, torch.bfloat16)) if bf16 else contextlib.nullcontext
         )
@@ -61,24 +63,51 @@ class Step:
         for group in self.update.param_groups:
             group["lr"] = lr
         self.update.zero_grad(set_to_none=True)
+        start = draws(x.device) if self.hooks.forwards_again else None
         loss = torch.zeros((), device=x.device)
-        for part, labels in zip(x.split(self.images), y.split(self.images), strict=True):
-            share = len(labels) / len(y)
-            with self.buffers.part(share) if self.buffers else contextlib.nullcontext():
-                with self.precision():
-                    out = self.forward(part.contiguous(memory_format=memory_format(self.cell)))
-                    part_loss = classification_loss(out, labels, self.cell.recipe.label_smoothing)
-                    part_loss = part_loss * (share / self.ranks.count)
-                part_loss.backward()  # statistics of gradients are the worker's too
+        for part, labels, share in self._parts(x, y):
+            with self.precision():
+                out = self.forward(part)
+                part_loss = classification_loss(out, labels, self.cell.recipe.label_smoothing)
+                part_loss = part_loss * (share / self.ranks.count)
+            part_loss.backward()  # statistics of gradients are the worker's too
             loss = loss + part_loss.detach()
-        if self.buffers:
-            self.buffers.settle()
         if self.ranks.count > 1:
             self._agree(loss)
+        self.hooks.gradients()
         if self.cell.recipe.clip is not None:
             nn.utils.clip_grad_norm_(self.net.parameters(), self.cell.recipe.clip)
         self.update.step()
+        self.hooks.updated(lambda: self._again(x, y, start))
         return loss
+
+    def _parts(self, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor, float]]:
+        """A chunk's pictures and labels, and its share of this rank's; running statistics settle after the last."""
+        for part, labels in zip(x.split(self.images), y.split(self.images), strict=True):
+            share = len(labels) / len(y)
+            with self.buffers.part(share) if self.buffers else contextlib.nullcontext():
+                yield part.contiguous(memory_format=memory_format(self.cell)), labels, share
+        if self.buffers:
+            self.buffers.settle()
+
+    @torch.no_grad()
+    def _again(self, x: Tensor, y: Tensor, start: Any) -> None:
+        """The same pictures forward once more, with the draws from ``start``; only buffers change."""
+        end = draws(x.device)
+        set_draws(start, x.device)
+        for part, _, _ in self._parts(x, y):
+            with self.precision():
+                self.forward(part)
+        set_draws(end, x.device)
+        if self.ranks.count > 1:
+            self.ranks.add_up(self._shares())
+
+    def _shares(self) -> list[Tensor]:
+        """The buffers that are statistics, each made this rank's share of their mean."""
+        statistics = [buffer for buffer in self.net.buffers() if buffer.is_floating_point()]
+        for buffer in statistics:
+            buffer /= self.ranks.count
+        return statistics
 
     def _agree(self, loss: Tensor) -> None:
         """Loss and gradients become the sum over the ranks, running statistics their mean.
@@ -92,10 +121,7 @@ class Step:
         for i in lacking:
             given[i] = 0
         grads = [torch.zeros_like(p) if p.grad is None else p.grad.to_dense() for p in learned]
-        statistics = [buffer for buffer in self.net.buffers() if buffer.is_floating_point()]
-        for buffer in statistics:
-            buffer /= self.ranks.count
-        self.ranks.add_up([loss, given, *grads, *statistics])
+        self.ranks.add_up([loss, given, *grads, *self._shares()])
         counts = given.tolist() if lacking else []
         for i, (parameter, grad) in enumerate(zip(learned, grads, strict=True)):
             parameter.grad = grad if not lacking or counts[i] else None

@@ -7,6 +7,7 @@ A new method is a file here, a file in conf/norm/, and an import below.
 """
 
 from normbench.norms.fused import kernels
+from normbench.norms.hooks import StepHooks, step_hooks
 from normbench.norms.normalizer import Normalizer
 from normbench.norms.registry import (
     affine_parameters,
@@ -17,7 +18,9 @@ from normbench.norms.registry import (
     is_unit,
     names,
     register,
+    unit_name,
 )
+from normbench.norms.wiring import Wiring
 
 # isort: split
 # The order in which they are listed.
@@ -27,6 +30,8 @@ from normbench.norms import mabn, bcn, online, syncbn  # noqa: F401
 
 __all__ = [
     "Normalizer",
+    "StepHooks",
+    "Wiring",
     "affine_parameters",
     "build",
     "check_options",
@@ -36,4 +41,6 @@ __all__ = [
     "kernels",
     "names",
     "register",
+    "step_hooks",
+    "unit_name",
 ]

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from normbench.norms import core, plain, running
+from normbench.norms.convolution import adopt
 from normbench.norms.registry import Normalizer, register
 
 REAL_BATCH, USUAL_BATCH = 32, 2
@@ -189,14 +190,6 @@ class CenteredConv2d(nn.Conv2d):
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return super()._conv_forward(input, weight - weight.mean((1, 2, 3), keepdim=True), bias)
 
-    @classmethod
-    def of(cls, convolution: nn.Conv2d) -> CenteredConv2d:
-        """One that shares the weights and all else of ``convolution``."""
-        made = cls.__new__(cls)
-        registries = {key: value.copy() for key, value in vars(convolution).items() if isinstance(value, dict | set)}
-        made.__dict__.update(vars(convolution) | registries)
-        return made
-
 
 def _load(unit: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: Any, _strict: bool, *lists: Any) -> None:
     """Before a load: a BatchNorm2d's statistics are left out, since its variance is around a mean."""
@@ -213,7 +206,7 @@ register(
         mixes_samples=True,
         train_eval_differ=True,
         drop_in=False,
-        convolution=CenteredConv2d.of,
+        convolution=lambda convolution, _unit: adopt(CenteredConv2d, convolution),
         own_gradient=True,
         keeps_statistics=True,
     )

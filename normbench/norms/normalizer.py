@@ -6,11 +6,15 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from normbench.norms import options as checks
+from normbench.norms.wiring import Wiring
+
+if TYPE_CHECKING:
+    from normbench.norms.hooks import StepHooks
 
 # Parameters of a constructor that the harness gives; all others are the method's options.
 GIVEN = ("num_features", "activation", "batch", "device", "dtype")
@@ -25,10 +29,11 @@ class Normalizer:
     than apply it (its own in its place, or something behind it). own_eps: the replaced BatchNorm's eps does not carry
     over. drop_in: it can stand in a BatchNorm2d's place without a look at the graph. sum_activation: what it puts in
     place of a ReLU after a residual sum, made with num_features. convolution: what it puts in place of the Conv2d right
-    before it, made from that. joins_workers: its statistics are those of all workers of a step, which are therefore
-    never run a chunk at a time. own_gradient: its backward is its own, not the derivative of its forward, and keeps
-    state; so it cannot be compiled or differentiated twice. keeps_statistics: it has running statistics also where the
-    BatchNorm had none. source_hash: SHA-256 of a user's file; None for ours.
+    before a site, made from that and the site's unit. wire: what else it changes of the graphs, the units being in
+    place; not drop_in then. hooks: what it does in the training loop. joins_workers: its statistics are those of all
+    workers of a step, which are therefore never run a chunk at a time. own_gradient: its backward is its own, not the
+    derivative of its forward, and keeps state; so it cannot be compiled or differentiated twice. keeps_statistics: it
+    has running statistics also where the BatchNorm had none. source_hash: SHA-256 of a user's file; None for ours.
     check: raises ConfigError for a bad value of an option; None: values are not checked.
     """
 
@@ -43,7 +48,9 @@ class Normalizer:
     own_eps: bool = False
     drop_in: bool = True
     sum_activation: type[nn.Module] | None = None
-    convolution: Callable[[nn.Conv2d], nn.Module] | None = None
+    convolution: Callable[[nn.Conv2d, nn.Module], nn.Module] | None = None
+    wire: Callable[[Wiring], None] | None = None
+    hooks: type[StepHooks] | None = None
     joins_workers: bool = False
     own_gradient: bool = False
     keeps_statistics: bool = False

@@ -95,6 +95,11 @@ def is_unit(module: nn.Module) -> bool:
     return hasattr(module, MARK)
 
 
+def unit_name(model: nn.Module) -> str | None:
+    """The name of the normalizer whose units ``model`` holds, None if it holds none."""
+    return next((str(getattr(module, MARK)) for module in model.modules() if is_unit(module)), None)
+
+
 def affine_parameters(unit: nn.Module) -> list[nn.Parameter]:
     """γ and β of a unit."""
     return [parameter for name, parameter in _own_parameters(unit) if name.rpartition(".")[2] in AFFINE]

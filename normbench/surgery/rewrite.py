@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from itertools import chain, count
 from types import MappingProxyType
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from normbench import norms
 from normbench.errors import InputError
-from normbench.norms import Normalizer, running
+from normbench.norms import Normalizer, Wiring, running
 from normbench.surgery.forward import Forward, Rewritten
 from normbench.surgery.report import KEY, Left, Record, Replaced, keep
 from normbench.surgery.shapes import site_shapes
@@ -106,9 +105,13 @@ def _rewrite(model: nn.Module, traced: Traced, choice: Choice) -> nn.Module:
     if row.takes_activation:
         _take_activations(found, sites)
     owners = {modules[sum_.owner] for sum_ in found.sums} if row.sum_activation else set()
-    replaced = {modules[name]: unit for name, unit in units.items()} | _convolutions(sites, modules, row)
+    replaced = {modules[name]: unit for name, unit in units.items()} | _convolutions(sites, modules, row, units)
     tree = graft(traced.root, replaced, owners)
-    sums = _place_sums(found, tree, modules, row) if row.sum_activation else ()
+    before = {site.name: site.convolution for site in sites if site.convolution is not None}
+    wiring = Wiring(tree, traced.graphs, units, before)
+    sums = _place_sums(found, wiring, modules, row) if row.sum_activation else ()
+    if row.wire is not None:
+        row.wire(wiring)
     result = Rewritten(tree, *(Forward.of(graph) for graph in traced.graphs))
     if sums:
         result.register_load_state_dict_pre_hook(_keep_sums)
@@ -163,12 +166,14 @@ def _unit(site: Site, bn: nn.Module, choice: Choice, fused: bool) -> nn.Module:
     return unit.train(bn.training)
 
 
-def _convolutions(sites: list[Site], modules: Mapping[str, nn.Module], row: Normalizer) -> dict[nn.Module, nn.Module]:
+def _convolutions(
+    sites: list[Site], modules: Mapping[str, nn.Module], row: Normalizer, units: Mapping[str, nn.Module]
+) -> dict[nn.Module, nn.Module]:
     """What the method puts in place of the sites' convolutions. Subclasses and parametrized ones stay as they are."""
     if row.convolution is None:
         return {}
-    before = (modules[site.convolution] for site in sites if site.convolution is not None)
-    return {m: row.convolution(m) for m in before if type(m) is nn.Conv2d}
+    before = ((modules[site.convolution], units[site.name]) for site in sites if site.convolution is not None)
+    return {conv: row.convolution(conv, unit) for conv, unit in before if type(conv) is nn.Conv2d}
 
 
 def _settings(bn: Any, row: Normalizer) -> dict[str, Any]:
@@ -221,7 +226,7 @@ def _take_activations(found: Found, sites: list[Site]) -> None:
             use.graph.erase_node(use.after)
 
 
-def _place_sums(found: Found, tree: nn.Module, modules: Mapping[str, nn.Module], row: Normalizer) -> tuple[str, ...]:
+def _place_sums(found: Found, wiring: Wiring, modules: Mapping[str, nn.Module], row: Normalizer) -> tuple[str, ...]:
     """Put the method's activation in place of the ReLU of every sum, in the module that adds. The names they got.
 
     One for each branch: both graphs, and every call of a block that is called twice, share it.
@@ -230,7 +235,8 @@ def _place_sums(found: Found, tree: nn.Module, modules: Mapping[str, nn.Module],
     for sum_ in found.sums:
         key = (sum_.owner, sum_.site)
         if key not in placed:
-            placed[key] = _add(tree, sum_.owner, _sum_unit(modules[sum_.site], row))
+            unit = _sum_unit(modules[sum_.site], row)
+            placed[key] = wiring.add(sum_.owner, unit, type(unit).__name__.lower())
         with sum_.graph.inserting_before(sum_.node):
             node = sum_.graph.call_module(placed[key], tuple(sum_.node.all_input_nodes))
         sum_.node.replace_all_uses_with(node)
@@ -257,15 +263,6 @@ def _sum_unit(bn: Any, row: Normalizer) -> nn.Module:
     unit = row.sum_activation(bn.num_features)
     _like(unit, bn)
     return unit.train(bn.training)
-
-
-def _add(tree: nn.Module, owner: str, unit: nn.Module) -> str:
-    """Make ``unit`` a child of the module ``owner``, under the lower-case name of its class; its full name."""
-    parent, word = tree.get_submodule(owner), type(unit).__name__.lower()
-    names = chain([word], (f"{word}_{i}" for i in count(1)))
-    name = next(name for name in names if not hasattr(parent, name))
-    parent.add_module(name, unit)
-    return f"{owner}.{name}" if owner else name
 
 
 def _records(sites: list[Site]) -> tuple[Replaced, ...]:

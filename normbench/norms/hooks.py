@@ -1,0 +1,45 @@
+"""What a method does in the training loop, beside its units' forward and backward.
+
+In a training loop: ``hooks = step_hooks(model)`` once; in every step ``hooks.gradients()`` after the backward pass and
+before clipping, and ``hooks.updated(lambda: model(x))`` after the optimizer's step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from normbench.norms.registry import get, unit_name
+
+
+class StepHooks:
+    """Nothing: what most methods do. One that does more derives from this, and names it in its registry row.
+
+    Made once for a model, from the model; what it remembers from step to step stands in buffers of the model's, so that
+    a checkpoint has it and ranks agree on it.
+    """
+
+    #: Whether ``updated`` calls what it is given.
+    forwards_again = False
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def gradients(self) -> None:
+        """Change the gradients of a step in place: summed over its chunks and ranks, not yet clipped.
+
+        Buffers are already the mean over workers and ranks.
+        """
+
+    def updated(self, again: Callable[[], object]) -> None:
+        """After the optimizer's step. ``again()``: the same pictures through the network once more, in training mode,
+        without gradients and with the same draws; the random state stays what it was.
+        """
+
+
+def step_hooks(model: nn.Module) -> StepHooks:
+    """The hooks of the method whose units ``model`` holds; those that do nothing where it holds none."""
+    name = unit_name(model)
+    made = get(name).hooks if name is not None else None
+    return (made or StepHooks)(model)
