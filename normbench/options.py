@@ -14,6 +14,7 @@ OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("cosine", "step", "constant")
 LR_RULES = ("linear", "sqrt", "none")
 RAMPS = ("linear", "cosine")
+ANCHORS = ("zero", "one", "init")
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,8 @@ class Recipe:
     milestones: shares of the run after which the rate is multiplied by ``decay`` (schedule ``step``).
     warmup_epochs: the rate rises from 0 to the peak, along ``warmup`` (linear or cosine).
     affine_weight_decay: decay of the units' weight and bias; None: the same as ``weight_decay``.
+    affine_anchor: where that pulls the weight: to ``zero`` (as torch does), ``one`` (arXiv:1906.03548's code) or where
+    it started (``init``: apart from ``one`` at a zero-initialised weight). The bias goes to zero.
     clip: largest norm of the whole gradient; None: unclipped.
     """
 
@@ -98,6 +101,7 @@ class Recipe:
     nesterov: bool = True
     weight_decay: float = 0.0
     affine_weight_decay: float | None = None
+    affine_anchor: str = "zero"
     base_lr: float = 0.1
     base_batch: int = 256
     lr_rule: str = "linear"
@@ -116,6 +120,7 @@ class Recipe:
         one_of("recipe.schedule", self.schedule, SCHEDULES)
         one_of("recipe.lr_rule", self.lr_rule, LR_RULES)
         one_of("recipe.warmup", self.warmup, RAMPS)
+        one_of("recipe.affine_anchor", self.affine_anchor, ANCHORS)
         at_least("recipe.epochs", self.epochs, 1)
         at_least("recipe.steps", self.steps, 1)
         at_least("recipe.base_batch", self.base_batch, 1)
