@@ -42,7 +42,7 @@ def optimizer(model: nn.Module, recipe: Recipe, lr: float) -> torch.optim.Optimi
     Anchors of ``recipe.affine_anchor=init`` are the values that the weights have now.
     """
     groups = parameter_groups(model, recipe)
-    anchored = next((group["params"] for group in groups if group["name"] == "anchored"), [])
+    anchored: list[nn.Parameter] = next((group["params"] for group in groups if group["name"] == "anchored"), [])
     if recipe.optimizer == "adamw":
         made: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=lr, betas=(recipe.momentum, 0.999), fused=True)
     else:

@@ -20,6 +20,7 @@ from normbench.norms.registry import (
     register,
     unit_name,
 )
+from normbench.norms.running import set_example_weight
 from normbench.norms.wiring import Wiring
 
 # isort: split
@@ -41,6 +42,7 @@ __all__ = [
     "kernels",
     "names",
     "register",
+    "set_example_weight",
     "step_hooks",
     "unit_name",
 ]
