@@ -23,7 +23,7 @@ FLOORS = [
     {"ranks"},
     {"norms", "machine", "checkpoint"},
     {"surgery", "models", "data"},
-    {"optimize", "evaluate", "step", "meter"},
+    {"optimize", "evaluate", "step", "meter", "weighing"},
     {"train", "rehearse"},
     {"grid"},
     {"preflight"},

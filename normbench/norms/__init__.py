@@ -17,6 +17,7 @@ from normbench.norms.registry import (
     get,
     is_unit,
     names,
+    ours,
     register,
     unit_name,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "is_unit",
     "kernels",
     "names",
+    "ours",
     "register",
     "set_example_weight",
     "step_hooks",

@@ -34,7 +34,7 @@ class Normalizer:
     workers of a step, which are therefore never run a chunk at a time. own_gradient: its backward is its own, not the
     derivative of its forward, and keeps state; so it cannot be compiled or differentiated twice. keeps_statistics: it
     has running statistics also where the BatchNorm had none. source_hash: SHA-256 of a user's file; None for ours.
-    check: raises ConfigError for a bad value of an option; None: values are not checked.
+    users: it is a user's. check: raises ConfigError for a bad value of an option; None: values are not checked.
     """
 
     name: str
@@ -55,6 +55,7 @@ class Normalizer:
     own_gradient: bool = False
     keeps_statistics: bool = False
     source_hash: str | None = None
+    users: bool = False
     check: Callable[[Mapping[str, Any], str], None] | None = checks.check
 
     @cached_property

@@ -205,7 +205,7 @@ def _carry(bn: nn.Module, unit: nn.Module, row: Normalizer) -> None:
     state = {key: value for key, value in bn.state_dict().items() if key in own}
     if "running_mean" not in own and "running_var" not in own:
         state.pop("num_batches_tracked", None)  # a count of nothing
-    if row.name not in norms.names():
+    if row.users:
         keys = running.BATCHNORM_KEYS if getattr(unit, "batchnorm_statistics", False) else ("weight", "bias")
         state = {k: v for k, v in state.items() if k in keys and own[k].shape == v.shape}
     with warnings.catch_warnings():
@@ -298,8 +298,8 @@ def _check_drop_in(row: Normalizer, model: nn.Module, why: Untraceable) -> None:
     """Raise InputError if the method needs the graph that could not be had."""
     if row.drop_in:
         return
-    graph = [name for name in norms.names() if not norms.get(name).drop_in]
-    drop_in = [name for name in norms.names() if name not in graph]
+    graph = [name for name in norms.ours() if not norms.get(name).drop_in]
+    drop_in = [name for name in norms.ours() if name not in graph]
     raise InputError(
         f"{row.name} needs the graph of the model, as {', '.join(graph)} do, and torch.fx cannot trace "
         f"{type(model).__name__}: {why}; move what depends on values into a module without a BatchNorm, "
