@@ -29,7 +29,7 @@ FLOORS = [
     {"preflight"},
     {"progress"},
     {"report", "display", "track"},
-    {"launch", "bench"},
+    {"launch", "bench", "check"},
     {"sweep"},
 ]
 TORCH_FREE = {

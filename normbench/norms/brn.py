@@ -171,5 +171,6 @@ register(
         paper="Ioffe, NIPS 2017, arXiv:1702.03275",
         mixes_samples=True,
         train_eval_differ=True,
+        held_constant=True,
     )
 )

@@ -32,9 +32,10 @@ class Normalizer:
     before a site, made from that and the site's unit. wire: what else it changes of the graphs, the units being in
     place; not drop_in then. hooks: what it does in the training loop. joins_workers: its statistics are those of all
     workers of a step, which are therefore never run a chunk at a time. own_gradient: its backward is its own, not the
-    derivative of its forward, and keeps state; so it cannot be compiled or differentiated twice. keeps_statistics: it
-    has running statistics also where the BatchNorm had none. source_hash: SHA-256 of a user's file; None for ours.
-    users: it is a user's. check: raises ConfigError for a bad value of an option; None: values are not checked.
+    derivative of its forward, and keeps state; so it cannot be compiled or differentiated twice. held_constant: its
+    gradient takes parts of its training forward that depend on the input for constants. keeps_statistics: it has
+    running statistics also where the BatchNorm had none. source_hash: SHA-256 of a user's file; None for ours. users:
+    it is a user's. check: raises ConfigError for a bad value of an option; None: values are not checked.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Normalizer:
     hooks: type[StepHooks] | None = None
     joins_workers: bool = False
     own_gradient: bool = False
+    held_constant: bool = False
     keeps_statistics: bool = False
     source_hash: str | None = None
     users: bool = False

@@ -18,7 +18,7 @@ MARK = "_normbench_name"
 # a method called ``wire`` that means something else; a static one is meant.
 TRAITS: dict[str, type] = {
     **dict.fromkeys(("mixes_samples", "train_eval_differ", "own_activation", "own_eps", "drop_in"), bool),
-    **dict.fromkeys(("joins_workers", "own_gradient", "keeps_statistics"), bool),
+    **dict.fromkeys(("joins_workers", "own_gradient", "held_constant", "keeps_statistics"), bool),
     **dict.fromkeys(("sum_activation", "hooks"), type),
     **dict.fromkeys(("convolution", "wire"), staticmethod),
     "least_batch": int,
