@@ -71,7 +71,8 @@ def _one_of(choices: tuple[str, ...], or_none: bool = False) -> Check:
 
 
 EVAL_STATS = ("running", "batch")
-CHOICES = {"group_fit": FITS, "eval_stats": EVAL_STATS}
+PRIORS, PROPAGATIONS = ("code", "consistent"), ("sample", "moments")
+CHOICES = {"group_fit": FITS, "eval_stats": EVAL_STATS, "prior": PRIORS, "propagate": PROPAGATIONS}
 CHECKS: dict[str, tuple[Check, str]] = {
     "eps": (lambda value: is_number(value) and value >= 0, "a number, 0 or more, such as 1e-5"),
     "momentum": (
@@ -97,6 +98,11 @@ CHECKS: dict[str, tuple[Check, str]] = {
     "window": (lambda value: value is None or is_count(value), "a whole number of steps, 1 or more, such as 16"),
     "warmup_steps": (_is_whole, "a whole number of steps, 0 or more, such as 100"),
     "clip_start": (_is_whole, "a whole number of steps, 0 or more, such as 1000"),
+    "gain": (lambda value: value is None or _is_share(value), "the weight of the measured from 0 to 1, such as 0.1"),
+    "prior": (_one_of(PRIORS), f"one of {', '.join(PRIORS)}"),
+    "propagate": (_one_of(PROPAGATIONS), f"one of {', '.join(PROPAGATIONS)}"),
+    "detach_prior": (_is_flag, "true or false"),
+    "gate_ratio": (lambda value: value is not None and _is_bound(0)(value), "a number, 0 or more (inf: no gate)"),
     "proxy_eps": (lambda value: is_number(value) and value >= 0, "a number, 0 or more, such as 0.03"),
     "quantiles": (is_count, "a whole number of grid points, 1 or more, such as 256"),
     "num_groups": (_is_group_number, "a whole number of groups, 1 or more, such as 16"),
