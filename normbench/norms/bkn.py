@@ -8,13 +8,13 @@ x, y: (N, C, H, W).  γ, β: (C,).  m, V, m⁻, V⁻, z, S: (workers, C), each o
 None: n / (n + 18) for n images of a worker.
 Train: alone (``unit(x)``) it is BatchNorm. In a model, ``unit(x, law)`` takes what is known of x and gives, behind y,
 what is known of x and of y now; the training graph carries that from norm to norm (``wire``), below.
-Eval: running_mean, running_var (C,), moved by ``momentum`` (torch's sense) towards the mean over the workers of m and V,
-S unbiased in it, so that q = 1 is BatchNorm; the graph carries nothing. Works from N = 1, if H·W > 1.
+Eval: running_mean, running_var (C,), moved by ``momentum`` (torch's sense) towards the mean over the workers of m and
+V, S unbiased in it, so that q = 1 is BatchNorm; the graph carries nothing. Works from N = 1, if H·W > 1.
 
 What is carried (Law) is a normal distribution for each worker and channel, alike at all pixels, and the activation on
-it. ``prior="code"``: N(m, V), which is of x, not of y, as in the released code; ``consistent``: N(β, γ²), what enters the
-activation.
-    activation      ``propagate="sample"``: one map of draws for each worker, of the true size, fresh in every step; then
+it. ``prior="code"``: N(m, V), which is of x, not of y, as in the released code; ``consistent``: N(β, γ²), what enters
+the activation.
+    activation      ``propagate="sample"``: one map of draws for each worker, of the true size, fresh in every step;
                     what follows works on the map. ``moments``: mean and variance, of a ReLU in closed form, of others
                     from draws
     convolution     of the map, with the same weights, then mean and variance over its pixels; moments: in closed form,
@@ -28,9 +28,10 @@ All else starts anew: gates, shuffles, products, a sum with a term that nothing 
 known of is known once a norm has measured it. A unit's ``predicted`` says whether it is given a prediction.
 
 From the released code (CIFAR): the filter, its gate, the map of draws, gradients that flow along it (not with
-``detach_prior``), the sum and the padding, gains of 0.1 for batches of 2 and 0.95 for 128. A recollection, not here: the
-paper's learned transition, process noise and gain. Ours: the gain between, ``consistent``, ``moments``, the mean
-over workers in the running statistics (there: the first one's), and all of the carrying beyond chains, sums and padding.
+``detach_prior``), the sum and the padding, gains of 0.1 for batches of 2 and 0.95 for 128. A recollection, not here:
+the paper's learned transition, process noise and gain. Ours: the gain between, ``consistent``, ``moments``, the
+unbiased S and the mean over workers in the running statistics (there: the first one's), a trunk that is known by its
+first norm, and all of the carrying beyond chains, sums and padding.
 """
 
 from __future__ import annotations
@@ -311,8 +312,9 @@ class _Carrier:
     def go(self) -> None:
         for node in list(self.graph.nodes):
             with self.graph.inserting_before(node.next):
-                law = self.units(node) if str(node.target) in self.wiring.units else self.follow(node)
-                if law is not None:
+                if str(node.target) in self.wiring.units:
+                    self.units(node)
+                elif (law := self.follow(node)) is not None:
                     self.laws[node] = law
         for node in reversed(self.made):
             if not node.users:
@@ -393,15 +395,18 @@ def _dim(node: fx.Node) -> Any:
 def _cuts_pixels(index: Any) -> bool:
     """Whether an index leaves all images and channels: x[:, :, ::2, ::2]."""
     whole = slice(None)
-    return isinstance(index, tuple) and len(index) == 4 and index[:2] == (whole, whole) and all(
-        isinstance(part, slice) for part in index
+    return (
+        isinstance(index, tuple)
+        and len(index) == 4
+        and index[:2] == (whole, whole)
+        and all(isinstance(part, slice) for part in index)
     )
 
 
 def _zeros(node: fx.Node) -> tuple[int, ...] | None:
     """The six numbers of a padding with zeros of H, W and channels."""
     names = ("input", "pad", "mode", "value")
-    given = dict(zip(names, node.args, strict=False)) | node.kwargs
+    given: dict[str, Any] = dict(zip(names, node.args, strict=False)) | node.kwargs
     pad = tuple(given["pad"])
     plain_zeros = given.get("mode", "constant") == "constant" and not given.get("value")
     if not plain_zeros or len(pad) > 6 or len(pad) % 2 or not all(isinstance(side, int) for side in pad):

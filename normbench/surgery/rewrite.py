@@ -107,6 +107,9 @@ def _rewrite(model: nn.Module, traced: Traced, choice: Choice) -> nn.Module:
         _take_activations(found, sites)
     owners = {modules[sum_.owner] for sum_ in found.sums} if row.sum_activation else set()
     replaced = {modules[name]: unit for name, unit in units.items()} | _convolutions(sites, modules, row, units)
+    if row.layer is not None:
+        unit = units[sites[0].name]
+        replaced |= {m: row.layer(m, unit) for m in modules.values() if type(m) in (nn.Conv2d, nn.Linear)}
     tree = graft(traced.root, replaced, owners)
     before = {site.name: site.convolution for site in sites if site.convolution is not None}
     wiring = Wiring(tree, traced.graphs, units, before, partial(activation, modules=modules))
