@@ -57,12 +57,16 @@ def reference(
 
 def reference_gradient(of_weight: Tensor, of_bias: Tensor, mean: Tensor, s2: Tensor) -> tuple[Tensor, Tensor]:
     """G P Pᵀ of a dense layer, by the matrices: W's (m, n) and b's (m,); μ, s²: (n,)."""
-    n = len(mean)
-    U = torch.eye(n + 1, dtype=mean.dtype)
-    U[0, 1:] = -mean
-    P = U @ torch.diag(torch.cat([torch.ones(1, dtype=mean.dtype), 1 / torch.sqrt(s2)]))
+    P = matrix(mean, s2)
     G = torch.cat([of_bias[:, None], of_weight], 1) @ P @ P.T
     return G[:, 1:], G[:, 0]
+
+
+def matrix(mean: Tensor, s2: Tensor) -> Tensor:
+    """P, (n + 1, n + 1)."""
+    U = torch.eye(len(mean) + 1, dtype=mean.dtype)
+    U[0, 1:] = -mean
+    return U @ torch.diag(torch.cat([torch.ones(1, dtype=mean.dtype), 1 / torch.sqrt(s2)]))
 
 
 @dataclass(frozen=True)
