@@ -238,8 +238,8 @@ def convolved(law: Law, x: Tensor, conv: nn.Conv2d) -> Law:
     mean, var = (value.unflatten(1, (conv.groups, -1)) for value in moments(law, x))
     with torch.autocast(x.device.type, enabled=False):
         weight = conv.weight.to(mean.dtype).unflatten(0, (conv.groups, -1))
-        mean = torch.einsum("rgc,gockl->rgo", mean, weight).flatten(1)
-        var = torch.einsum("rgc,gockl->rgo", var, weight.square()).flatten(1)
+        mean = torch.einsum("rgc,goc->rgo", mean, weight.sum((3, 4))).flatten(1)
+        var = torch.einsum("rgc,goc->rgo", var, weight.square().sum((3, 4))).flatten(1)
     return law.of(mean if conv.bias is None else mean + conv.bias.to(mean.dtype), var)
 
 

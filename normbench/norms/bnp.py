@@ -19,7 +19,7 @@ counts 1/t in the first 1/(1 − ρ) steps, so that the start is forgotten at on
 Left as they are: gradients of a layer that was in no forward yet, or whose inputs are constant (max(v) below ε₂), and
 of whatever is no nn.Conv2d or nn.Linear itself. A weight that several layers have in common is changed by the first.
 In the training loop (``hooks``): after the backward, before clipping, whose bound is then in other units; weight decay
-is added later, so outside of it.
+is added later, so outside of it. All training forwards since the last time are one step's.
 At the sites: ``base="none"``, γ x + β; or ``gn``, group norm.  x, y: (N, C, H, W).  γ, β: (C,).  Train and eval alike.
 
 Derived here, and tested, from the principle of the paper, whose text was not at hand: the transform. Recollections: ρ,
@@ -180,7 +180,8 @@ def _see(layer: Any, x: Tensor, y: Tensor, channel: int) -> None:
     values, apart = x.numel() // len(mean), mean - layer.running_mean
     layer.seen_mean.add_(apart, alpha=values)
     layer.seen_square.add_(var + apart.square(), alpha=values)
-    layer.seen.add_(layer.seen.new_tensor([values, y.numel() // len(layer.weight)]))
+    layer.seen[0].add_(values)
+    layer.seen[1].add_(y.numel() // len(layer.weight))
 
 
 class Precondition(StepHooks):
