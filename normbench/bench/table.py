@@ -54,8 +54,8 @@ class Table:
         if self.steps:
             yield from _piped(*self._step_table())
         else:
-            yield "Geometric mean over all shapes and batches (and the largest) of the medians over rounds. Of all sites of"
-            yield "the network together: time, and memory that the forward keeps for the backward."
+            yield "Geometric mean over all shapes and batches (and the largest) of the medians over rounds. Of all the"
+            yield "network's sites together: time, and memory that the forward keeps for the backward."
             yield ""
             yield from _piped(*self._short())
             for column in range(len(self.columns)):

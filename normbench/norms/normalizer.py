@@ -29,7 +29,8 @@ class Normalizer:
     than apply it (its own in its place, or something behind it). own_eps: the replaced BatchNorm's eps does not carry
     over. drop_in: it can stand in a BatchNorm2d's place without a look at the graph. sum_activation: what it puts in
     place of a ReLU after a residual sum, made with num_features. convolution: what it puts in place of the Conv2d right
-    before a site, made from that and the site's unit. wire: what else it changes of the graphs, the units being in
+    before a site, made from that and the site's unit. layer: what it puts in place of every Conv2d and Linear, made
+    from that and the first site's unit; not drop_in then. wire: what else it changes of the graphs, the units being in
     place; not drop_in then. hooks: what it does in the training loop. joins_workers: its statistics are those of all
     workers of a step, which are therefore never run a chunk at a time. own_gradient: its backward is its own, not the
     derivative of its forward, and keeps state; so it cannot be compiled or differentiated twice. held_constant: its
@@ -50,6 +51,7 @@ class Normalizer:
     drop_in: bool = True
     sum_activation: type[nn.Module] | None = None
     convolution: Callable[[nn.Conv2d, nn.Module], nn.Module] | None = None
+    layer: Callable[[nn.Module, nn.Module], nn.Module] | None = None
     wire: Callable[[Wiring], None] | None = None
     hooks: type[StepHooks] | None = None
     joins_workers: bool = False

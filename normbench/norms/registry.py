@@ -20,7 +20,7 @@ TRAITS: dict[str, type] = {
     **dict.fromkeys(("mixes_samples", "train_eval_differ", "own_activation", "own_eps", "drop_in"), bool),
     **dict.fromkeys(("joins_workers", "own_gradient", "held_constant", "keeps_statistics"), bool),
     **dict.fromkeys(("sum_activation", "hooks"), type),
-    **dict.fromkeys(("convolution", "wire"), staticmethod),
+    **dict.fromkeys(("convolution", "layer", "wire"), staticmethod),
     "least_batch": int,
 }
 AFFINE = ("weight", "bias")

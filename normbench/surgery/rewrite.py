@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -17,7 +18,7 @@ from normbench.norms import Normalizer, Wiring, running
 from normbench.surgery.forward import Forward, Rewritten
 from normbench.surgery.report import KEY, Left, Record, Replaced, keep
 from normbench.surgery.shapes import site_shapes
-from normbench.surgery.sites import Found, Site, find, is_batchnorm
+from normbench.surgery.sites import Found, Site, activation, find, is_batchnorm
 from normbench.surgery.trace import Traced, Untraceable, trace
 from normbench.surgery.tree import check_forwards, graft
 
@@ -106,9 +107,12 @@ def _rewrite(model: nn.Module, traced: Traced, choice: Choice) -> nn.Module:
         _take_activations(found, sites)
     owners = {modules[sum_.owner] for sum_ in found.sums} if row.sum_activation else set()
     replaced = {modules[name]: unit for name, unit in units.items()} | _convolutions(sites, modules, row, units)
+    if row.layer is not None:
+        unit = units[sites[0].name]
+        replaced |= {m: row.layer(m, unit) for m in modules.values() if type(m) in (nn.Conv2d, nn.Linear)}
     tree = graft(traced.root, replaced, owners)
     before = {site.name: site.convolution for site in sites if site.convolution is not None}
-    wiring = Wiring(tree, traced.graphs, units, before)
+    wiring = Wiring(tree, traced.graphs, units, before, partial(activation, modules=modules))
     sums = _place_sums(found, wiring, modules, row) if row.sum_activation else ()
     if row.wire is not None:
         row.wire(wiring)

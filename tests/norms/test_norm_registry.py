@@ -23,6 +23,7 @@ CONF = Path(__file__).parents[2] / "conf" / "norm"
 CONTRACT = [
     "none", "bn", "ln", "in", "gn", "pn", "bgn", "frn", "brn", "gbn", "batch_group", "iebn", "proxy",
     "sn", "evonorm_b0", "evonorm_s0", "rms", "rbn", "dyt", "mabn", "bcn", "online", "syncbn",
+    "bkn", "bnp",
 ]  # fmt: skip
 
 
@@ -76,7 +77,20 @@ BAD = [
     *((name, "affine", value) for name in CONTRACT for value in (1, "true", None)),
     *(
         (name, "momentum", value)
-        for name in ("bn", "bgn", "brn", "gbn", "batch_group", "iebn", "sn", "evonorm_b0", "rbn", "bcn", "syncbn")
+        for name in (
+            "bn",
+            "bgn",
+            "brn",
+            "gbn",
+            "batch_group",
+            "iebn",
+            "sn",
+            "evonorm_b0",
+            "rbn",
+            "bcn",
+            "syncbn",
+            "bkn",
+        )
         for value in (-0.1, 1.1, "fast", False)
     ),
     *(("brn", "r_max", value) for value in (0.9, 0, "3", float("nan"), True)),
@@ -98,6 +112,16 @@ BAD = [
     *(("online", option, value) for option in ("alpha_fwd", "alpha_bkw") for value in (-0.1, 1.1, None, True)),
     *(("online", "clamp", value) for value in (0, -5, "5", float("inf"))),
     ("online", "layer_scaling", 1),
+    *(("bkn", "gain", value) for value in (-0.1, 1.1, True, "auto")),
+    ("bkn", "prior", "cod"),
+    ("bkn", "propagate", None),
+    ("bkn", "detach_prior", 1),
+    *(("bkn", "gate_ratio", value) for value in (-1, None, "100", True)),
+    *(("bnp", "base", value) for value in ("bn", None, 1)),
+    *(("bnp", "rho", value) for value in (-0.1, 1.1, None)),
+    *(("bnp", option, value) for option in ("eps1", "eps2") for value in (-0.1, "small", float("inf"), None)),
+    *(("bnp", option, 1) for option in ("q_scale", "debias", "add_bias")),
+    ("bnp", "around", "runing"),
 ]
 
 
