@@ -36,6 +36,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "mabn": {"window": 2, "warmup_steps": 0, "clip_start": 2},
     "bcn": {"estimated": True},
     "online": {"alpha_fwd": 0.8, "alpha_bkw": 0.7},
+    "cbn": {"window": 3, "burnin": 1},
+    "mbn": {"memory": 2, "eta_warmup": 1},
 }
 WAYS = [
     {"workers": 2},  # a worker on each rank

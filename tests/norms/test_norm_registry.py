@@ -23,6 +23,7 @@ CONF = Path(__file__).parents[2] / "conf" / "norm"
 CONTRACT = [
     "none", "bn", "ln", "in", "gn", "pn", "bgn", "frn", "brn", "gbn", "batch_group", "iebn", "proxy",
     "sn", "evonorm_b0", "evonorm_s0", "rms", "rbn", "dyt", "mabn", "bcn", "online", "syncbn",
+    "cbn", "mbn",
 ]  # fmt: skip
 
 
@@ -76,7 +77,20 @@ BAD = [
     *((name, "affine", value) for name in CONTRACT for value in (1, "true", None)),
     *(
         (name, "momentum", value)
-        for name in ("bn", "bgn", "brn", "gbn", "batch_group", "iebn", "sn", "evonorm_b0", "rbn", "bcn", "syncbn")
+        for name in (
+            "bn",
+            "bgn",
+            "brn",
+            "gbn",
+            "batch_group",
+            "iebn",
+            "sn",
+            "evonorm_b0",
+            "rbn",
+            "bcn",
+            "syncbn",
+            "cbn",
+        )
         for value in (-0.1, 1.1, "fast", False)
     ),
     *(("brn", "r_max", value) for value in (0.9, 0, "3", float("nan"), True)),
@@ -98,6 +112,21 @@ BAD = [
     *(("online", option, value) for option in ("alpha_fwd", "alpha_bkw") for value in (-0.1, 1.1, None, True)),
     *(("online", "clamp", value) for value in (0, -5, "5", float("inf"))),
     ("online", "layer_scaling", 1),
+    *(("cbn", "window", value) for value in (0, 2.5, True)),
+    *(
+        (name, option, value)
+        for name, option in (("cbn", "burnin"), ("mbn", "eta_warmup"))
+        for value in (-1, 1.5, True)
+    ),
+    *(("cbn", "rho", value) for value in (-0.1, None, "half")),
+    *(("cbn", "valid", value) for value in ("papr", None, True)),
+    ("cbn", "eps_outside", 1),
+    *(("mbn", "memory", value) for value in (0, 2.5, None, True)),
+    *(("mbn", option, value) for option in ("memory_decay", "eta") for value in (-0.1, 1.1, "half", True)),
+    ("mbn", "memory_decay", None),
+    ("mbn", "var_mode", "totl"),
+    ("mbn", "grad_mode", "none"),
+    ("mbn", "double_forward", 1),
 ]
 
 
