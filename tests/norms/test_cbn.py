@@ -450,3 +450,14 @@ def test_networks_train_and_evaluate(name: str) -> None:
         assert all(p.grad is None or p.grad.isfinite().all() for p in net.parameters())
     assert {int(unit.window_count) for unit in units} == {2}
     assert net.eval()(x).isfinite().all()
+
+
+def test_a_compiled_network_takes_the_same_steps() -> None:
+    """Where counts are not read, so slots are written in the burn-in too."""
+    torch.compiler.reset()
+    eager, other = (applied(window=3, batch=2, burnin=2) for _ in range(2))
+    compiled = torch.compile(other, fullgraph=True, backend="eager")
+    for seed in range(5):
+        x = inputs(seed)
+        assert torch.allclose(compiled(x), eager(x), rtol=0, atol=1e-11)
+        move(eager, seed), move(other, seed)
