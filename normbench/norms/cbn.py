@@ -13,14 +13,15 @@ Derivatives are closed forms: ∂μ/∂w is the mean input patch, the same for a
 gradient of the convolution for 2x/(N·H·W). ⟨·, w_j⟩ is a number, so no old weights are kept. ν is kept around a shift,
 the running mean of its step, so that no variance comes out of a large difference; results do not depend on it.
 Kept for each of the k − 1 steps, in the state: window_slope, w's numbers, window_patch (C_in, kh, kw), five of (C,).
-ResNet-50 at k = 4 keeps 282 MB. A convolution's bias is not compensated. Without a plain Conv2d right before it (or
-built alone, or with ρ = 0) a unit has no derivatives: naive pooling of the window, μ̂ = μ, ν̂ = ν.
+ResNet-50 at k = 4 keeps 284 MB, which ranks exchange in every step. A convolution's bias is not compensated. Without a
+plain Conv2d right before it (or built alone, or with ρ = 0) a unit has no derivatives: naive pooling, μ̂ = μ, ν̂ = ν.
 Several workers: each has its own μ, ν of now; what is kept is the mean over the workers of all this, which is linear.
 The first ``burnin`` steps are batch norm and keep nothing for later; then the window fills. Running statistics move
 towards this step's mean and unbiased variance. Eval: as in batch norm.
 Differs from the official code: ε is inside the root and γ starts at 1; frozen trunks are not an exception; what is kept
-survives a stop. Ours are ``burnin`` where it is not given (the code's 8 are steps, or epochs, as one reads it), k =
-16 / batch, at least 1 and at most 8, where it is not given (the code has 4), and workers.
+survives a stop. Ours are ``burnin`` where it is not given, a tenth of the run (8 steps if ``run_steps`` is unknown; the
+code's 8 are steps, or epochs, as one reads it), k = 16 / batch, 1 to 8, where it is not given (the code has 4), and
+workers.
 With k = 1 equals torch.nn.BatchNorm2d: tests/norms/test_cbn.py.
 """
 
