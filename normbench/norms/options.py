@@ -71,7 +71,8 @@ def _one_of(choices: tuple[str, ...], or_none: bool = False) -> Check:
 
 
 EVAL_STATS = ("running", "batch")
-CHOICES = {"group_fit": FITS, "eval_stats": EVAL_STATS}
+PLACEMENTS = ("relu_ic_conv", "ic_conv_relu", "conv_relu_ic")
+CHOICES = {"group_fit": FITS, "eval_stats": EVAL_STATS, "placement": PLACEMENTS}
 CHECKS: dict[str, tuple[Check, str]] = {
     "eps": (lambda value: is_number(value) and value >= 0, "a number, 0 or more, such as 1e-5"),
     "momentum": (
@@ -97,6 +98,10 @@ CHECKS: dict[str, tuple[Check, str]] = {
     "window": (lambda value: value is None or is_count(value), "a whole number of steps, 1 or more, such as 16"),
     "warmup_steps": (_is_whole, "a whole number of steps, 0 or more, such as 100"),
     "clip_start": (_is_whole, "a whole number of steps, 0 or more, such as 1000"),
+    "drop": (lambda value: is_number(value) and 0 <= value < 1, "a share from 0 to below 1, such as 0.05"),
+    "channelwise": (_is_flag, "true or false"),
+    "placement": (_one_of(PLACEMENTS), f"one of {', '.join(PLACEMENTS)}"),
+    "domains": (is_count, "a whole number of domains, 1 or more, such as 3"),
     "proxy_eps": (lambda value: is_number(value) and value >= 0, "a number, 0 or more, such as 0.03"),
     "quantiles": (is_count, "a whole number of grid points, 1 or more, such as 256"),
     "num_groups": (_is_group_number, "a whole number of groups, 1 or more, such as 16"),
