@@ -36,6 +36,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "mabn": {"window": 2, "warmup_steps": 0, "clip_start": 2},
     "bcn": {"estimated": True},
     "online": {"alpha_fwd": 0.8, "alpha_bkw": 0.7},
+    "ic": {"drop": 0.0},  # ranks draw apart
 }
 WAYS = [
     {"workers": 2},  # a worker on each rank

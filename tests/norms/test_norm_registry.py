@@ -23,6 +23,7 @@ CONF = Path(__file__).parents[2] / "conf" / "norm"
 CONTRACT = [
     "none", "bn", "ln", "in", "gn", "pn", "bgn", "frn", "brn", "gbn", "batch_group", "iebn", "proxy",
     "sn", "evonorm_b0", "evonorm_s0", "rms", "rbn", "dyt", "mabn", "bcn", "online", "syncbn",
+    "ic", "bne",
 ]  # fmt: skip
 
 
@@ -76,7 +77,7 @@ BAD = [
     *((name, "affine", value) for name in CONTRACT for value in (1, "true", None)),
     *(
         (name, "momentum", value)
-        for name in ("bn", "bgn", "brn", "gbn", "batch_group", "iebn", "sn", "evonorm_b0", "rbn", "bcn", "syncbn")
+        for name in ("bn", "bgn", "brn", "gbn", "batch_group", "iebn", "sn", "evonorm_b0", "rbn", "bcn", "syncbn", "ic", "bne")
         for value in (-0.1, 1.1, "fast", False)
     ),
     *(("brn", "r_max", value) for value in (0.9, 0, "3", float("nan"), True)),
@@ -98,6 +99,10 @@ BAD = [
     *(("online", option, value) for option in ("alpha_fwd", "alpha_bkw") for value in (-0.1, 1.1, None, True)),
     *(("online", "clamp", value) for value in (0, -5, "5", float("inf"))),
     ("online", "layer_scaling", 1),
+    *(("ic", "drop", value) for value in (-0.1, 1.0, "some", None, True)),
+    *(("ic", "channelwise", value) for value in (1, None)),
+    *(("ic", "placement", value) for value in ("conv_ic_relu", None, 1)),
+    *(("bne", "domains", value) for value in (0, 1.5, "two", None, True)),
 ]
 
 
