@@ -55,7 +55,9 @@ def find(options: DataOptions, *, verify: bool = True, progress: Tick | None = N
     in_memory = {name: part for name, part in found.items() if isinstance(part, Arrays)}
     if in_memory:
         return _joined(in_memory, domains, root, fingerprint)
-    return _listed({name: part for name, part in found.items() if isinstance(part, Listing)}, domains, root, fingerprint)
+    return _listed(
+        {name: part for name, part in found.items() if isinstance(part, Listing)}, domains, root, fingerprint
+    )
 
 
 def _places(root: Path) -> dict[str, Path]:

@@ -4,8 +4,8 @@
     W_l(d, t) = Σ_c (μ_dc − μ_tc)² + (σ_dc − σ_tc)²                         of an image t, at the layer l
     w_d = (1 / Σ_l W_l(d, t)) / Σ_j (1 / Σ_l W_l(j, t))
     p(t) = Σ_d w_d softmax(f(t; statistics of d))
-x, y: (N, C, H, W).  μ_d, σ_d²: (C,) of each domain d < D, over H, W and those of a worker's ``batch`` images that are of
-this domain; σ² biased.  γ, β: (C,), shared.  μ_t, σ_t: of one image's maps, as they enter the unit.
+x, y: (N, C, H, W).  μ_d, σ_d²: (C,) of each domain d < D, over H, W and those of a worker's ``batch`` images that are
+of this domain; σ² biased.  γ, β: (C,), shared.  μ_t, σ_t: of one image's maps, as they enter the unit.
 Train: statistics of the image's own domain in its worker's batch, and the cross-entropy of that branch alone.
 running_mean, running_var (D, C) of a domain move by ``momentum`` (torch's sense) towards its mean and unbiased
 variance, as the mean over the workers of what each would have kept: one that saw no image of a domain keeps what it
@@ -16,11 +16,12 @@ In a training loop of one's own: ``step_hooks(model).pictures(domains)`` before 
 With D = 1 equals torch.nn.BatchNorm2d, and evaluation is the network's own: tests/norms/test_bne.py.
 
 From the abstract and from summaries by others: statistics by domain, all else shared; weights of inverse distances
-between the embeddings, and predictions combined linearly. The 2-Wasserstein distance of diagonal Gaussians is a summary's word
-for it and our arithmetic. Reconstructed: its square is what is added up, over all layers, with equal weights; weights
-add up to 1; probabilities are combined, not logits; an image's embedding is of each branch's own activations, so after
-the first layer they differ. Ours: domains are mixed within a batch, where the paper speaks of batches of one each; 1e-8
-beside each distance; no loss of the ensemble in training, which the paper has in some form.
+between the embeddings, and predictions combined linearly. That the distance is Wasserstein's between Gaussians is from
+a summary; its formula for diagonal ones is arithmetic. Reconstructed: its square is what is added up, over all layers,
+with equal weights, and so is dominated by wide layers and those of large variance; weights add up to 1; probabilities
+are combined, not logits; an image's embedding is of each branch's own activations, so after the first layer they
+differ. Ours: domains are mixed within a batch, where the paper speaks of batches of one each; 1e-8 beside each
+distance; no loss of the ensemble in training, which the paper has in some form.
 """
 
 from __future__ import annotations
@@ -104,9 +105,10 @@ class BatchNormEmbedding(nn.Module):
         if self.training:
             workers = core.workers(N, self.batch, "bne")
             if self.domains > 1:
-                return core.normalize(x, *self._by_domain(x, workers), self.eps, *affine)
+                mean, var = self._by_domain(x, workers)
+                return core.normalize(x, mean, var, self.eps, *affine)
             y, found = core.measured(x, workers, C, self.eps, *affine)
-            self._move(found.mean[:, None], found.var[:, None], x.new_full((workers, 1), N // workers * H * W))
+            self._move(found.mean[:, None], found.var[:, None], found.mean.new_full((workers, 1), N // workers * H * W))
             return y
         dtype = plain.at_least_float32(self.running_mean.dtype)
         mean, var = self.running_mean.to(dtype), self.running_var.to(dtype)

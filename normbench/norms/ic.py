@@ -35,7 +35,7 @@ normalizer's; convolutions without bias stay so, since the β before them is one
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -53,7 +53,7 @@ POOLING: tuple[Any, ...] = (
     *(torch.flatten, torch.mean, torch.squeeze, F.adaptive_avg_pool2d, F.avg_pool2d, F.dropout),
     *("flatten", "mean", "view", "reshape", "squeeze"),
 )
-IN_PLACE = {operator.iadd: operator.add, "add_": "add"}
+IN_PLACE: dict[Any, Any] = {operator.iadd: operator.add, "add_": "add"}
 
 
 def reference(
@@ -137,14 +137,15 @@ class IndependentComponent(nn.Module):
 
 def wire(wiring: Wiring) -> None:
     """Put the units, which stand where the BatchNorms stood, where ``placement`` wants them."""
-    units = dict(wiring.units)
+    units: dict[str, Any] = dict(wiring.units)
     placement = next(iter(units.values())).placement
     activations = {name: unit.activation for name, unit in units.items() if unit.activation is not None}
     for unit in units.values():
         unit.activation = None
     for graph in wiring.graphs:
         for node in graph.nodes:  # what is added up, or the ReLU before it, is needed again
-            node.target = IN_PLACE.get(node.target, node.target)
+            if node.op in ("call_function", "call_method"):
+                node.target = IN_PLACE.get(node.target, node.target)
     if _is_preactivated(wiring):
         if placement != "relu_ic_conv":
             raise InputError(
@@ -172,13 +173,10 @@ def wire(wiring: Wiring) -> None:
 
 def _is_preactivated(wiring: Wiring) -> bool:
     """Whether more of the units feed a convolution than follow one."""
-    before, after = set(), set()
-    for graph in wiring.graphs:
-        for node in graph.nodes:
-            if str(node.target) in wiring.units and node.op == "call_module":
-                (after if _is_convolution(wiring, node.args[0]) else set()).add(node.target)
-                (before if any(_is_convolution(wiring, user) for user in node.users) else set()).add(node.target)
-    return len(before) > len(after)
+    calls = [node for _, node in _calls(wiring, wiring.units)]
+    feed = {node.target for node in calls if any(_is_convolution(wiring, user) for user in node.users)}
+    follow = {node.target for node in calls if _is_convolution(wiring, node.all_input_nodes[0])}
+    return len(feed) > len(follow)
 
 
 def _behind_the_activation(
@@ -186,8 +184,7 @@ def _behind_the_activation(
 ) -> None:
     """Units stay, and the activation that followed one comes before it. ``keep``: with γ and β of the BatchNorm."""
     for name, old in units.items():
-        unit: Any = wiring.remake(name, old.num_features)
-        unit.activation = None
+        unit = _fresh(wiring, name, old.num_features)
         if keep and unit.weight is not None:
             unit.load_state_dict({"weight": old.weight, "bias": old.bias}, strict=False)
     names = _add_activations(wiring, activations)
@@ -199,37 +196,35 @@ def _behind_the_activation(
 
 
 def _before_the_convolution(wiring: Wiring, units: dict[str, Any], activations: dict[str, nn.Module]) -> None:
-    """Every unit to the convolution that it followed, its activation behind that; none to one of the image."""
+    """Every unit to the convolution that it followed, its activation behind that; none to one of the image.
+
+    One that follows something else stays, behind its activation.
+    """
     names = _add_activations(wiring, activations)
-    of_the_image = {node for graph in wiring.graphs for node in graph.nodes} - {
-        node for graph in wiring.graphs for node in _reached(graph, wiring)
-    }
-    moved: set[str] = set()
-    stay: set[str] = set()
+    behind = {node for graph in wiring.graphs for node in _reached(graph, wiring)}
+    channels: dict[str, int] = {}
     for graph, node in _calls(wiring, units):
-        name, x = str(node.target), node.args[0]
-        convolution = wiring.module(x) if _is_convolution(wiring, x) and name in wiring.convolutions else None
-        if convolution is not None and x not in of_the_image:
-            if name not in moved:
-                wiring.remake(name, convolution.in_channels).activation = None  # type: ignore[assignment, arg-type]
-                moved.add(name)
+        name, x = str(node.target), node.all_input_nodes[0]
+        if name not in wiring.convolutions:
+            channels[name] = units[name].num_features
+            with graph.inserting_after(node):
+                call = graph.call_module(name, (node,))
+            _replace_uses(node, call)
+        elif x in behind:
+            convolution: Any = wiring.module(x)
+            channels[name] = convolution.in_channels
             with graph.inserting_before(x):
                 call = graph.call_module(name, (x.all_input_nodes[0],))
             x.replace_input_with(x.all_input_nodes[0], call)
-        elif convolution is None:  # it follows something else: it stays, behind its activation
-            stay.add(name)
-            with graph.inserting_after(node):
-                call = graph.call_module(name, (node,))
-            node.replace_all_uses_with(call, delete_user_cb=lambda user, call=call: user is not call)
         if name in names:
             node.target = names[name]
         else:
             node.replace_all_uses_with(x)
             graph.erase_node(node)
     for name in units:
-        if name in stay:
-            wiring.remake(name, units[name].num_features).activation = None  # type: ignore[assignment]
-        elif name not in moved:
+        if name in channels:
+            _fresh(wiring, name, channels[name])
+        else:
             wiring.drop(name)
 
 
@@ -250,37 +245,52 @@ def _before_the_end(wiring: Wiring, like: str) -> None:
             if (name := str(node.target)) not in added:
                 owner = name.rpartition(".")[0]
                 added[name] = wiring.add_unit(owner, "ic", like, channels[x])
-                wiring.units[added[name]].activation = None  # type: ignore[assignment]
+                _without_activation(wiring.units[added[name]])
             with graph.inserting_before(first):
                 call = graph.call_module(added[name], (x,))
             first.replace_input_with(x, call)
 
 
+def _fresh(wiring: Wiring, name: str, num_features: int) -> Any:
+    """A new unit in a site's place."""
+    return _without_activation(wiring.remake(name, num_features))
+
+
+def _without_activation(unit: Any) -> Any:
+    unit.activation = None  # which is a step of its own in the graph
+    return unit
+
+
+def _replace_uses(node: fx.Node, other: fx.Node) -> None:
+    """Let ``other``, which uses ``node``, be used in its place by all others."""
+    node.replace_all_uses_with(other, delete_user_cb=lambda user: user is not other)
+
+
 def _bare_shortcuts(graph: fx.Graph, wiring: Wiring) -> None:
     """Let shortcuts carry the sum before them without its ReLU.
 
-    Of two operands that come from one ReLU, with no other sum's between, the shortcut has fewer convolutions.
+    Of two operands that come from one sum's ReLU, with no other's between, the shortcut has fewer convolutions.
     """
-    sums = {node for node in graph.nodes if node.target is torch.relu and node.args[0].target in ADDITIONS}
+    relus = (node for node in graph.nodes if node.target is torch.relu)
+    sums = {node: node.all_input_nodes[0] for node in relus if node.all_input_nodes[0].target in ADDITIONS}
     for node in list(graph.nodes):
         operands = node.all_input_nodes
         if node.op == "call_module" or node.target not in ADDITIONS or len(operands) != 2:
             continue
-        ways = [_way(operand, sums) for operand in operands]
+        ways = [_way(operand, sums.keys()) for operand in operands]
         counts = [sum(_is_convolution(wiring, step) for step in way) for way in ways]
         if counts[0] == counts[1]:
             continue
-        shortcut = counts.index(min(counts))
-        for relu in sums:
-            starts = [(way | {node}) & set(relu.users) for way in ways]
-            if operands[shortcut] is relu:
-                node.replace_input_with(relu, relu.args[0])
-            elif starts[shortcut] and starts[1 - shortcut]:
-                for step in ways[shortcut] & set(relu.users):
-                    step.replace_input_with(relu, relu.args[0])
+        branch, shortcut = sorted(ways, key=lambda way: -counts[ways.index(way)])
+        bare = operands[ways.index(shortcut)]
+        for relu, addition in sums.items():
+            users = set(relu.users)
+            if branch & users:
+                for step in (shortcut - branch) & users | ({node} if bare is relu else set()):
+                    step.replace_input_with(relu, addition)
 
 
-def _way(node: fx.Node, ends: set[fx.Node]) -> set[fx.Node]:
+def _way(node: fx.Node, ends: Collection[fx.Node]) -> set[fx.Node]:
     """``node`` and what it is made from, up to one of ``ends``."""
     way: set[fx.Node] = set()
     waiting = [node]

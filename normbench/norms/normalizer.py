@@ -32,11 +32,11 @@ class Normalizer:
     before a site, made from that and the site's unit. wire: what else it changes of the graphs, the units being in
     place; not drop_in then. moves_units: it leaves units elsewhere than their BatchNorms stood, whose weights and
     statistics are then not theirs. around: the evaluation forward of a whole model, given the model, its own forward
-    and the arguments; not drop_in then. hooks: what it does in the training loop. joins_workers: its statistics are those of all
-    workers of a step, which are therefore never run a chunk at a time. own_gradient: its backward is its own, not the
-    derivative of its forward, and keeps state; so it cannot be compiled or differentiated twice. keeps_statistics: it
-    has running statistics also where the BatchNorm had none. source_hash: SHA-256 of a user's file; None for ours.
-    check: raises ConfigError for a bad value of an option; None: values are not checked.
+    and the arguments; not drop_in then. hooks: what it does in the training loop. joins_workers: its statistics are
+    those of all workers of a step, which are therefore never run a chunk at a time. own_gradient: its backward is its
+    own, not the derivative of its forward, and keeps state; so it cannot be compiled or differentiated twice.
+    keeps_statistics: it has running statistics also where the BatchNorm had none. source_hash: SHA-256 of a user's
+    file; None for ours. check: raises ConfigError for a bad value of an option; None: values are not checked.
     """
 
     name: str

@@ -114,14 +114,16 @@ def _rewrite(model: nn.Module, traced: Traced, choice: Choice) -> nn.Module:
     by_name = {site.name: site for site in sites}
 
     def make(name: str, num_features: int) -> nn.Module:
-        return _unit(replace(by_name[name], num_features=num_features), modules[name], choice, row.takes_activation, False)
+        return _unit(
+            replace(by_name[name], num_features=num_features), modules[name], choice, row.takes_activation, False
+        )
 
     kept_sums = () if row.sum_activation else tuple(found.sums)
     wiring = Wiring(tree, traced.graphs, units, before, kept_sums, make)
     sums = _place_sums(found, wiring, modules, row) if row.sum_activation else ()
     if row.wire is not None:
         row.wire(wiring)
-    result = Rewritten(tree, *(Forward.of(graph) for graph in traced.graphs), around=row.around)
+    result = Rewritten(tree, Forward.of(traced.train), Forward.of(traced.eval), row.around)
     if sums:
         result.register_load_state_dict_pre_hook(_keep_sums)
     return keep(result, Record(row.name, True, _records(sites, wiring.changed), sums, left))
@@ -276,7 +278,7 @@ def _sum_unit(bn: Any, row: Normalizer) -> nn.Module:
 
 
 def _records(sites: list[Site], changed: Mapping[str, int | None] = MappingProxyType({})) -> tuple[Replaced, ...]:
-    """The sites, and what ``changed`` of them: the channels of a unit that was moved or added, None where it is gone."""
+    """The sites, and what ``changed``: the channels of a unit that was moved or added, None where it is gone."""
     records = {}
     for site in sites:
         activation = None if site.activation is None else repr(site.activation)

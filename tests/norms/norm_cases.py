@@ -20,7 +20,8 @@ AS_BATCHNORM, OF_ALL_VALUES = ("bn", "bgn", "iebn", "bcn", "syncbn", "ic"), ("gb
 # Which of a BatchNorm2d's statistics mean the same in a unit that keeps C of each.
 TAKEN = {
     **dict.fromkeys(
-        (*AS_BATCHNORM, *OF_ALL_VALUES, "sn", "rbn", "online", "bne"), ("running_mean", "running_var", "num_batches_tracked")
+        (*AS_BATCHNORM, *OF_ALL_VALUES, "sn", "rbn", "online", "bne"),
+        ("running_mean", "running_var", "num_batches_tracked"),
     ),
     "evonorm_b0": ("running_var", "num_batches_tracked"),
 }

@@ -77,7 +77,21 @@ BAD = [
     *((name, "affine", value) for name in CONTRACT for value in (1, "true", None)),
     *(
         (name, "momentum", value)
-        for name in ("bn", "bgn", "brn", "gbn", "batch_group", "iebn", "sn", "evonorm_b0", "rbn", "bcn", "syncbn", "ic", "bne")
+        for name in (
+            "bn",
+            "bgn",
+            "brn",
+            "gbn",
+            "batch_group",
+            "iebn",
+            "sn",
+            "evonorm_b0",
+            "rbn",
+            "bcn",
+            "syncbn",
+            "ic",
+            "bne",
+        )
         for value in (-0.1, 1.1, "fast", False)
     ),
     *(("brn", "r_max", value) for value in (0.9, 0, "3", float("nan"), True)),
