@@ -53,6 +53,7 @@ class DataOptions:
     valid: share of the training pictures held out; evaluation is then on these and the test set stays unseen.
     tune: share of the training pictures held out to choose by after training (eval.example_weight=auto); evaluation
         is on the test set.
+    held_out: of a set with domains, the one that is not trained but evaluated on.
     size: side in pixels that pictures are stored at; None: as they are, or the net's size when they are streamed.
     pad, flip: augmentation of in-memory pictures: zero-pad by ``pad`` and crop back; mirror at random.
     stream: read pictures from disk at every epoch; None: only if they do not fit in memory.
@@ -67,6 +68,7 @@ class DataOptions:
     limit: int | None = None
     valid: float = 0.0
     tune: float = 0.0
+    held_out: str | None = None
     size: int | None = None
     pad: int = 0
     flip: bool = False

@@ -22,7 +22,7 @@ from normbench.grid import Grid
 from normbench.options import DataOptions
 from normbench.records import Store
 from normbench.step import Step
-from normbench.train import fed_size, picture_size
+from normbench.train import fed_size, picture_size, told_options
 
 # What every label says already.
 IN_LABEL = ("norm", "batch", "seed")
@@ -67,6 +67,7 @@ class Preflight:
     described: dict[str, Description] = field(default_factory=dict)
     shapes: dict[str, Shapes] = field(default_factory=dict)
     reasons: dict[tuple[str, int], str | None] = field(default_factory=dict)
+    wired: set[str] = field(default_factory=set)
     mixed: bool = False
 
     def plan(self, grid: Grid, store: Store) -> list[Planned]:
@@ -92,7 +93,9 @@ class Preflight:
             )
         cell_id, evidence = identify(cell, description)
         self.check_options(cell)
+        told_options(cell, description)
         shapes = self.site_shapes(cell, description)
+        self.check_wiring(cell, description)
         skip = self.skip_reason(cell, shapes)
         values = cell.batch * Step.workers_at_once(cell) * sum(C * H * W for C, H, W in shapes.values())
         status, attempts = store.status(cell_id), store.attempts(cell_id)
@@ -132,6 +135,14 @@ class Preflight:
         if key not in self.reasons:
             self.reasons[key] = _single_value(cell, shapes)
         return self.reasons[key]
+
+    def check_wiring(self, cell: Cell, description: Description) -> None:
+        """Raise InputError if the normalizer, with these options, cannot change the network's graph as it must."""
+        pictures, key = picture_size(cell, description), repr((cell.arch, cell.norm))
+        if norms.get(cell.norm.name).wire is not None and key not in self.wired:
+            net = models.outline(cell.arch, num_classes=len(description.classes), picture_size=pictures)
+            surgery.apply(net, cell.norm.name, **cell.norm.options)
+            self.wired.add(key)
 
     def site_shapes(self, cell: Cell, description: Description) -> Shapes:
         """(C, H, W) of every site, by running the plain network on the meta device."""

@@ -27,7 +27,8 @@ def rehearse(cell: Cell, net: nn.Module, pictures: Pictures, device: torch.devic
     update = optimizer(trial, cell.recipe, cell.peak_lr)
     trial.train()
     for x, y in pictures.train(seed=cell.seed, epoch=1, batch=cell.images, rank=ranks.rank, ranks=ranks.count):
-        Step(cell, trial, trial, update, device)(x, y, cell.peak_lr)
+        step = Step(cell, trial, trial, update, device, classes=pictures.description.domain_classes)
+        step(x, y, cell.peak_lr)
         break
     content = io.BytesIO()
     torch.save({"net": trial.state_dict(), "update": update.state_dict()}, content)

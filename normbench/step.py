@@ -25,7 +25,10 @@ AUX_WEIGHT = {1: 0.4, 2: 0.3}
 
 
 class Step:
-    """One optimizer step over batch × workers pictures, a chunk of workers at a time."""
+    """One optimizer step over batch × workers pictures, a chunk of workers at a time.
+
+    classes: given, labels are class + classes · domain, and the method is told the domains.
+    """
 
     def __init__(
         self,
@@ -35,8 +38,10 @@ class Step:
         update: torch.optim.Optimizer,
         device: torch.device,
         ranks: Ranks = ALONE,
+        classes: int | None = None,
     ) -> None:
         self.cell, self.net, self.forward, self.update, self.ranks = cell, net, forward, update, ranks
+        self.classes = classes
         own = cell.images // ranks.count
         self.images = min(cell.batch * self.workers_at_once(cell), own)
         self.buffers = BufferMean(net) if self.images < own else None
@@ -85,6 +90,9 @@ class Step:
         """A chunk's pictures and labels, and its share of this rank's; running statistics settle after the last."""
         for part, labels in zip(x.split(self.images), y.split(self.images), strict=True):
             share = len(labels) / len(y)
+            if self.classes is not None:
+                self.hooks.pictures(labels.div(self.classes, rounding_mode="floor"))
+                labels = labels % self.classes
             with self.buffers.part(share) if self.buffers else contextlib.nullcontext():
                 yield part.contiguous(memory_format=memory_format(self.cell)), labels, share
         if self.buffers:

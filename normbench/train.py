@@ -17,7 +17,7 @@ from normbench.cell import Cell
 from normbench.checkpoint import CheckpointError, draws, set_draws
 from normbench.data import Description, Pictures, open_pictures
 from normbench.data.tuned import Tuned
-from normbench.errors import one_line
+from normbench.errors import ConfigError, one_line
 from normbench.evaluate import evaluate
 from normbench.meter import DivergedError, Meter, StoppedError, Watch
 from normbench.optimize import learning_rate, optimizer, warmup_steps
@@ -99,8 +99,25 @@ def prepare(cell: Cell, description: Description, device: torch.device) -> nn.Mo
     size = picture_size(cell, description)
     plain = models.build(cell.arch, num_classes=len(description.classes), picture_size=size)
     shape = (3, *fed_size(cell, description))
-    net = surgery.apply(plain, cell.norm.name, batch=cell.batch, input_shape=shape, **cell.norm.options)
+    told = told_options(cell, description)
+    net = surgery.apply(plain, cell.norm.name, batch=cell.batch, input_shape=shape, **told)
     return net.to(device).to(memory_format=memory_format(cell))
+
+
+def told_options(cell: Cell, description: Description) -> dict[str, Any]:
+    """The normalizer's options, and the number of the data's domains where it wants that.
+
+    Raises ConfigError for a number given that is less.
+    """
+    options = dict(cell.norm.options)
+    if norms.get(cell.norm.name).takes_domains:
+        there = max(1, len(description.domains))
+        if options.setdefault("domains", there) < there:
+            raise ConfigError(
+                f"norm.domains: got {options['domains']}, but data={description.name} is trained on {there} domains "
+                f"({', '.join(description.domains)}); leave it out"
+            )
+    return options
 
 
 def tell_steps(net: nn.Module, total: int) -> None:
@@ -152,7 +169,7 @@ class Run:
         warmup = warmup_steps(cell.recipe, run.per_epoch, run.total)
         self.rate = partial(learning_rate, peak=cell.peak_lr, total=run.total, warmup=warmup, recipe=cell.recipe)
         self.forward: nn.Module = torch.compile(net) if cell.compile else net  # type: ignore[assignment]
-        self.step = Step(cell, net, self.forward, self.update, device, ranks)
+        self.step = Step(cell, net, self.forward, self.update, device, ranks, pictures.description.domain_classes)
         self.done, self.seconds = 0, 0.0
         self.uncompiled, self.untimed, self.compile_seconds = cell.compile, 0, 0.0
         self.row: dict[str, Any] = {}

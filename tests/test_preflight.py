@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from normbench import grid
-from normbench.errors import ConfigError
+from normbench.errors import ConfigError, InputError
 from normbench.preflight import Planned, Preflight, will_run
 from normbench.records import Store
 
@@ -52,6 +52,15 @@ def test_a_backward_that_keeps_state_is_not_compiled(tmp_path: Path) -> None:
     assert [item.cell.norm.name for item in found if item.skip is None] == ["bn"]
     assert all("compile=true" in str(item.skip) for item in found if item.skip is not None)
     assert [item.skip for item in plan(tmp_path, "norm=bn,mabn,online")] == [None] * 3
+
+
+def test_a_graph_that_cannot_be_changed_as_wanted_is_an_error(tmp_path: Path) -> None:
+    """The pre-activated network has one placement of ic's units, the other all three."""
+    placements = "norm.placement=relu_ic_conv,ic_conv_relu,conv_relu_ic"
+    assert len(plan(tmp_path, "norm=ic", placements)) == 3
+    assert len(plan(tmp_path, "norm=ic", "arch=preresnet20")) == 1
+    with pytest.raises(InputError, match="got placement=ic_conv_relu for a network whose norms stand before"):
+        plan(tmp_path, "norm=ic", "arch=preresnet20", placements)
 
 
 def test_workers_that_are_run_together_count_in_the_size_of_a_cell(tmp_path: Path) -> None:

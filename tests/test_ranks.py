@@ -39,6 +39,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "online": {"alpha_fwd": 0.8, "alpha_bkw": 0.7},
     "cbn": {"window": 3, "burnin": 1},
     "mbn": {"memory": 2, "eta_warmup": 1},
+    "ic": {"drop": 0.0},  # ranks draw apart
 }
 WAYS = [
     {"workers": 2},  # a worker on each rank

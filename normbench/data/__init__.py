@@ -2,7 +2,7 @@
 
 description.py          what the rest of normbench sees: Description, Pictures
 sources.py              a name → the pictures behind it
-digits official folder user     the four kinds of source
+digits official folder domains user     the kinds of source
 tree archive picture files      names → classes, archives, decoding
 arrays.py cache.py      decoded sets in memory, and on disk between runs
 split.py                limit, held-out share, our own splits

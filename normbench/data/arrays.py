@@ -26,6 +26,7 @@ class Arrays:
     train_x, test_x: uint8 (N, C, H, W), C 1 or 3.  train_y, test_y: int64 (N,), labels from 0.
     mean, std: of the training pictures over N, H and W, per channel, on the scale 0..255.
     fingerprint: 16 hex digits over pixels, labels and class names.
+    domains: see Description; then labels are class + classes · domain.
     """
 
     classes: tuple[str, ...]
@@ -36,6 +37,7 @@ class Arrays:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fingerprint: str
+    domains: tuple[str, ...] = ()
 
 
 def make(

@@ -21,6 +21,7 @@ class Description:
     streamed: read from disk at every epoch.
     fingerprint: of the content, 16 hex digits, the same wherever and however the pictures are stored;
         empty when it cannot be known before the pictures are there (only with ``fetch=False``).
+    domains: what the training pictures are of, if they say; then labels to train on are class + classes · domain.
     """
 
     name: str
@@ -34,11 +35,20 @@ class Description:
     streamed: bool
     fingerprint: str
     tune: int = 0
+    domains: tuple[str, ...] = ()
+
+    @property
+    def domain_classes(self) -> int | None:
+        """The number of classes where labels to train on hold domains too, else None."""
+        return len(self.classes) if self.domains else None
 
 
 @runtime_checkable
 class Pictures(Protocol):
-    """An open data set on a device. x: float32 (B, 3, H, W), normalised; y: int64 (B,), from 0."""
+    """An open data set on a device. x: float32 (B, 3, H, W), normalised; y: int64 (B,), from 0.
+
+    Where the description has domains, y of ``train`` holds them too; y of ``test`` never does.
+    """
 
     description: Description
     num_classes: int

@@ -45,7 +45,7 @@ class InMemory:
         self.train_x = bordered(arrays.train_x, train_at, pad).to(device)
         self.train_y = torch.from_numpy(arrays.train_y[train_at])
         self.test_x = bordered(test_x, test_at, 0).to(device)
-        self.test_y = torch.from_numpy(test_y[test_at]).to(device)
+        self.test_y = torch.from_numpy(test_y[test_at] % self.num_classes).to(device)  # without the domain
         # (x − μ) / σ as one product and one sum; a grey picture becomes three channels in the product.
         mean, std = (torch.tensor(v, dtype=torch.float64).view(1, -1, 1, 1) for v in (arrays.mean, arrays.std))
         self.scale = (1 / std).float().expand(1, 3, 1, 1).contiguous().to(device)

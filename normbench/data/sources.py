@@ -7,12 +7,13 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from normbench.data import digits, folder, official, split, tuned, user
+from normbench.data import digits, domains, folder, official, split, tuned, user
 from normbench.data.arrays import Arrays, refuse_stream
 from normbench.data.description import Description, Pictures
 from normbench.data.folder import Listing
 from normbench.data.memory import InMemory
 from normbench.data.progress import Tick
+from normbench.data.tree import Tree
 from normbench.errors import ConfigError, DataError, UnknownName, one_line
 from normbench.options import DataOptions
 from normbench.targets import is_target
@@ -23,7 +24,7 @@ IMAGENET_TRAIN, IMAGENET_TEST, IMAGENET_CLASSES = 1_281_167, 50_000, 1_000
 
 def names() -> list[str]:
     """The data sets that go by a name of their own."""
-    return ["digits", *official.KNOWN, "imagenet", "folder"]
+    return ["digits", *official.KNOWN, "imagenet", "folder", "domains"]
 
 
 def describe(options: DataOptions, *, fetch: bool = True, progress: Tick | None = None) -> Description:
@@ -101,6 +102,8 @@ def find(
             return official.find(options, fetch=fetch, verify=verify, progress=progress)
         if name == "imagenet":
             return imagenet(options, fetch=fetch, verify=verify, progress=progress)
+        if name == "domains":
+            return domains.find(options, verify=verify, progress=progress)
         return folder.find(options, verify=verify, progress=progress)
     except OSError as error:  # a place that may not be looked at, or that goes away while it is
         raise DataError(
@@ -145,6 +148,11 @@ def check(options: DataOptions) -> None:
             f"data.root: got {options.root!r}, but digits come with scikit-learn; expected nothing; "
             "data=folder data.root=… reads pictures of your own"
         )
+    if options.held_out is not None and options.name != "domains":
+        raise ConfigError(
+            f"data.held_out: got {options.held_out!r}, but {options.name} has no domains; expected nothing; "
+            "data=domains data.root=… reads pictures of several"
+        )
     if options.options:
         option = next(iter(options.options))
         raise ConfigError(
@@ -165,19 +173,21 @@ def imagenet(options: DataOptions, *, fetch: bool, verify: bool, progress: Tick 
 
 def chosen(found: Arrays | Listing, options: DataOptions) -> tuple[Description, np.ndarray, np.ndarray]:
     """The description, and the positions trained and evaluated on."""
+    set_: Arrays | Tree
     if isinstance(found, Arrays):
-        classes, train_y, test_y = found.classes, found.train_y, found.test_y
+        set_, train_y, test_y = found, found.train_y, found.test_y
         C, H, W = found.train_x.shape[1:]
         shape: tuple[int, int | None, int | None] = (C, H, W)
     else:
-        classes, train_y, test_y = found.tree.classes, found.tree.train_y, found.tree.test_y
+        set_, train_y, test_y = found.tree, found.tree.train_y, found.tree.test_y
         shape = (3, options.size, options.size)
     train_at, test_at = split.choose(train_y, test_y, valid=options.valid, limit=options.limit, name=options.name)
     streamed, evaluated = isinstance(found, Listing), "valid" if options.valid else "test"
     C, H, W = shape
     description = Description(
-        options.name, classes, len(train_at), len(test_at), evaluated, H, W, C, streamed, found.fingerprint
-    )
+        options.name, set_.classes, len(train_at), len(test_at), evaluated, H, W, C, streamed, found.fingerprint,
+        domains=set_.domains,
+    )  # fmt: skip
     return description, train_at, test_at
 
 

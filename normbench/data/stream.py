@@ -141,7 +141,9 @@ class Streamed:
         train, test = Names([*tree.train]), Names(seen)
         self.loaders = loaders
         self.training = self.loader(Files(listing.root, train, sizes(listing, tree.train), tree.train_y, augment(crop)))
-        self.testing = self.loader(Files(listing.root, test, sizes(listing, seen), labels[test_at], centre(crop)))
+        self.testing = self.loader(
+            Files(listing.root, test, sizes(listing, seen), labels[test_at] % self.num_classes, centre(crop))
+        )
         self.mean = torch.tensor(MEAN).mul(255).view(1, 3, 1, 1).to(device)
         self.std = torch.tensor(STD).mul(255).view(1, 3, 1, 1).to(device)
 

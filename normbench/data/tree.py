@@ -20,6 +20,7 @@ class Tree:
     """Pictures of a set by name, relative to the folder that holds train/; sorted by class, then by name.
 
     train, test: names.  train_y, test_y: int64 labels, the place of the class in ``classes``.
+    domains: see Description; then labels are class + classes · domain.
     """
 
     classes: tuple[str, ...]
@@ -27,6 +28,7 @@ class Tree:
     train_y: np.ndarray
     test: tuple[str, ...]
     test_y: np.ndarray
+    domains: tuple[str, ...] = ()
 
 
 def base(names: Iterable[str], where: str, expected: str = EXPECTED) -> str:

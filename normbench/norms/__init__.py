@@ -31,6 +31,7 @@ from normbench.norms import sn, evonorm_b0, evonorm_s0, rms, rbn, dyt  # noqa: F
 from normbench.norms import mabn, bcn, online, syncbn  # noqa: F401
 from normbench.norms import bkn, bnp  # noqa: F401
 from normbench.norms import cbn, mbn  # noqa: F401
+from normbench.norms import ic, bne  # noqa: F401
 
 __all__ = [
     "Normalizer",

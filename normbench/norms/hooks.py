@@ -1,14 +1,15 @@
 """What a method does in the training loop, beside its units' forward and backward.
 
 In a training loop: ``hooks = step_hooks(model)`` once; in every step ``hooks.gradients()`` after the backward pass and
-before clipping, and ``hooks.updated(lambda: model(x))`` after the optimizer's step.
+before clipping, and ``hooks.updated(lambda: model(x))`` after the optimizer's step. Where the pictures are of several
+domains, ``hooks.pictures(domains)`` before each forward.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import nn
+from torch import Tensor, nn
 
 from normbench.norms.registry import get, unit_name
 
@@ -25,6 +26,9 @@ class StepHooks:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+
+    def pictures(self, domains: Tensor) -> None:
+        """Before a training forward: of which domains its pictures are, int64 (N,) from 0. Not called without any."""
 
     def gradients(self) -> None:
         """Change the gradients of a step in place: summed over its chunks and ranks, not yet clipped.

@@ -31,12 +31,15 @@ class Normalizer:
     place of a ReLU after a residual sum, made with num_features. convolution: what it puts in place of the Conv2d right
     before a site, made from that and the site's unit. layer: what it puts in place of every Conv2d and Linear, made
     from that and the first site's unit; not drop_in then. wire: what else it changes of the graphs, the units being in
-    place; not drop_in then. hooks: what it does in the training loop. joins_workers: its statistics are those of all
-    workers of a step, which are therefore never run a chunk at a time. own_gradient: its backward is its own, not the
-    derivative of its forward, and keeps state; so it cannot be compiled or differentiated twice. held_constant: its
-    gradient takes parts of its training forward that depend on the input for constants. keeps_statistics: it has
-    running statistics also where the BatchNorm had none. source_hash: SHA-256 of a user's file; None for ours. users:
-    it is a user's. check: raises ConfigError for a bad value of an option; None: values are not checked.
+    place; not drop_in then. moves_units: it leaves units elsewhere than their BatchNorms stood, whose weights and
+    statistics are then not theirs. around: the evaluation forward of a whole model, given the model, its own forward
+    and the arguments; not drop_in then. hooks: what it does in the training loop. joins_workers: its statistics are
+    those of all workers of a step, which are therefore never run a chunk at a time. own_gradient: its backward is its
+    own, not the derivative of its forward, and keeps state; so it cannot be compiled or differentiated twice.
+    held_constant: its gradient takes parts of its training forward that depend on the input for constants.
+    keeps_statistics: it has running statistics also where the BatchNorm had none. source_hash: SHA-256 of a user's
+    file; None for ours. users: it is a user's. check: raises ConfigError for a bad value of an option; None: values
+    are not checked.
     """
 
     name: str
@@ -53,6 +56,8 @@ class Normalizer:
     convolution: Callable[[nn.Conv2d, nn.Module], nn.Module] | None = None
     layer: Callable[[nn.Module, nn.Module], nn.Module] | None = None
     wire: Callable[[Wiring], None] | None = None
+    moves_units: bool = False
+    around: Callable[..., Any] | None = None
     hooks: type[StepHooks] | None = None
     joins_workers: bool = False
     own_gradient: bool = False
@@ -86,6 +91,11 @@ class Normalizer:
     def takes_size(self) -> bool:
         """Whether the unit wants to know H × W when it is made."""
         return "size" in self.parameters
+
+    @property
+    def takes_domains(self) -> bool:
+        """Whether the unit wants to know how many domains the training pictures are of."""
+        return "domains" in self.parameters
 
     @property
     def options(self) -> dict[str, Any]:

@@ -74,6 +74,7 @@ EVAL_STATS = ("running", "batch")
 PRIORS, PROPAGATIONS = ("code", "consistent"), ("sample", "moments")
 VALID, VAR_MODES, GRAD_MODES = ("official", "paper"), ("total", "within"), ("full", "detach")
 BASES, AROUND = ("none", "gn"), ("batch", "running")
+PLACEMENTS = ("relu_ic_conv", "ic_conv_relu", "conv_relu_ic")
 CHOICES = {
     "group_fit": FITS,
     "eval_stats": EVAL_STATS,
@@ -84,6 +85,7 @@ CHOICES = {
     "valid": VALID,
     "var_mode": VAR_MODES,
     "grad_mode": GRAD_MODES,
+    "placement": PLACEMENTS,
 }
 CHECKS: dict[str, tuple[Check, str]] = {
     "eps": (lambda value: is_number(value) and value >= 0, "a number, 0 or more, such as 1e-5"),
@@ -142,6 +144,10 @@ CHECKS: dict[str, tuple[Check, str]] = {
     "propagate": (_one_of(PROPAGATIONS), f"one of {', '.join(PROPAGATIONS)}"),
     "detach_prior": (_is_flag, "true or false"),
     "gate_ratio": (lambda value: value is not None and _is_bound(0)(value), "a number, 0 or more (inf: no gate)"),
+    "drop": (lambda value: is_number(value) and 0 <= value < 1, "a share from 0 to below 1, such as 0.05"),
+    "channelwise": (_is_flag, "true or false"),
+    "placement": (_one_of(PLACEMENTS), f"one of {', '.join(PLACEMENTS)}"),
+    "domains": (is_count, "a whole number of domains, 1 or more, such as 3"),
     "proxy_eps": (lambda value: is_number(value) and value >= 0, "a number, 0 or more, such as 0.03"),
     "quantiles": (is_count, "a whole number of grid points, 1 or more, such as 256"),
     "num_groups": (_is_group_number, "a whole number of groups, 1 or more, such as 16"),

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, count
 
+import torch
 from torch import fx, nn
+
+ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A ReLU after a residual addition. ``owner``: name of the module that adds; ``site``: whose output it adds."""
+
+    graph: fx.Graph
+    node: fx.Node
+    owner: str
+    site: str
 
 
 @dataclass(frozen=True)
@@ -17,17 +31,22 @@ class Wiring:
     ``tree`` by name, and each must be edited the same way. units: the unit of every site, by name, in the order of the
     forward. convolutions: the name of the Conv2d right before a site, by the site's name, where there is one.
     activation: the elementwise activation that a node applies, as a new module that does not work in place; None if it
-    applies none. A method that acts in training alone edits the first graph.
+    applies none. sums: the ReLUs after residual additions, as far as the method has not put its own there. make: a unit
+    as that of a site, for another number of channels and with fresh weights and statistics. A method that acts in
+    training alone edits the first graph.
 
-    Containers of the tree that hold units or replaced convolutions are the new model's own; all else is shared with the
-    model given, and must be replaced (``put``), never changed.
+    Containers, which hold other modules, are the new model's own; all else is shared with the model given, and must be
+    replaced (``put``), never changed.
     """
 
     tree: nn.Module
     graphs: tuple[fx.Graph, ...]
-    units: Mapping[str, nn.Module]
+    units: dict[str, nn.Module]
     convolutions: Mapping[str, str]
     activation: Callable[[fx.Node], nn.Module | None]
+    sums: tuple[Sum, ...]
+    make: Callable[[str, int], nn.Module]
+    changed: dict[str, int | None] = field(default_factory=dict)  # what ``remake``, ``drop`` and ``add_unit`` did
 
     def module(self, node: fx.Node) -> nn.Module | None:
         """The module that ``node`` calls, None if it calls none."""
@@ -44,3 +63,22 @@ class Wiring:
         """Let ``module`` take the place called ``name``."""
         owner, _, own = name.rpartition(".")
         self.tree.get_submodule(owner).add_module(own, module)
+
+    def remake(self, site: str, num_features: int) -> nn.Module:
+        """Give a site's place to a new unit for ``num_features`` channels."""
+        self.units[site], self.changed[site] = self.make(site, num_features), num_features
+        self.put(site, self.units[site])
+        return self.units[site]
+
+    def drop(self, site: str) -> None:
+        """Take a site's unit out of the model; no graph may call it any more."""
+        owner, _, own = site.rpartition(".")
+        del self.tree.get_submodule(owner)._modules[own], self.units[site]
+        self.changed[site] = None
+
+    def add_unit(self, owner: str, word: str, like: str, num_features: int) -> str:
+        """Add one more unit, for ``num_features`` channels and else as that of the site ``like``; its full name."""
+        unit = self.make(like, num_features)
+        name = self.add(owner, unit, word)
+        self.units[name], self.changed[name] = unit, num_features
+        return name

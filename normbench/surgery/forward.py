@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import linecache
+from collections.abc import Callable
 from types import CodeType, ModuleType
 from typing import Any
 
@@ -61,16 +62,22 @@ class Rewritten(nn.Module):
 
     Its children, parameters, buffers and plain attributes are those of the model it was made from. The containers among
     the children are there for their names: they are not called, so that hooks set on them later are not either.
+    ``around``: a function that evaluates in the forward's place, given the model, the forward and the arguments.
     """
 
-    def __init__(self, tree: nn.Module, train: Forward, evaluate: Forward) -> None:
+    def __init__(
+        self, tree: nn.Module, train: Forward, evaluate: Forward, around: Callable[..., Any] | None = None
+    ) -> None:
         super().__init__()
         self.__dict__.update(vars(tree))
         self._train_forward = train
         self._eval_forward = train if evaluate == train else evaluate
+        self._around = around
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         forward = self._train_forward if self.training else self._eval_forward
+        if self._around is not None and not self.training:
+            return self._around(self, forward, *args, **kwargs)
         return forward(self, *args, **kwargs)
 
 

@@ -106,20 +106,31 @@ def _rewrite(model: nn.Module, traced: Traced, choice: Choice) -> nn.Module:
     if row.takes_activation:
         _take_activations(found, sites)
     owners = {modules[sum_.owner] for sum_ in found.sums} if row.sum_activation else set()
+    if row.wire is not None:  # it may add a module anywhere
+        owners |= {module for module in modules.values() if next(module.children(), None) is not None}
     replaced = {modules[name]: unit for name, unit in units.items()} | _convolutions(sites, modules, row, units)
     if row.layer is not None:
         unit = units[sites[0].name]
         replaced |= {m: row.layer(m, unit) for m in modules.values() if type(m) in (nn.Conv2d, nn.Linear)}
     tree = graft(traced.root, replaced, owners)
     before = {site.name: site.convolution for site in sites if site.convolution is not None}
-    wiring = Wiring(tree, traced.graphs, units, before, partial(activation, modules=modules))
+    left = _left(model, units)
+    by_name = {site.name: site for site in sites}
+
+    def make(name: str, num_features: int) -> nn.Module:
+        return _unit(
+            replace(by_name[name], num_features=num_features), modules[name], choice, row.takes_activation, False
+        )
+
+    kept_sums = () if row.sum_activation else tuple(found.sums)
+    wiring = Wiring(tree, traced.graphs, units, before, partial(activation, modules=modules), kept_sums, make)
     sums = _place_sums(found, wiring, modules, row) if row.sum_activation else ()
     if row.wire is not None:
         row.wire(wiring)
-    result = Rewritten(tree, *(Forward.of(graph) for graph in traced.graphs))
+    result = Rewritten(tree, Forward.of(traced.train), Forward.of(traced.eval), row.around)
     if sums:
         result.register_load_state_dict_pre_hook(_keep_sums)
-    return keep(result, Record(row.name, True, _records(sites), sums, _left(model, units)))
+    return keep(result, Record(row.name, True, _records(sites, wiring.changed), sums, left))
 
 
 def _exchange(model: nn.Module, choice: Choice) -> nn.Module:
@@ -148,8 +159,8 @@ def _units(sites: list[Site], modules: Mapping[str, nn.Module], choice: Choice, 
     return units
 
 
-def _unit(site: Site, bn: nn.Module, choice: Choice, fused: bool) -> nn.Module:
-    """The unit for a site, in the state, place and mode of its BatchNorm."""
+def _unit(site: Site, bn: nn.Module, choice: Choice, fused: bool, carry: bool = True) -> nn.Module:
+    """The unit for a site, in the place and mode of its BatchNorm and, with ``carry``, in its state."""
     row = choice.row
     carried = {key: value for key, value in _settings(bn, row).items() if key not in choice.options}
     if site.name in choice.maps:
@@ -162,7 +173,8 @@ def _unit(site: Site, bn: nn.Module, choice: Choice, fused: bool) -> nn.Module:
     except InputError as error:
         raise InputError(f"site {site.name} ({site.num_features} channels): {error}") from None
     _like(unit, bn)
-    _carry(bn, unit, row)
+    if carry:
+        _carry(bn, unit, row)
     # One whose statistics are others than a BatchNorm's trains by them, and keeps them.
     own = row.keeps_statistics or "eval_stats" in row.options
     if bn.running_mean is None and hasattr(unit, "running_var") and not own:
@@ -269,9 +281,18 @@ def _sum_unit(bn: Any, row: Normalizer) -> nn.Module:
     return unit.train(bn.training)
 
 
-def _records(sites: list[Site]) -> tuple[Replaced, ...]:
-    said = ((site, None if site.activation is None else repr(site.activation)) for site in sites)
-    return tuple(Replaced(site.name, site.num_features, site.convolution, activation) for site, activation in said)
+def _records(sites: list[Site], changed: Mapping[str, int | None] = MappingProxyType({})) -> tuple[Replaced, ...]:
+    """The sites, and what ``changed``: the channels of a unit that was moved or added, None where it is gone."""
+    records = {}
+    for site in sites:
+        activation = None if site.activation is None else repr(site.activation)
+        records[site.name] = Replaced(site.name, site.num_features, site.convolution, activation)
+    for name, C in changed.items():
+        if C is None:
+            del records[name]
+        else:
+            records[name] = replace(records.get(name, Replaced(name, C, None, None)), num_features=C)
+    return tuple(records.values())
 
 
 def _left(model: nn.Module, units: Mapping[str, nn.Module] = MappingProxyType({})) -> tuple[Left, ...]:

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from normbench.norms.wiring import ADDITIONS, Sum
+
 # Elementwise and without parameters, so that a unit may apply them itself. The functions of each take, after the
 # input, what its constructor takes.
 ACTIVATIONS: dict[type[nn.Module], tuple[Callable[..., Any], ...]] = {
@@ -42,7 +44,6 @@ METHODS: dict[str, type[nn.Module]] = {
 }
 GATES = (operator.mul, operator.imul, torch.mul, "mul", "mul_", F.dropout, F.dropout2d)
 DROPS = ("Dropout", "Dropout2d", "StochasticDepth", "DropPath")
-ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 
 
 @dataclass(frozen=True)
@@ -68,16 +69,6 @@ class Use:
     convolution: str | None
     activation: nn.Module | None
     after: fx.Node | None
-
-
-@dataclass(frozen=True)
-class Sum:
-    """A ReLU after a residual addition. ``owner``: name of the module that adds; ``site``: whose output it adds."""
-
-    graph: fx.Graph
-    node: fx.Node
-    owner: str
-    site: str
 
 
 @dataclass

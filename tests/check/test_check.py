@@ -187,8 +187,7 @@ def test_all_of_ours_keep_their_promises(name: str) -> None:
         ("mbn", {"eta": 0.3}),
         ("mbn", {"eta": 0.3, "var_mode": "within"}),
         ("brn", {"r_max": 2, "d_max": 1}),
-        ("mabn", {"window": 2, "warmup_steps": 0, "clip_start": 0}),
-        ("bgn", {"num_groups": 64}),
+        ("gn", {"num_groups": 8}),
     ],
     ids=str,
 )

@@ -16,14 +16,17 @@ from normbench.norms import gn, online
 C = 6
 REFERENCES: dict[str, Any] = {name: sys.modules[norms.get(name).unit.__module__] for name in norms.names()}
 # Whose running_mean and running_var are kept as a BatchNorm2d's, and whose are moments of all values, per channel.
-AS_BATCHNORM, OF_ALL_VALUES = ("bn", "bgn", "iebn", "bcn", "syncbn", "bkn", "cbn"), ("gbn", "batch_group")
+AS_BATCHNORM, OF_ALL_VALUES = ("bn", "bgn", "iebn", "bcn", "syncbn", "bkn", "cbn", "ic"), ("gbn", "batch_group")
 # Which of a BatchNorm2d's statistics mean the same in a unit that keeps C of each.
 TAKEN = {
     **dict.fromkeys(
-        (*AS_BATCHNORM, *OF_ALL_VALUES, "sn", "rbn", "online"), ("running_mean", "running_var", "num_batches_tracked")
+        (*AS_BATCHNORM, *OF_ALL_VALUES, "sn", "rbn", "online", "bne"),
+        ("running_mean", "running_var", "num_batches_tracked"),
     ),
     "evonorm_b0": ("running_var", "num_batches_tracked"),
 }
+# What makes a method's training forward a function of its input: its random draws are in the files of their own.
+WITHOUT_DRAWS: dict[str, dict[str, Any]] = {"ic": {"drop": 0.0}}
 # Normalization and activation in one: without a rectifier after them they are scale and shift alone, so they get one.
 IN_ONE = ("evonorm_b0", "evonorm_s0")
 
@@ -38,7 +41,7 @@ class Case:
 
 
 CASES = [
-    *(Case(name) for name in norms.names()),
+    *(Case(name, WITHOUT_DRAWS.get(name, {})) for name in norms.names()),
     Case("gn", {"num_groups": 3}),
     Case("gn", {"num_groups": 4, "group_fit": "uneven"}),
     Case("gn", {"num_groups": 4, "group_fit": "gcd"}),
@@ -209,6 +212,8 @@ def evaluation(unit: Any, case: Case, x: Tensor) -> Tensor:
         mean, var, eps = unit.running_mean, unit.running_std**2, 0.0
     else:
         mean, var, eps = unit.running_mean, unit.running_var, unit.eps
+        if mean.dim() == 2:  # of a single domain
+            mean, var = mean[0], var[0]
         groups = len(mean) if hasattr(unit, "group_weight") else getattr(unit, "num_groups", len(mean))
         if groups != len(mean):  # kept per channel, used per group
             members = [[c for c in range(C) if (c * groups) // C == (own * groups) // C] for own in range(C)]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from norm_cases import gradients, pictures
+from norm_cases import WITHOUT_DRAWS, gradients, pictures
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -290,6 +290,10 @@ TABLE: list[tuple[str, Function, Function, dict[str, int]]] = [
     ),
     ("iebn with its gate open is bn", opened, unit("bn"), ANY),
     ("iebn permutes with the pixels", permuted(gated, 3, [5, 3, 1, 0, 2, 4]), gated, ANY),
+    ("ic without dropout is BatchNorm2d in training", unit("ic", drop=0.0), nn.BatchNorm2d(C, **f64), ANY),
+    ("ic is BatchNorm2d in evaluation", evaluated("ic", drop=0.3), _evaluated(nn.BatchNorm2d(C, **f64)), ANY),
+    ("bne of one domain is BatchNorm2d in training", unit("bne"), nn.BatchNorm2d(C, **f64), ANY),
+    ("bne of one domain is BatchNorm2d in evaluation", evaluated("bne"), _evaluated(nn.BatchNorm2d(C, **f64)), ANY),
     ("proxy without an activation is ln", unit("proxy"), unit("ln"), ANY),
     (
         "proxy of 3 groups and no activation is GroupNorm",
@@ -325,7 +329,8 @@ TABLE: list[tuple[str, Function, Function, dict[str, int]]] = [
         (f"{name} permutes with the images", permuted(copy.deepcopy(whole), 0, [2, 0, 3, 1]), whole, ANY)
         for name in norms.names()
         if name != "online"  # which goes through them one after another
-        for whole in (unit(name, **({"ghost_size": N} if "ghost_size" in norms.get(name).options else {})),)
+        for given in ({"ghost_size": N} if "ghost_size" in norms.get(name).options else WITHOUT_DRAWS.get(name, {}),)
+        for whole in (unit(name, **given),)
     ),
     *(
         (f"{name} takes images one by one", alone(name), unit(name), ANY)

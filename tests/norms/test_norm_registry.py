@@ -25,6 +25,7 @@ CONTRACT = [
     "sn", "evonorm_b0", "evonorm_s0", "rms", "rbn", "dyt", "mabn", "bcn", "online", "syncbn",
     "bkn", "bnp",
     "cbn", "mbn",
+    "ic", "bne",
 ]  # fmt: skip
 
 
@@ -92,6 +93,8 @@ BAD = [
             "syncbn",
             "bkn",
             "cbn",
+            "ic",
+            "bne",
         )
         for value in (-0.1, 1.1, "fast", False)
     ),
@@ -139,6 +142,10 @@ BAD = [
     ("mbn", "var_mode", "totl"),
     ("mbn", "grad_mode", "none"),
     ("mbn", "double_forward", 1),
+    *(("ic", "drop", value) for value in (-0.1, 1.0, "some", None, True)),
+    *(("ic", "channelwise", value) for value in (1, None)),
+    *(("ic", "placement", value) for value in ("conv_ic_relu", None, 1)),
+    *(("bne", "domains", value) for value in (0, 1.5, "two", None, True)),
 ]
 
 
