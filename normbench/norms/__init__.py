@@ -27,6 +27,7 @@ from normbench.norms.wiring import Wiring
 from normbench.norms import none, bn, ln, in_, gn, pn, bgn, frn, brn, gbn, batch_group, iebn, proxy  # noqa: F401, I001
 from normbench.norms import sn, evonorm_b0, evonorm_s0, rms, rbn, dyt  # noqa: F401
 from normbench.norms import mabn, bcn, online, syncbn  # noqa: F401
+from normbench.norms import ws, nf  # noqa: F401
 
 __all__ = [
     "Normalizer",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -29,12 +29,15 @@ class Normalizer:
     than apply it (its own in its place, or something behind it). own_eps: the replaced BatchNorm's eps does not carry
     over. drop_in: it can stand in a BatchNorm2d's place without a look at the graph. sum_activation: what it puts in
     place of a ReLU after a residual sum, made with num_features. convolution: what it puts in place of the Conv2d right
-    before a site, made from that and the site's unit. wire: what else it changes of the graphs, the units being in
-    place; not drop_in then. hooks: what it does in the training loop. joins_workers: its statistics are those of all
-    workers of a step, which are therefore never run a chunk at a time. own_gradient: its backward is its own, not the
-    derivative of its forward, and keeps state; so it cannot be compiled or differentiated twice. keeps_statistics: it
-    has running statistics also where the BatchNorm had none. source_hash: SHA-256 of a user's file; None for ours.
-    check: raises ConfigError for a bad value of an option; None: values are not checked.
+    before a site, made from that and the site's unit. every_convolution: it is asked for all others too, with None for
+    the unit. wire: what else it changes of the graphs, the units being in place; not drop_in then. hooks: what it does
+    in the training loop. joins_workers: its statistics are those of all workers of a step, which are therefore never
+    run a chunk at a time. own_gradient: its backward is its own, not the derivative of its forward, and keeps state; so
+    it cannot be compiled or differentiated twice. keeps_statistics: it has running statistics also where the BatchNorm
+    had none. source_hash: SHA-256 of a user's file; None for ours. check: raises ConfigError for a bad value of an
+    option; None: values are not checked. row_options: options, and their defaults, that the row itself takes and the
+    unit is not given. settle: the row that holds under given options, where the unit and what is said here depend on
+    them.
     """
 
     name: str
@@ -48,7 +51,8 @@ class Normalizer:
     own_eps: bool = False
     drop_in: bool = True
     sum_activation: type[nn.Module] | None = None
-    convolution: Callable[[nn.Conv2d, nn.Module], nn.Module] | None = None
+    convolution: Callable[[nn.Conv2d, nn.Module | None], nn.Module] | None = None
+    every_convolution: bool = False
     wire: Callable[[Wiring], None] | None = None
     hooks: type[StepHooks] | None = None
     joins_workers: bool = False
@@ -56,6 +60,8 @@ class Normalizer:
     keeps_statistics: bool = False
     source_hash: str | None = None
     check: Callable[[Mapping[str, Any], str], None] | None = checks.check
+    row_options: Mapping[str, Any] = field(default_factory=dict)
+    settle: Callable[[Mapping[str, Any]], Normalizer] | None = None
 
     @cached_property
     def parameters(self) -> Mapping[str, inspect.Parameter]:
@@ -86,4 +92,4 @@ class Normalizer:
     def options(self) -> dict[str, Any]:
         """The method's own options and their defaults."""
         named = (p for p in self.parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
-        return {p.name: p.default for p in named if p.name not in GIVEN}
+        return {**self.row_options, **{p.name: p.default for p in named if p.name not in GIVEN}}

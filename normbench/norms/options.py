@@ -71,7 +71,8 @@ def _one_of(choices: tuple[str, ...], or_none: bool = False) -> Check:
 
 
 EVAL_STATS = ("running", "batch")
-CHOICES = {"group_fit": FITS, "eval_stats": EVAL_STATS}
+RULES = ("nf", "bnn")
+CHOICES = {"group_fit": FITS, "eval_stats": EVAL_STATS, "rules": RULES}
 CHECKS: dict[str, tuple[Check, str]] = {
     "eps": (lambda value: is_number(value) and value >= 0, "a number, 0 or more, such as 1e-5"),
     "momentum": (
@@ -97,11 +98,15 @@ CHECKS: dict[str, tuple[Check, str]] = {
     "window": (lambda value: value is None or is_count(value), "a whole number of steps, 1 or more, such as 16"),
     "warmup_steps": (_is_whole, "a whole number of steps, 0 or more, such as 100"),
     "clip_start": (_is_whole, "a whole number of steps, 0 or more, such as 1000"),
+    "ws_eps": (lambda value: is_number(value) and value >= 0, "a number, 0 or more, such as 1e-5"),
     "proxy_eps": (lambda value: is_number(value) and value >= 0, "a number, 0 or more, such as 0.03"),
     "quantiles": (is_count, "a whole number of grid points, 1 or more, such as 256"),
     "num_groups": (_is_group_number, "a whole number of groups, 1 or more, such as 16"),
     "group_fit": (_one_of(FITS, or_none=True), f"one of {', '.join(FITS)}"),
     "eval_stats": (_one_of(EVAL_STATS), f"one of {', '.join(EVAL_STATS)}"),
+    "alpha": (is_number, "a number, such as 0.2"),
+    "agc": (lambda value: value is None or (is_number(value) and value > 0), "a number above 0, such as 0.02, or None"),
+    "rules": (_one_of(RULES), f"one of {', '.join(RULES)}"),
     "size": (_is_size, "the height and width of the maps, such as (56, 56)"),
 }
 TABLED = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, count
 
 from torch import fx, nn
@@ -16,6 +16,8 @@ class Wiring:
     tree: the new model's modules, units in place. graphs: of training and of evaluation; both call the modules of
     ``tree`` by name, and each must be edited the same way. units: the unit of every site, by name, in the order of the
     forward. convolutions: the name of the Conv2d right before a site, by the site's name, where there is one.
+    activations: what the nodes that apply one apply, those that the units took over left out. added: the names of what
+    ``add`` made, of which a BatchNorm model's state knows nothing.
 
     Containers of the tree that hold units or replaced convolutions are the new model's own; all else is shared with the
     model given, and must be replaced (``put``), never changed.
@@ -25,6 +27,8 @@ class Wiring:
     graphs: tuple[fx.Graph, ...]
     units: Mapping[str, nn.Module]
     convolutions: Mapping[str, str]
+    activations: Mapping[fx.Node, nn.Module] = field(default_factory=dict)
+    added: list[str] = field(default_factory=list)
 
     def module(self, node: fx.Node) -> nn.Module | None:
         """The module that ``node`` calls, None if it calls none."""
@@ -35,7 +39,8 @@ class Wiring:
         parent = self.tree.get_submodule(owner)
         name = next(name for name in chain([word], (f"{word}_{i}" for i in count(1))) if not hasattr(parent, name))
         parent.add_module(name, module)
-        return f"{owner}.{name}" if owner else name
+        self.added.append(f"{owner}.{name}" if owner else name)
+        return self.added[-1]
 
     def put(self, name: str, module: nn.Module) -> None:
         """Let ``module`` take the place called ``name``."""

@@ -22,7 +22,7 @@ from normbench.errors import ConfigError, UnknownName
 CONF = Path(__file__).parents[2] / "conf" / "norm"
 CONTRACT = [
     "none", "bn", "ln", "in", "gn", "pn", "bgn", "frn", "brn", "gbn", "batch_group", "iebn", "proxy",
-    "sn", "evonorm_b0", "evonorm_s0", "rms", "rbn", "dyt", "mabn", "bcn", "online", "syncbn",
+    "sn", "evonorm_b0", "evonorm_s0", "rms", "rbn", "dyt", "mabn", "bcn", "online", "syncbn", "ws", "nf",
 ]  # fmt: skip
 
 
@@ -98,6 +98,11 @@ BAD = [
     *(("online", option, value) for option in ("alpha_fwd", "alpha_bkw") for value in (-0.1, 1.1, None, True)),
     *(("online", "clamp", value) for value in (0, -5, "5", float("inf"))),
     ("online", "layer_scaling", 1),
+    *(("ws", "ws_eps", value) for value in (-1e-5, "small", None)),
+    *(("ws", "num_groups", value) for value in (0, "16")),
+    *(("nf", "alpha", value) for value in ("0.2", None, float("nan"))),
+    *(("nf", "agc", value) for value in (0, -0.1, "0.02", float("inf"))),
+    *(("nf", "rules", value) for value in ("bn", None, 1)),
 ]
 
 
