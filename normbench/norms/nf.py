@@ -136,7 +136,7 @@ def constant(activation: nn.Module, num_features: int) -> float:
         y = y.flatten(1)
         mean = density @ y
         std = math.sqrt(float((density @ (y - mean).square()).mean()))
-    return 1 / std if std > 0 else 1.0
+    return 1 / std if std > 1e-6 else 1.0  # or a constant, whose rounding is no variance
 
 
 class ScaledStdConv2d(Reweighted):

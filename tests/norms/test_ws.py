@@ -144,7 +144,9 @@ def test_options_are_the_bases_and_an_unknown_one_names_them() -> None:
     assert norms.build("ws", 12, num_groups=4).num_groups == 4
     assert norms.build("ws", 12, base="bn", momentum=0.3).momentum == 0.3
     assert norms.build("ws", 12, base="bgn", num_groups={2: 3}, batch=2).num_groups == 3
-    with pytest.raises(UnknownName, match=r"option of ws 'momentum'.*Choices: affine, base, eps, group_fit, num_groups, ws_eps"):
+    with pytest.raises(
+        UnknownName, match=r"option of ws 'momentum'.*Choices: affine, base, eps, group_fit, num_groups, ws_eps"
+    ):
         norms.check_options("ws", {"momentum": 0.1})
     with pytest.raises(UnknownName, match=r"base of ws 'gm'. Did you mean 'gn'\? Choices: .*\bbn\b"):
         norms.build("ws", 8, base="gm")
