@@ -29,6 +29,8 @@ NOT_IN_ID = {
     "data": {"root", "download", "loaders"},
     "recipe": {"source", "base_lr", "base_batch", "lr_rule", "epochs", "steps"},
 }
+# Keys that came later: cells that do not give them keep the ids they had.
+LATER = {"arch": {"phase"}}
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,9 @@ class Cell:
         content = {key: value for key, value in self.nested().items() if key != "device"}
         for group, left_out in NOT_IN_ID.items():
             content[group] = {key: value for key, value in content[group].items() if key not in left_out}
+        for group, later in LATER.items():
+            old = {key: value for key, value in content[group].items() if key not in later or value is not None}
+            content[group] = old
         # A user's file is known by its hash (pictures by theirs): moving it changes nothing.
         for group in ("arch", "norm", "data"):
             content[group] = {**content[group], "name": content[group]["name"].rsplit(":", 1)[-1]}

@@ -23,8 +23,9 @@ skip_gain = 0 a block is the identity, or its shortcut. Expected variances hold 
 residual sums (InceptionV3; nothing published covers it) has standardized weights and scaled activations alone.
 
 ``rules="bnn"``: as the code of "BNN − BN = ?" (Chen et al. 2021, arXiv:2104.08215) has it, which makes BN-free nets of
-arch=reactnet18 and reactnet_a: Ŵ = (W − μ) / (√n (σ + 1e-5)), c = 1 everywhere, no s₀, and v is 1 right after the block
-of a transition or the first block of a stage (a container's number 0), and grows by α² at every other sum.
+arch=reactnet18 and reactnet_a: Ŵ = (W − μ) / (√n (σ + 1e-5)), c = 1 everywhere, no s₀; v is 1 right after the block of
+a transition, stays what it is over the first block of a stage (a container's number 0), and grows by α² at every other
+sum. A convolution with binary weights makes them of Ŵ.
 
 c is the code's for ReLU, SiLU and GELU (sampled there: ReLU's exact value is 1.71286), and an integral for all else; an
 activation with parameters has that of their first values.  Not from the papers: γ and β also at sites that no
@@ -203,9 +204,9 @@ def variances(graph: fx.Graph, residuals: Iterable[Residual], wiring: Wiring) ->
 def _after(r: Residual, v: float, residuals: Iterable[Residual], unit: Any) -> float:
     if unit.rules == "nf":
         return (v if r.identity else 1.0) + unit.alpha**2
-    first = r.block.rpartition(".")[2] == "0"
-    transition = first or any(other.block == r.block and not other.identity for other in residuals)
-    return 1.0 if transition and r.last else v + unit.alpha**2
+    if r.last and any(other.block == r.block and not other.identity for other in residuals):
+        return 1.0
+    return v if r.block.rpartition(".")[2] == "0" else v + unit.alpha**2
 
 
 class _Rewiring:

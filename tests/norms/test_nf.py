@@ -24,8 +24,10 @@ from normbench.options import ArchOptions
 from normbench.surgery import apply
 
 f64 = torch.float64
-# 1/√v of every block of a ResNet-50 with α = 0.2, as the method's card has them.
-BETAS = [1, .9806, .9623, .9449, .9806, .9623, .9449, .9285, .9806, .9623, .9449, .9285, .9129, .898, .9806, .9623]  # fmt: skip
+# 1/√v of every block of a ResNet-50, α = 0.2.
+BETAS = [
+    1, .9806, .9623, .9449, .9806, .9623, .9449, .9285, .9806, .9623, .9449, .9285, .9129, .898, .9806, .9623,
+]  # fmt: skip
 
 
 def standardized(*shape: int, rules: str = "nf") -> nf.ScaledStdConv2d:
