@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 
 T = TypeVar("T", bound=nn.Module)
@@ -29,6 +30,21 @@ def prepares(module: nn.Module) -> bool:
     So may a subclass of Conv2d in any model (one with binary weights, say), which can then be given other weights.
     """
     return getattr(module, "prepare", None) is not None
+
+
+def as_maps(weight: Tensor) -> Tensor:
+    """Filters (O, I, kh, kw) as the maps of one image, (1, O, I·kh·kw, 1), each filter as it lies in memory."""
+    if not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last):
+        weight = weight.permute(0, 2, 3, 1)
+    return weight.reshape(1, len(weight), -1, 1)
+
+
+def as_filters(maps: Tensor, weight: Tensor) -> Tensor:
+    """What ``as_maps`` made of ``weight``, or has become of it, in its shape again."""
+    if not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last):
+        O, I, *kernel = weight.shape  # noqa: E741
+        return maps.view(O, *kernel, I).permute(0, 3, 1, 2)
+    return maps.view(weight.shape)
 
 
 class Reweighted(nn.Conv2d):

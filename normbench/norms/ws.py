@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from normbench.errors import UnknownName
 from normbench.norms import core, options, registry
-from normbench.norms.convolution import Reweighted, adopt
+from normbench.norms.convolution import Reweighted, adopt, as_filters, as_maps
 from normbench.norms.normalizer import Normalizer
 
 NAME = "ws"
@@ -44,8 +44,8 @@ class StandardizedConv2d(Reweighted):
     ws_eps: float
 
     def reweigh(self, weight: Tensor) -> Tensor:
-        # A filter is to its weights what an image is to layer norm.
-        return core.standardize(weight, len(weight), 1, self.ws_eps, None, None)
+        maps = as_maps(weight)  # a filter is to its weights what a channel is to instance norm
+        return as_filters(core.standardize(maps, 1, len(weight), self.ws_eps, None, None), weight)
 
 
 def _convolution(convolution: nn.Conv2d, _unit: nn.Module | None, ws_eps: float) -> nn.Module:

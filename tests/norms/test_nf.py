@@ -75,9 +75,14 @@ def test_the_gain_is_the_units_weight() -> None:
 @pytest.mark.parametrize("rules", ["nf", "bnn"])
 @pytest.mark.parametrize("shape", [(8, 4, 3, 3), (8, 16, 1, 1), (5, 1, 3, 3)])
 @pytest.mark.parametrize("scale", [1.0, 1e-3])
-def test_weights_are_the_plain_formulas_with_its_gradient(rules: str, shape: tuple[int, ...], scale: float) -> None:
-    """Also where the floor takes the place of the variance."""
-    conv = standardized(*shape, rules=rules)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_weights_are_the_plain_formulas_with_its_gradient(
+    rules: str, shape: tuple[int, ...], scale: float, memory_format: torch.memory_format
+) -> None:
+    """Also where the floor takes the place of the variance, of one filter or all."""
+    conv = standardized(*shape, rules=rules).to(memory_format=memory_format)
+    with torch.no_grad():
+        conv.weight[0].mul_(1e-3)
     with torch.no_grad():
         conv.weight.mul_(scale)
     got, expected = conv.reweigh(conv.weight), nf.reference_weight(conv.weight, rules)
