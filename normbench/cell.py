@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from normbench.errors import ConfigError, UnknownName
-from normbench.options import ArchOptions, DataOptions, Recipe, at_least, one_of
+from normbench.options import AUTO, ArchOptions, DataOptions, EvalOptions, Recipe, at_least, one_of
 
 # Raised when the meaning of a configuration changes, so that old results are not taken for new ones.
 VERSION = 1
@@ -29,8 +29,13 @@ NOT_IN_ID = {
     "data": {"root", "download", "loaders"},
     "recipe": {"source", "base_lr", "base_batch", "lr_rule", "epochs", "steps"},
 }
-# Keys that came later: cells that do not give them keep the ids they had.
-LATER = {"arch": {"phase"}}
+# Options that are younger than the oldest ids: they count only where they are not what they were before they were.
+YOUNGER: dict[str, dict[str, Any]] = {
+    "arch": {"phase": None},
+    "data": {"tune": 0.0},
+    "recipe": {"affine_anchor": "zero"},
+    "eval": {"example_weight": 0.0},
+}
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,7 @@ class Cell:
     data: DataOptions
     norm: NormOptions
     recipe: Recipe
+    eval: EvalOptions = field(default_factory=EvalOptions)
     batch: int = 32
     workers: int = 1
     chunk: int | None = None
@@ -85,6 +91,11 @@ class Cell:
             raise ConfigError(f"chunk: got {self.chunk}, expected at most workers={self.workers}")
         if not (self.length("epochs") or self.length("steps")):
             raise ConfigError(f"recipe={self.recipe.name} gives no length; give epochs=… or steps=…")
+        if self.eval.example_weight == AUTO and not self.data.tune:
+            raise ConfigError(
+                "eval.example_weight=auto is chosen on pictures held out of the training set, and none are; give "
+                "data.tune=0.1, the share of them"
+            )
         if not (self.epochs or self.steps) and self.recipe.epochs and self.recipe.steps:
             raise ConfigError(f"recipe={self.recipe.name} gives epochs and steps; expected one; epochs=… replaces both")
 
@@ -111,7 +122,7 @@ class Cell:
         own = {key.name: getattr(self, key.name) for key in dataclasses.fields(self)}
         resolved = {"epochs": self.length("epochs"), "steps": self.length("steps"), "lr": self.peak_lr}
         resolved["chunk"] = None if self.chunk == self.workers else self.chunk
-        groups = {key: _options(own[key]) for key in ("arch", "data", "norm", "recipe")}
+        groups = {key: _options(own[key]) for key in ("arch", "data", "norm", "recipe", "eval")}
         return {**own, **groups, **resolved}
 
     def flat(self) -> dict[str, Any]:
@@ -119,7 +130,8 @@ class Cell:
         flat: dict[str, Any] = {}
         for key, value in self.nested().items():
             if isinstance(value, dict):
-                flat[key] = value["name"]
+                if "name" in value:
+                    flat[key] = value["name"]
                 flat |= {f"{key}.{name}": _scalar(item) for name, item in value.items() if name != "name"}
             else:
                 flat[key] = value
@@ -133,9 +145,10 @@ class Cell:
         content = {key: value for key, value in self.nested().items() if key != "device"}
         for group, left_out in NOT_IN_ID.items():
             content[group] = {key: value for key, value in content[group].items() if key not in left_out}
-        for group, later in LATER.items():
-            old = {key: value for key, value in content[group].items() if key not in later or value is not None}
-            content[group] = old
+        for group, before in YOUNGER.items():
+            content[group] = {k: v for k, v in content[group].items() if k not in before or v != before[k]}
+            if not content[group]:
+                del content[group]
         # A user's file is known by its hash (pictures by theirs): moving it changes nothing.
         for group in ("arch", "norm", "data"):
             content[group] = {**content[group], "name": content[group]["name"].rsplit(":", 1)[-1]}
@@ -151,6 +164,7 @@ def make(config: Mapping[str, Any]) -> Cell:
     values["arch"] = construct(ArchOptions, "arch", _group(values, "arch"), own_options=_is_target(values, "arch"))
     values["data"] = construct(DataOptions, "data", _group(values, "data"), own_options=_is_target(values, "data"))
     values["recipe"] = construct(Recipe, "recipe", _group(values, "recipe"))
+    values["eval"] = construct(EvalOptions, "eval", values.get("eval") or {})
     norm = _group(values, "norm")
     # null means: not given; the method's or the architecture's own value holds.
     given = {key: value for key, value in norm.items() if key != "name" and value is not None}
@@ -175,7 +189,7 @@ def construct(cls: type[Any], section: str, values: Mapping[str, Any], *, own_op
         elif own_options:
             extra[key] = value
         else:
-            what = f"option of {section}={values.get('name')}" if section else "option"
+            what = f"option of {section}={values['name']}" if "name" in values else "option"
             raise UnknownName(what, f"{prefix}{key}", [f"{prefix}{name}" for name in hints if name != "options"])
     return cls(**known, **({"options": extra} if own_options else {}))
 

@@ -15,6 +15,7 @@ the family: it tells of another process.
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Iterable
 
 
@@ -63,9 +64,18 @@ class UnknownName(ConfigError):
 
 def nearest(got: str, choices: Iterable[str]) -> str | None:
     """The choice that ``got`` most likely meant, or None when nothing is near."""
-    lower = {choice.lower(): choice for choice in choices}
-    found = difflib.get_close_matches(got.lower(), list(lower), n=1, cutoff=0.5)
-    return lower[found[0]] if found else None
+    lower, word = {choice.lower(): choice for choice in choices}, got.lower()
+    near = difflib.get_close_matches(word, list(lower), n=5, cutoff=0.5)
+    if not near:
+        return None
+
+    def likeness(choice: str) -> tuple[bool, float, int]:
+        """The same letters in another order, then as many as possible in order, then a common beginning."""
+        alike = difflib.SequenceMatcher(None, choice, word).ratio()
+        beginning = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(choice, word, strict=False))
+        return sorted(choice) == sorted(word), alike, len(list(beginning))
+
+    return lower[max(near, key=likeness)]
 
 
 def one_line(error: BaseException) -> str:

@@ -14,6 +14,8 @@ OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("cosine", "step", "constant")
 LR_RULES = ("linear", "sqrt", "none")
 RAMPS = ("linear", "cosine")
+ANCHORS = ("zero", "one", "init")
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class DataOptions:
     download: fetch what is missing where the data set can be fetched.
     limit: at most so many pictures of each split, balanced over the classes, always the same ones.
     valid: share of the training pictures held out; evaluation is then on these and the test set stays unseen.
+    tune: share of the training pictures held out to choose by after training (eval.example_weight=auto); evaluation
+        is on the test set.
     size: side in pixels that pictures are stored at; None: as they are, or the net's size when they are streamed.
     pad, flip: augmentation of in-memory pictures: zero-pad by ``pad`` and crop back; mirror at random.
     stream: read pictures from disk at every epoch; None: only if they do not fit in memory.
@@ -66,6 +70,7 @@ class DataOptions:
     download: bool = True
     limit: int | None = None
     valid: float = 0.0
+    tune: float = 0.0
     size: int | None = None
     pad: int = 0
     flip: bool = False
@@ -80,8 +85,31 @@ class DataOptions:
         at_least("data.pad", self.pad, 0)
         at_least("data.loaders", self.loaders, 0)
         at_least("data.eval_batch", self.eval_batch, 1)
-        if not 0 <= self.valid < 1:
-            raise ConfigError(f"data.valid: got {self.valid}, expected a share from 0 up to below 1, such as 0.1")
+        for name in ("valid", "tune"):
+            if not 0 <= (got := getattr(self, name)) < 1:
+                raise ConfigError(f"data.{name}: got {got}, expected a share from 0 up to below 1, such as 0.1")
+        if self.valid and self.tune:
+            raise ConfigError(
+                f"data.valid={self.valid} and data.tune={self.tune} are both given; expected one: with valid the test "
+                "set stays unseen, with tune it is what is evaluated"
+            )
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """How a cell is evaluated.
+
+    example_weight: the share of an image's own moments in the statistics that it is evaluated with, beside the running
+    ones, for methods that keep such (inference example weighing, Summers & Dinneen, ICLR 2020, arXiv:1906.03548); or
+    ``auto``: chosen after the last epoch on the pictures that ``data.tune`` holds out.
+    """
+
+    example_weight: float | str = 0.0
+
+    def __post_init__(self) -> None:
+        got = self.example_weight
+        if got != AUTO and (isinstance(got, str) or not 0 <= got <= 1):
+            raise ConfigError(f"eval.example_weight: got {got!r}, expected a share from 0 to 1, such as 0.1, or {AUTO}")
 
 
 @dataclass(frozen=True)
@@ -92,6 +120,8 @@ class Recipe:
     milestones: shares of the run after which the rate is multiplied by ``decay`` (schedule ``step``).
     warmup_epochs: the rate rises from 0 to the peak, along ``warmup`` (linear or cosine).
     affine_weight_decay: decay of the units' weight and bias; None: the same as ``weight_decay``.
+    affine_anchor: where that pulls the weight: to ``zero`` (as torch does), ``one`` (arXiv:1906.03548's code) or where
+    it started (``init``: apart from ``one`` at a zero-initialised weight). The bias goes to zero.
     clip: largest norm of the whole gradient; None: unclipped.
     """
 
@@ -102,6 +132,7 @@ class Recipe:
     nesterov: bool = True
     weight_decay: float = 0.0
     affine_weight_decay: float | None = None
+    affine_anchor: str = "zero"
     base_lr: float = 0.1
     base_batch: int = 256
     lr_rule: str = "linear"
@@ -120,6 +151,7 @@ class Recipe:
         one_of("recipe.schedule", self.schedule, SCHEDULES)
         one_of("recipe.lr_rule", self.lr_rule, LR_RULES)
         one_of("recipe.warmup", self.warmup, RAMPS)
+        one_of("recipe.affine_anchor", self.affine_anchor, ANCHORS)
         at_least("recipe.epochs", self.epochs, 1)
         at_least("recipe.steps", self.steps, 1)
         at_least("recipe.base_batch", self.base_batch, 1)

@@ -6,17 +6,22 @@ cell's id, which holds the hash, changes with it.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import importlib.util
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 from normbench.errors import ConfigError, UnknownName, nearest
+
+# The group under which installed packages name normalizers: name = "package.module:Class".
+GROUP = "normbench.norms"
 
 _modules: dict[tuple[Path, str], types.ModuleType] = {}
 
@@ -24,6 +29,12 @@ _modules: dict[tuple[Path, str], types.ModuleType] = {}
 def is_target(name: str) -> bool:
     """Whether ``name`` is of the form ``file.py:name`` or ``package.module:name``."""
     return ":" in name
+
+
+@functools.cache
+def installed() -> Mapping[str, str]:
+    """The normalizers that installed packages bring: name → ``package.module:Class``. Nothing is imported."""
+    return {point.name: point.value for point in entry_points(group=GROUP)}
 
 
 def load(target: str, what: str) -> tuple[Callable[..., Any], str | None]:

@@ -12,14 +12,16 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from normbench import machine, models, norms, surgery
+from normbench import machine, models, norms, surgery, weighing
 from normbench.cell import Cell
 from normbench.checkpoint import CheckpointError, draws, set_draws
 from normbench.data import Description, Pictures, open_pictures
+from normbench.data.tuned import Tuned
 from normbench.errors import one_line
 from normbench.evaluate import evaluate
 from normbench.meter import DivergedError, Meter, StoppedError, Watch
 from normbench.optimize import learning_rate, optimizer, warmup_steps
+from normbench.options import AUTO
 from normbench.ranks import ALONE, Ranks
 from normbench.step import Step, memory_format
 
@@ -144,6 +146,8 @@ class Run:
         self.watch, self.keep, self.ranks = watch, keep, ranks
         self.length = run = length(cell, pictures.description)
         tell_steps(net, run.total)
+        if cell.eval.example_weight != AUTO:
+            norms.set_example_weight(net, float(cell.eval.example_weight))
         self.update = optimizer(net, cell.recipe, cell.peak_lr)
         warmup = warmup_steps(cell.recipe, run.per_epoch, run.total)
         self.rate = partial(learning_rate, peak=cell.peak_lr, total=run.total, warmup=warmup, recipe=cell.recipe)
@@ -198,14 +202,8 @@ class Run:
         epoch_seconds = meter.close()
         self.seconds += epoch_seconds
 
-        found = evaluate(
-            self.forward,
-            self.pictures.test(cell.data.eval_batch, rank=self.ranks.rank, ranks=self.ranks.count),
-            self.pictures.description.test,
-            precision=self.step.precision,
-            memory_format=memory_format(cell),
-            reduce=self.ranks.total if self.ranks.count > 1 else None,
-        )
+        found = self._weigh() if self.done == run.total else {}
+        found |= self._measure(self.pictures.test, self.pictures.description.test)
         self.row = {
             "epoch": epoch, "step": self.done, "lr": self.rate(self.done - 1), "train_loss": meter.mean, **found,
             "images_per_s": meter.images_per_s(epoch_seconds), "train_seconds": self.seconds,
@@ -217,6 +215,25 @@ class Run:
         self.meter = Meter(epoch + 1, self.done, cell.images, self.device, self.watch, meter.last)
         if self.done < run.total:
             self._stop_or_save(at_end=True)
+
+    def _weigh(self) -> dict[str, float]:
+        """After the last step, with ``eval.example_weight=auto``: choose it. What the row then says of it."""
+        if self.cell.eval.example_weight != AUTO:
+            return {}
+        assert isinstance(self.pictures, Tuned)  # or the cell would have been refused
+        measure = partial(self._measure, self.pictures.tune, self.pictures.description.tune)
+        return {"example_weight": weighing.choose(self.net, self.cell.batch, measure)}
+
+    def _measure(self, pictures: Any, count: int) -> dict[str, float]:
+        """Top-1, top-5 and loss over ``count`` ``pictures`` of all ranks."""
+        return evaluate(
+            self.forward,
+            pictures(self.cell.data.eval_batch, rank=self.ranks.rank, ranks=self.ranks.count),
+            count,
+            precision=self.step.precision,
+            memory_format=memory_format(self.cell),
+            reduce=self.ranks.total if self.ranks.count > 1 else None,
+        )
 
     def _stop_or_save(self, at_end: bool = False) -> None:
         if self.ranks.count > 1 and self.meter.waiting:  # they wait for each other only where the device is waited for

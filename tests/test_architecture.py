@@ -23,13 +23,13 @@ FLOORS = [
     {"ranks"},
     {"norms", "machine", "checkpoint"},
     {"surgery", "models", "data"},
-    {"optimize", "evaluate", "step", "meter"},
+    {"optimize", "evaluate", "step", "meter", "weighing"},
     {"train", "rehearse"},
     {"grid"},
     {"preflight"},
     {"progress"},
     {"report", "display", "track"},
-    {"launch", "bench"},
+    {"launch", "bench", "check"},
     {"sweep"},
 ]
 TORCH_FREE = {

@@ -48,6 +48,66 @@ def test_decay_pulls_towards_zero_by_one_step_of_sgd() -> None:
     torch.testing.assert_close(model.get_submodule("1").weight.data, torch.full((4,), 1.998))
 
 
+def stepped(model: nn.Module, update: torch.optim.Optimizer, steps: int = 1) -> None:
+    for step in range(steps):
+        for number, parameter in enumerate(model.parameters()):
+            parameter.grad = torch.full_like(parameter, 0.0 if steps == 1 else (step + 1) / (number + 1))
+        update.step()
+
+
+@pytest.mark.parametrize(("anchor", "expected"), [("zero", 1.998), ("one", 1.999), ("init", 1.9995)])
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_an_anchor_is_where_decay_pulls_the_weight(kind: str, anchor: str, expected: float) -> None:
+    """Card affine_weight_decay, test 1: lr 0.1, decay 0.01, weight 2; the bias goes from 1 to 0.999."""
+    model = net("bn")
+    unit = model.get_submodule("1")
+    unit.weight.data.fill_(1.5)
+    recipe = Recipe("r", optimizer=kind, momentum=0.0, affine_weight_decay=0.01, affine_anchor=anchor)
+    update = optimizer(model, recipe, lr=0.1)
+    unit.weight.data.fill_(2.0)
+    unit.bias.data.fill_(1.0)
+    stepped(model, update)
+    torch.testing.assert_close(unit.weight.data, torch.full((4,), expected))
+    torch.testing.assert_close(unit.bias.data, torch.full((4,), 0.999))
+
+
+def test_the_pull_to_one_is_weight_decay_of_the_weight_less_one() -> None:
+    """Test 2: γ = 1 + δ with δ decayed towards 0 takes the same way, over steps with momentum."""
+    recipe = Recipe("r", momentum=0.9, affine_weight_decay=0.05, affine_anchor="one")
+    model, delta = net("bn").double(), nn.Parameter(torch.full((4,), 0.5, dtype=torch.float64))
+    unit = model.get_submodule("1")
+    unit.weight.data.fill_(1.5)
+    update = optimizer(model, recipe, lr=0.1)
+    plain = torch.optim.SGD([delta], lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.05)
+    for step in range(7):
+        for parameter in (*model.parameters(), delta):
+            parameter.grad = torch.full_like(parameter, 0.3 - 0.1 * step)
+        update.step()
+        plain.step()
+        torch.testing.assert_close(unit.weight.data, 1 + delta.data, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_without_decay_an_anchor_changes_nothing(kind: str) -> None:
+    """Test 4, bit for bit."""
+    found = []
+    for anchor in ("zero", "one"):
+        torch.manual_seed(0)
+        model = net("bn")
+        stepped(model, optimizer(model, Recipe("r", optimizer=kind, affine_anchor=anchor), lr=0.1), steps=3)
+        found.append(model.state_dict())
+    for key, value in found[0].items():
+        assert torch.equal(value, found[1][key]), key
+
+
+@pytest.mark.parametrize("name", norms.names())
+def test_with_an_anchor_too_every_parameter_is_in_one_group(name: str) -> None:
+    model = net(name)
+    groups = parameter_groups(model, Recipe("r", weight_decay=0.1, affine_anchor="one"))
+    grouped = [id(p) for group in groups for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters())
+
+
 @pytest.mark.parametrize(("kind", "expected"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
 def test_the_recipe_names_the_optimizer(kind: str, expected: type) -> None:
     assert isinstance(optimizer(net("gn"), Recipe("r", optimizer=kind), lr=0.1), expected)

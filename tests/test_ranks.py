@@ -35,6 +35,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "brn": {"r_max": 3.0, "d_max": 5.0},
     "mabn": {"window": 2, "warmup_steps": 0, "clip_start": 2},
     "bcn": {"estimated": True},
+    "bkn": {"propagate": "moments"},  # of the two that which draws nothing
     "online": {"alpha_fwd": 0.8, "alpha_bkw": 0.7},
 }
 WAYS = [

@@ -268,7 +268,7 @@ def test_a_whole_batchnorm_checkpoint_loads_strictly(norm: str) -> None:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             net.load_state_dict(state)
-        assert len(said) == (norm not in ("bn", "gbn", "batch_group", "syncbn"))  # whose whole state it is
+        assert len(said) == (norm not in ("bn", "gbn", "batch_group", "syncbn", "bkn"))  # whose whole state it is
     for net in (applied, twin):
         assert torch.equal(net.get_submodule("0.bn").weight, model[0].bn.weight)
 

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normbench import models, surgery
+from normbench import models, norms, surgery
 from normbench.bench.cases import CLASSES, DTYPE, FORMAT, ITEM_BYTES
 from normbench.bench.command import Settings
 from normbench.bench.contestants import Contestant
 from normbench.bench.measure import Call, Rule, race
+from normbench.bench.memory import kept_mib, state_mib
 from normbench.bench.results import Row, measures
 from normbench.bench.statistics import BASELINE
 from normbench.options import ArchOptions
@@ -63,12 +64,13 @@ def networks(settings: Settings) -> Iterator[Network]:
 def measure(network: Network, contestants: Sequence[Contestant], device: torch.device, rule: Rule) -> list[Row]:
     """A row per contestant; the untouched network is the baseline."""
     finite: dict[str, bool] = {}
-    makers = {one.label: _maker(network, one, device, finite) for one in contestants if _able(one, network)}
+    memory: dict[str, dict[str, float]] = {}
+    makers = {one.label: _maker(network, one, device, finite, memory) for one in contestants if _able(one, network)}
     samples = race(makers, device, rule)
     rows = []
     for one in contestants:
         if one.label in samples:
-            found = measures(one.label, samples)
+            found = measures(one.label, samples) | memory.get(one.label, {})
         else:
             found = {"status": "skipped", "reason": f"it trains from batch {one.least_batch}"}
         if found.get("status", "ok") == "ok" and not finite[one.label]:
@@ -89,7 +91,13 @@ def _row(one: Contestant, network: Network, found: dict[str, Any]) -> Row:
     )  # fmt: skip
 
 
-def _maker(network: Network, one: Contestant, device: torch.device, finite: dict[str, bool]) -> Callable[[], Call]:
+def _maker(
+    network: Network,
+    one: Contestant,
+    device: torch.device,
+    finite: dict[str, bool],
+    memory: dict[str, dict[str, float]],
+) -> Callable[[], Call]:
     """A step that leaves the weights as they are: with lr 0 all rounds do the same work on the same numbers."""
 
     def make() -> Call:
@@ -105,6 +113,11 @@ def _maker(network: Network, one: Contestant, device: torch.device, finite: dict
         x = x.contiguous(memory_format=layout)
         y = torch.randint(CLASSES, (network.N,), device=device, generator=generator)
         update = torch.optim.SGD(net.parameters(), lr=0.0, momentum=0.9)
+        hooks = norms.step_hooks(net)
+
+        def again() -> None:
+            with torch.no_grad(), _precision(network.dtype, device):
+                net(x)
 
         def forward() -> Tensor:
             update.zero_grad(set_to_none=True)
@@ -113,10 +126,13 @@ def _maker(network: Network, one: Contestant, device: torch.device, finite: dict
 
         def backward(loss: Tensor) -> None:
             loss.backward()
+            hooks.gradients()
             update.step()
+            hooks.updated(again)
 
         with torch.random.fork_rng(devices=[]):
             backward(loss := forward())
+            memory[one.label] = {"kept_mib": kept_mib(forward, net), "state_mib": state_mib(net)}
         finite[one.label] = bool(loss.detach().isfinite())
         return Call(forward, backward)
 

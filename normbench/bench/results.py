@@ -20,7 +20,8 @@ class Row:
     """One contestant on one case of one network. Ratios are to the baseline of the same round.
 
     sites: how many the network has of this shape. activation: one follows the norm there. copy_ratio: to a copy of the
-    input. status: ``ok``, ``failed`` or ``skipped``; NaN in all measures but of ``ok``.
+    input. kept_mib: what the forward keeps for the backward. state_mib: parameters and buffers. status: ``ok``,
+    ``failed`` or ``skipped``; NaN in all measures but of ``ok``.
     """
 
     name: str
@@ -43,6 +44,8 @@ class Row:
     ratio_q25: float = math.nan
     ratio_q75: float = math.nan
     copy_ratio: float = math.nan
+    kept_mib: float = math.nan
+    state_mib: float = math.nan
     rounds: int = 0
     repeats: int = 0
     status: str = "ok"

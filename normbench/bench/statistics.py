@@ -47,7 +47,8 @@ def geo_mean(values: Iterable[float]) -> float:
 class Summary:
     """One contestant over many rows: geometric mean, least and largest of the median ratios, and where the largest is.
 
-    together: time of all sites of the networks over the baseline's. copy: geometric mean of the ratios to the copy.
+    together, kept: time of all sites of the networks, and memory that they keep for the backward, over the baseline's.
+    copy: geometric mean of the ratios to the copy.
     """
 
     geo_mean: float
@@ -55,12 +56,13 @@ class Summary:
     largest: float
     largest_at: Row
     together: float
+    kept: float
     copy: float
     count: int
 
 
-def summarize(rows: Sequence[Row], base: Mapping[tuple[Any, ...], float]) -> Summary | None:
-    """Over the rows that were measured; None if there is none. ``base``: the baseline's median (ms) of each case."""
+def summarize(rows: Sequence[Row], base: Mapping[tuple[Any, ...], Row]) -> Summary | None:
+    """Over the rows that were measured; None if there is none. ``base``: the baseline's row of each case."""
     measured = [row for row in rows if row.measured]
     if not measured:
         return None
@@ -71,7 +73,9 @@ def summarize(rows: Sequence[Row], base: Mapping[tuple[Any, ...], float]) -> Sum
         largest=largest.ratio,
         largest_at=largest,
         together=sum(row.sites * row.median_ms for row in measured)
-        / sum(row.sites * base[row.case] for row in measured),
+        / sum(row.sites * base[row.case].median_ms for row in measured),
+        kept=sum(row.sites * row.kept_mib for row in measured)
+        / sum(row.sites * base[row.case].kept_mib for row in measured),
         copy=geo_mean(row.copy_ratio for row in measured if row.copy_ratio > 0),
         count=len(measured),
     )

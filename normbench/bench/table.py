@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from normbench.bench.statistics import BASELINE, COPY, Summary, summarize
 NOTHING = "–"
 UNSTEADY = 1.3  # third quartile over first
 UNITS_TITLE = "Forward and backward of each unit with its activation: time over nn.BatchNorm2d + ReLU"
+KEPT_NOTE = "kept: what the forward holds on to for the backward; state: parameters and buffers"
 STEPS_TITLE = "A training step with each normalizer: time over the untouched network with nn.BatchNorm2d"
 
 
@@ -52,7 +54,8 @@ class Table:
         if self.steps:
             yield from _piped(*self._step_table())
         else:
-            yield "Geometric mean over all shapes and batches (and the largest) of the medians over rounds."
+            yield "Geometric mean over all shapes and batches (and the largest) of the medians over rounds. Of all the"
+            yield "network's sites together: time, and memory that the forward keeps for the backward."
             yield ""
             yield from _piped(*self._short())
             for column in range(len(self.columns)):
@@ -98,13 +101,14 @@ class Table:
             "largest",
             "largest at",
             "all sites together",
+            "kept for the backward",
             "× a copy",
             "shapes × batches",
         ]
         lines = []
         for line in self.lines:
             cell = line.cells[column]
-            numbers = [NOTHING] * 7
+            numbers = [NOTHING] * 8
             if cell:
                 times = [
                     two(cell.geo_mean),
@@ -112,17 +116,21 @@ class Table:
                     two(cell.largest),
                     cell.largest_at.place,
                     two(cell.together),
+                    two(cell.kept) if math.isfinite(cell.kept) else NOTHING,
                 ]
                 numbers = [*times, f"{cell.copy:.1f}", str(cell.count)]
             lines.append([line.name, *numbers])
         return header, lines
 
     def _step_table(self) -> tuple[list[str], list[list[str]]]:
-        header = ["", "network", "batch", "layout", "dtype", "ms", "ratio", "quartiles", "rounds"]
+        header = [
+            "", "network", "batch", "layout", "dtype", "ms", "ratio", "quartiles", "rounds", "kept MiB", "state MiB",
+        ]  # fmt: skip
         return header, [
             [
                 row.name, row.network, str(row.N), row.memory_format, row.dtype, f"{row.median_ms:.1f}", two(row.ratio),
-                f"{two(row.ratio_q25)}–{two(row.ratio_q75)}", str(row.rounds),
+                f"{two(row.ratio_q25)}–{two(row.ratio_q75)}", str(row.rounds), f"{row.kept_mib:.1f}",
+                f"{row.state_mib:.2f}",
             ]
             for row in self.steps
         ]  # fmt: skip
@@ -131,7 +139,7 @@ class Table:
 def make(rows: Sequence[Row], notes: Sequence[str], about: str, *, steps: bool = False) -> Table:
     """The summary of a run; ``steps``: its rows are of whole training steps, and told one by one."""
     columns = list(dict.fromkeys(row.column for row in rows))
-    base = {row.case: row.median_ms for row in rows if row.name == BASELINE}
+    base = {row.case: row for row in rows if row.name == BASELINE}
     names = list(dict.fromkeys(row.name for row in rows))
     lines = [
         Line(
@@ -142,7 +150,12 @@ def make(rows: Sequence[Row], notes: Sequence[str], about: str, *, steps: bool =
     ]
     told = [row for row in rows if row.measured] if steps else []
     return Table(
-        STEPS_TITLE if steps else UNITS_TITLE, about, columns, lines, [*notes, *_unsteady(rows), *_reasons(rows)], told
+        STEPS_TITLE if steps else UNITS_TITLE,
+        about,
+        columns,
+        lines,
+        [*notes, *([KEPT_NOTE] if steps else []), *_unsteady(rows), *_reasons(rows)],
+        told,
     )
 
 

@@ -11,9 +11,12 @@ from torch import nn
 from normbench.bench.cases import DTYPE, FORMAT, Case, Shape
 from normbench.bench.contestants import Contestant, Place
 from normbench.bench.measure import SAMPLE, Call, Rule, Samples, race
+from normbench.bench.memory import kept_mib, state_mib
 from normbench.bench.results import Row, measures
 from normbench.bench.statistics import COPY
 
+# Of each contestant, by its label: the row's columns on memory.
+Memory = dict[str, dict[str, float]]
 # Two small cases by whose times the length of a run is foretold: what a call costs, and what a value costs.
 TRIAL = (Shape(64, 4, 4, True), 2), (Shape(64, 28, 28, True), 8)
 WARM_UP = 2  # calls of each contestant before the rounds, about
@@ -22,12 +25,13 @@ WARM_UP = 2  # calls of each contestant before the rounds, about
 def measure(case: Case, contestants: Sequence[Contestant], device: torch.device, rule: Rule) -> list[Row]:
     """A row per contestant, and one for the copy, for every network that has the shape."""
     able = [contestant for contestant in contestants if contestant.least_batch <= case.N]
-    samples = race(calls(case, able, device), device, rule)
+    memory: Memory = {}
+    samples = race(calls(case, able, device, memory), device, rule)
     rows: list[Row] = []
     for network, sites in case.sites.items():
         for contestant in contestants:
             if contestant in able:
-                found = measures(contestant.label, samples)
+                found = measures(contestant.label, samples) | memory.get(contestant.label, {})
             else:
                 found = {"status": "skipped", "reason": f"it trains from batch {contestant.least_batch}"}
             rows.append(_row(contestant.label, contestant.kind, case, network, sites, found))
@@ -51,8 +55,10 @@ def _row(name: str, kind: str, case: Case, network: str, sites: int, found: Mapp
     )  # fmt: skip
 
 
-def calls(case: Case, contestants: Sequence[Contestant], device: torch.device) -> dict[str, Callable[[], Call]]:
-    """What is raced: everyone on the same input and the same gradient of the output."""
+def calls(
+    case: Case, contestants: Sequence[Contestant], device: torch.device, memory: Memory | None = None
+) -> dict[str, Callable[[], Call]]:
+    """What is raced: everyone on the same input and gradient of the output. ``memory`` takes what each needs."""
     shape, dtype = case.shape, DTYPE[case.dtype]
     generator = torch.Generator(device).manual_seed(0)
 
@@ -62,13 +68,18 @@ def calls(case: Case, contestants: Sequence[Contestant], device: torch.device) -
 
     x, grad = maps().requires_grad_(), maps()
     place = Place(shape.C, shape.H, shape.W, shape.activation, dtype)
-    found = {one.label: _unit_call(one, place, x, grad) for one in contestants}
+    found = {one.label: _unit_call(one, place, x, grad, memory) for one in contestants}
     return {**found, COPY: lambda: _copy_call(x)}
 
 
-def _unit_call(contestant: Contestant, place: Place, x: torch.Tensor, grad: torch.Tensor) -> Callable[[], Call]:
+def _unit_call(
+    contestant: Contestant, place: Place, x: torch.Tensor, grad: torch.Tensor, memory: Memory | None
+) -> Callable[[], Call]:
     def make() -> Call:
         unit: nn.Module = contestant.make(place).to(x.device).train()
+        if memory is not None:
+            kept = kept_mib(lambda: unit(x), unit)
+            memory[contestant.label] = {"kept_mib": kept, "state_mib": state_mib(unit)}
         inputs = (x, *(parameter for parameter in unit.parameters() if parameter.requires_grad))
         return Call(lambda: unit(x), lambda y: torch.autograd.grad(y, inputs, grad, allow_unused=True))
 

@@ -6,6 +6,7 @@ digits official folder user     the four kinds of source
 tree archive picture files      names → classes, archives, decoding
 arrays.py cache.py      decoded sets in memory, and on disk between runs
 split.py                limit, held-out share, our own splits
+tuned.py                a held-out share beside the test set
 share.py                the steps left of an epoch, and one rank's part of them
 memory.py stream.py     the two ways pictures are handed out
 progress.py             what a person sees meanwhile

@@ -14,6 +14,7 @@ class Description:
     """A data set after ``limit`` and ``valid``.
 
     train, test: pictures trained on and pictures evaluated on.
+    tune: pictures held out to choose by, neither trained nor evaluated on.
     split: which pictures these last are: ``test``, or ``valid`` where a share of the training set is held out.
     height, width: of a stored picture in pixels; None when streamed at the net's size, or not known yet.
     channels: as stored, 1 or 3; always handed out as 3.
@@ -32,6 +33,7 @@ class Description:
     channels: int
     streamed: bool
     fingerprint: str
+    tune: int = 0
 
 
 @runtime_checkable

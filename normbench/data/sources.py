@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from normbench.data import digits, folder, official, split, user
+from normbench.data import digits, folder, official, split, tuned, user
 from normbench.data.arrays import Arrays, refuse_stream
 from normbench.data.description import Description, Pictures
 from normbench.data.folder import Listing
@@ -33,6 +33,9 @@ def describe(options: DataOptions, *, fetch: bool = True, progress: Tick | None 
     from what is published of them, without a fingerprint where that takes the pictures.
     Raises UnknownName, ConfigError, DataError.
     """
+    if options.tune:
+        plain, held = tuned.parts(options)
+        return tuned.description(*(describe(part, fetch=fetch, progress=progress) for part in (plain, held)))
     found = find(options, fetch=fetch, verify=False, progress=progress)
     if found is None:
         return published(options)
@@ -52,6 +55,11 @@ def open_pictures(
     described: what describe() said of them before; DataError if they are not those any more.
     progress: called with the share decoded, in place of the bar. Raises UnknownName, ConfigError, DataError.
     """
+    if options.tune:
+        both = (open_pictures(part, size=size, device=device, progress=progress) for part in tuned.parts(options))
+        pictures = tuned.Tuned(*both)
+        same(pictures.description, described)
+        return pictures
     found = find(options, progress=progress)
     assert found is not None  # only a plan may leave the pictures where they are
     if isinstance(found, user.Own):

@@ -117,7 +117,7 @@ def named(classes: Any, train_y: np.ndarray, test_y: np.ndarray, name: str) -> t
 
 def own(found: Pictures, options: DataOptions, fingerprint: str) -> Own:
     """Pictures that hand themselves out, if nothing was asked of them that only arrays can give."""
-    for key in ("limit", "valid", "size", "pad", "flip", "stream"):
+    for key in ("limit", "valid", "tune", "size", "pad", "flip", "stream"):
         if getattr(options, key):
             raise ConfigError(
                 f"data.{key}: got {getattr(options, key)}, but {options.name} hands out its own pictures; expected "

@@ -22,6 +22,7 @@ from normbench.cell import Cell, make
 from normbench.errors import ConfigError, UnknownName, nearest, one_line
 from normbench.grid.command import Axis, parse
 from normbench.grid.configs import GROUPS, Configs, conf_folder, existing
+from normbench.targets import installed
 
 __all__ = ["GROUPS", "Configs", "Grid", "GridCell", "conf_folder", "read"]
 
@@ -98,7 +99,7 @@ def _expand(axis: Axis, configs: Configs) -> Axis:
 
 
 def _check_choice(group: str, value: str, known: Sequence[str]) -> None:
-    if value in known or (group in OPEN_GROUPS and ":" in value):
+    if value in known or (group in OPEN_GROUPS and ":" in value) or (group == "norm" and value in installed()):
         return
     if group == "arch":
         # Only here is torchvision worth its import time.
@@ -110,6 +111,7 @@ def _check_choice(group: str, value: str, known: Sequence[str]) -> None:
             WHAT[group], value, [*known, *filter(None, [nearest(value, architectures())])],
             "Also any torchvision classifier by name, or file.py:callable.",
         )  # fmt: skip
+    known = [*known, *installed()] if group == "norm" else known
     mend = "" if group not in OPEN_GROUPS else "Or your own: file.py:Name."
     raise UnknownName(WHAT[group], value, known, mend)
 

@@ -17,9 +17,11 @@ from normbench.norms.registry import (
     get,
     is_unit,
     names,
+    ours,
     register,
     unit_name,
 )
+from normbench.norms.running import set_example_weight
 from normbench.norms.wiring import Wiring
 
 # isort: split
@@ -27,6 +29,7 @@ from normbench.norms.wiring import Wiring
 from normbench.norms import none, bn, ln, in_, gn, pn, bgn, frn, brn, gbn, batch_group, iebn, proxy  # noqa: F401, I001
 from normbench.norms import sn, evonorm_b0, evonorm_s0, rms, rbn, dyt  # noqa: F401
 from normbench.norms import mabn, bcn, online, syncbn  # noqa: F401
+from normbench.norms import bkn, bnp  # noqa: F401
 from normbench.norms import ws, nf  # noqa: F401
 
 __all__ = [
@@ -41,7 +44,9 @@ __all__ = [
     "is_unit",
     "kernels",
     "names",
+    "ours",
     "register",
+    "set_example_weight",
     "step_hooks",
     "unit_name",
 ]

@@ -1,21 +1,33 @@
-"""``python -m normbench.norms``: the registry as a table of names, traits and papers."""
+"""``python -m normbench.norms``: the registry as a table; with names, those methods at length."""
 
 from __future__ import annotations
 
-from normbench.norms import get, names
+import argparse
+import sys
+from collections.abc import Sequence
+
+from normbench.errors import NormbenchError
+from normbench.norms import listing
 
 
-def table() -> str:
-    """One line per normalizer."""
-    header = ("name", "mixes samples", "train ≠ eval", "from batch", "method", "paper", "options")
-    lines: list[tuple[str, ...]] = [header]
-    for row in map(get, names()):
-        options = " ".join(f"{option}={default}" for option, default in row.options.items())
-        flags = tuple("yes" if flag else "no" for flag in (row.mixes_samples, row.train_eval_differ))
-        lines.append((row.name, *flags, str(row.least_batch), row.method, row.paper or "-", options))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; its exit code, 2 for a name that is none."""
+    parser = argparse.ArgumentParser(prog="python -m normbench.norms", description="What normalizers there are.")
+    parser.add_argument("name", nargs="*", help="tell of these alone, with their options; also file.py:Class")
+    parser.add_argument("--markdown", action="store_true", help="the table as the README has it")
+    given = parser.parse_args(argv)
+    try:
+        if given.markdown:
+            print(listing.markdown())
+        elif given.name:
+            print("\n\n".join(map(listing.details, given.name)))
+        else:
+            print(listing.table(), listing.LEGEND, sep="\n\n")
+    except NormbenchError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    print(table())
+    sys.exit(main())

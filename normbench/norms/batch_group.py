@@ -60,6 +60,7 @@ class GhostGroupNorm(nn.Module):
     weight: nn.Parameter | None
     bias: nn.Parameter | None
     running_mean: Tensor | None
+    example_weight: float
 
     def __init__(
         self,
@@ -98,8 +99,10 @@ class GhostGroupNorm(nn.Module):
             return core.standardize(x, ghosts, G, self.eps, *core.affine(self), track=track, by_channel=True)
         if self.running_mean is None:
             return core.standardize(x, 1, G, self.eps, *core.affine(self))
-        mean, var = plain.pool(*running.statistics(self), 1, G)
-        return core.normalize(x, mean, var, self.eps, *core.affine(self))
+        kept = plain.pool(*running.statistics(self), 1, G)
+        if self.example_weight:
+            kept = running.mixed(self.example_weight, plain.pool(*plain.moments(x), N, G), kept)
+        return core.normalize(x, kept[0], kept[1], self.eps, *core.affine(self))
 
     def values_per_statistic(self, H: int, W: int, batch: int) -> int:
         """How many values stand behind one training statistic, in the smallest group."""

@@ -112,7 +112,8 @@ class BatchChannelNorm(nn.Module):
             track = running.variance(self, workers, running.unbiased(N // workers * H * W))
             z = core.standardize(x, workers, C, self.eps, self.weight, self.bias, track=track)
         else:
-            m, v = (value.clone() for value in running.statistics(self))
+            kept = running.statistics(self) if self.training else running.evaluation(self, x)
+            m, v = (value.clone() for value in kept)
             z = core.normalize(x, m, v, self.eps, self.weight, self.bias)
             if self.training:
                 self._estimate(x, m)

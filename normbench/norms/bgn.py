@@ -62,6 +62,7 @@ class BatchGroupNorm(nn.Module):
     num_batches_tracked: Tensor
     running_mean: Tensor | None
     running_var: Tensor | None
+    example_weight: float
 
     def __init__(
         self,
@@ -100,7 +101,13 @@ class BatchGroupNorm(nn.Module):
             workers = core.workers(N, self.batch, "bgn")
             return self._standardize(x, workers, running.variance(self, workers, self._unbiased(N // workers, H, W)))
         if self.eval_stats == "running":
-            return self._normalize(x, *running.statistics(self))
+            kept = running.statistics(self)
+            if self.example_weight:
+                G, D = kept[0].shape[1], x[0].numel()
+                whole = self.num_features % G == 0
+                own = plain.pool(*plain.moments(x), N, G) if whole else self._statistics(x, N, G, D)
+                kept = running.mixed(self.example_weight, own, kept)
+            return self._normalize(x, *kept)
         n = min(self.batch or N, N)
         if N % n:  # evaluation sees every picture, so the last few are a smaller group of their own
             return torch.cat([self.forward(x[: N - N % n]), self.forward(x[N - N % n :])])

@@ -69,6 +69,7 @@ class BatchRenorm(nn.Module):
     running_mean: Tensor
     running_std: Tensor
     num_batches_tracked: Tensor
+    example_weight: float
 
     def __init__(
         self,
@@ -94,6 +95,7 @@ class BatchRenorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(num_features, device=device, dtype=dtype))
         self.register_buffer("running_std", torch.ones(num_features, device=device, dtype=dtype))
         self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long, device=device))
+        running.weigh_examples(self)
         self.register_load_state_dict_pre_hook(_load)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -105,7 +107,11 @@ class BatchRenorm(nn.Module):
         if std.dtype is not dtype:
             mean, std = mean.to(dtype), std.to(dtype)
         if not self.training:
-            return core.normalize(x, mean[None], std.square()[None], 0.0, *core.affine(self))
+            kept = (mean[None], std.square()[None])
+            if self.example_weight:
+                own_mean, own_var = plain.moments(x)
+                kept = running.mixed(self.example_weight, (own_mean, own_var + self.eps), kept)
+            return core.normalize(x, kept[0], kept[1], 0.0, *core.affine(self))
         workers = core.workers(N, self.batch, "brn")
         renorm = Renorm(mean, std, self._next_bounds())
         track = running.deviation(self, workers)
@@ -165,5 +171,6 @@ register(
         paper="Ioffe, NIPS 2017, arXiv:1702.03275",
         mixes_samples=True,
         train_eval_differ=True,
+        held_constant=True,
     )
 )

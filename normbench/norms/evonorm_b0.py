@@ -59,6 +59,7 @@ class EvoNormB0(nn.Module):
     bias: nn.Parameter | None
     v: nn.Parameter | None
     running_var: Tensor | None
+    example_weight: float
 
     def __init__(
         self,
@@ -82,6 +83,7 @@ class EvoNormB0(nn.Module):
         self.register_buffer("running_var", torch.ones(num_features, **factory) if takes_over else None)
         count = torch.zeros((), dtype=torch.long, device=device) if takes_over else None
         self.register_buffer("num_batches_tracked", count)
+        running.weigh_examples(self)
         self.register_load_state_dict_pre_hook(_load)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -101,7 +103,8 @@ class EvoNormB0(nn.Module):
         """The variance of the batch, (workers, C), from the moments of each channel of each image."""
         N, C = mean.shape
         if not self.training and self.running_var is not None:
-            return self.running_var.to(var.dtype)[None]
+            kept = self.running_var.to(var.dtype)[None]
+            return torch.lerp(kept, var, self.example_weight) if self.example_weight else kept  # no mean is kept
         workers = core.workers(N, self.batch if self.training else None, "evonorm_b0")
         found = plain.pool(mean, var, workers, C)[1]
         if self.training:

@@ -78,7 +78,7 @@ class GhostBatchNorm(nn.Module):
             return core.standardize(x, ghosts, C, self.eps, *core.affine(self), track=track)
         if self.running_mean is None:
             return core.standardize(x, 1, C, self.eps, *core.affine(self))
-        mean, var = running.statistics(self)
+        mean, var = running.evaluation(self, x)
         return core.normalize(x, mean, var, self.eps, *core.affine(self))
 
     def values_per_statistic(self, H: int, W: int, batch: int) -> int:

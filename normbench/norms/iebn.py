@@ -83,7 +83,7 @@ class InstanceEnhancementBatchNorm(nn.Module):
             workers = core.workers(N, self.batch if self.training else None, "iebn")
             track = running.variance(self, workers, running.unbiased(N // workers * H * W))
             return core.standardize(x, workers, C, self.eps, *core.affine(self), gate=gate, track=track)
-        mean, var = running.statistics(self)
+        mean, var = running.evaluation(self, x)
         return core.normalize(x, mean, var, self.eps, *core.affine(self), gate=gate)
 
     def values_per_statistic(self, H: int, W: int, batch: int) -> int:

@@ -83,6 +83,7 @@ class MovingAverageBatchNorm(nn.Module):
     window_square: Tensor
     window_grad: Tensor
     num_batches_tracked: Tensor
+    example_weight: float
 
     def __init__(
         self,
@@ -109,12 +110,15 @@ class MovingAverageBatchNorm(nn.Module):
         for name in ("window_square", "window_grad"):
             self.register_buffer(name, torch.zeros(self.window, num_features, device=device, dtype=dtype))
         self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long, device=device))
+        running.weigh_examples(self)
         self.register_load_state_dict_pre_hook(_load)
 
     def forward(self, x: Tensor) -> Tensor:
         N, *_ = core.check_input(x, self.num_features, "mabn")
         if not self.training:
             square = self.running_square.to(plain.at_least_float32(self.running_square.dtype))[None]
+            if self.example_weight:
+                square = square + self.example_weight * (plain.mean_square(x) - square)
             affine = (self.weight, self.bias)
             return core.normalize(x, torch.zeros_like(square), square, self.eps, *affine, self.activation)
         z = _Normalize.apply(x, self, core.workers(N, self.batch, "mabn"))

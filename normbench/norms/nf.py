@@ -252,7 +252,7 @@ class _Rewiring:
         self.graph.erase_node(r.node)
         self.now[r.node] = new
         for node in list(new.users):
-            if r.projected and unit.rules == "nf" and (activation := self.wiring.activations.get(node)) is not None:
+            if r.projected and unit.rules == "nf" and (activation := self.wiring.activation(node)) is not None:
                 self._scale(node, constant(activation, unit.num_features))
 
     def _scale(self, node: fx.Node, factor: float) -> None:

@@ -30,14 +30,16 @@ class Normalizer:
     over. drop_in: it can stand in a BatchNorm2d's place without a look at the graph. sum_activation: what it puts in
     place of a ReLU after a residual sum, made with num_features. convolution: what it puts in place of the Conv2d right
     before a site, made from that and the site's unit. every_convolution: it is asked for all others too, with None for
-    the unit. wire: what else it changes of the graphs, the units being in place; not drop_in then. hooks: what it does
-    in the training loop. joins_workers: its statistics are those of all workers of a step, which are therefore never
-    run a chunk at a time. own_gradient: its backward is its own, not the derivative of its forward, and keeps state; so
-    it cannot be compiled or differentiated twice. keeps_statistics: it has running statistics also where the BatchNorm
-    had none. source_hash: SHA-256 of a user's file; None for ours. check: raises ConfigError for a bad value of an
-    option; None: values are not checked. row_options: options, and their defaults, that the row itself takes and the
-    unit is not given. settle: the row that holds under given options, where the unit and what is said here depend on
-    them.
+    the unit. layer: what it puts in place of every Conv2d and Linear, made from that and the first site's unit; not
+    drop_in then. wire: what else it changes of the graphs, the units being in place; not drop_in then. hooks: what it
+    does in the training loop. joins_workers: its statistics are those of all workers of a step, which are therefore
+    never run a chunk at a time. own_gradient: its backward is its own, not the derivative of its forward, and keeps
+    state; so it cannot be compiled or differentiated twice. held_constant: its gradient takes parts of its training
+    forward that depend on the input for constants. keeps_statistics: it has running statistics also where the BatchNorm
+    had none. source_hash: SHA-256 of a user's file; None for ours. users: it is a user's. check: raises ConfigError for
+    a bad value of an option; None: values are not checked. row_options: options, and their defaults, that the row
+    itself takes and the unit is not given. settle: the row that holds under given options, where the unit and what is
+    said here depend on them.
     """
 
     name: str
@@ -53,12 +55,15 @@ class Normalizer:
     sum_activation: type[nn.Module] | None = None
     convolution: Callable[[nn.Conv2d, nn.Module | None], nn.Module] | None = None
     every_convolution: bool = False
+    layer: Callable[[nn.Module, nn.Module], nn.Module] | None = None
     wire: Callable[[Wiring], None] | None = None
     hooks: type[StepHooks] | None = None
     joins_workers: bool = False
     own_gradient: bool = False
+    held_constant: bool = False
     keeps_statistics: bool = False
     source_hash: str | None = None
+    users: bool = False
     check: Callable[[Mapping[str, Any], str], None] | None = checks.check
     row_options: Mapping[str, Any] = field(default_factory=dict)
     settle: Callable[[Mapping[str, Any]], Normalizer] | None = None

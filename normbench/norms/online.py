@@ -120,7 +120,7 @@ class OnlineNorm(nn.Module):
             z = _Normalize.apply(x, self, core.workers(N, self.batch, "online"))
             y = core.scale_shift(z, *affine, behind)
         else:
-            y = core.normalize(x, *running.statistics(self), self.eps, *affine, behind)
+            y = core.normalize(x, *running.evaluation(self, x), self.eps, *affine, behind)
         if self.layer_scaling:
             return core.standardize(y, N, 1, self.eps, None, None, self.activation, centered=False)
         return y if behind is self.activation or self.activation is None else self.activation(y)

@@ -72,7 +72,17 @@ def _one_of(choices: tuple[str, ...], or_none: bool = False) -> Check:
 
 EVAL_STATS = ("running", "batch")
 RULES = ("nf", "bnn")
-CHOICES = {"group_fit": FITS, "eval_stats": EVAL_STATS, "rules": RULES}
+PRIORS, PROPAGATIONS = ("code", "consistent"), ("sample", "moments")
+BASES, AROUND = ("none", "gn"), ("batch", "running")
+CHOICES = {
+    "group_fit": FITS,
+    "eval_stats": EVAL_STATS,
+    "prior": PRIORS,
+    "propagate": PROPAGATIONS,
+    "base": BASES,
+    "around": AROUND,
+    "rules": RULES,
+}
 CHECKS: dict[str, tuple[Check, str]] = {
     "eps": (lambda value: is_number(value) and value >= 0, "a number, 0 or more, such as 1e-5"),
     "momentum": (
@@ -99,6 +109,19 @@ CHECKS: dict[str, tuple[Check, str]] = {
     "warmup_steps": (_is_whole, "a whole number of steps, 0 or more, such as 100"),
     "clip_start": (_is_whole, "a whole number of steps, 0 or more, such as 1000"),
     "ws_eps": (lambda value: is_number(value) and value >= 0, "a number, 0 or more, such as 1e-5"),
+    "base": (_one_of(BASES), f"one of {', '.join(BASES)}"),
+    "rho": (_is_share, "the share of the old value from 0 to 1, such as 0.99"),
+    "eps1": (lambda value: is_number(value) and value >= 0, "a number, 0 or more, such as 0.01"),
+    "eps2": (lambda value: is_number(value) and value >= 0, "a number, 0 or more, such as 1e-4"),
+    "q_scale": (_is_flag, "true or false"),
+    "around": (_one_of(AROUND), f"one of {', '.join(AROUND)}"),
+    "debias": (_is_flag, "true or false"),
+    "add_bias": (_is_flag, "true or false"),
+    "gain": (lambda value: value is None or _is_share(value), "the weight of the measured from 0 to 1, such as 0.1"),
+    "prior": (_one_of(PRIORS), f"one of {', '.join(PRIORS)}"),
+    "propagate": (_one_of(PROPAGATIONS), f"one of {', '.join(PROPAGATIONS)}"),
+    "detach_prior": (_is_flag, "true or false"),
+    "gate_ratio": (lambda value: value is not None and _is_bound(0)(value), "a number, 0 or more (inf: no gate)"),
     "proxy_eps": (lambda value: is_number(value) and value >= 0, "a number, 0 or more, such as 0.03"),
     "quantiles": (is_count, "a whole number of grid points, 1 or more, such as 256"),
     "num_groups": (_is_group_number, "a whole number of groups, 1 or more, such as 16"),

@@ -93,7 +93,7 @@ class RepresentativeBatchNorm(nn.Module):
             mean, var = plain.pool(own + moved, within, workers, C)
             running.update(self, mean, var, running.unbiased(N // workers * H * W))
         else:
-            mean, var = running.statistics(self)
+            mean, var = running.evaluation(self, x, (own + moved, within))
         mean, var = plain.spread(mean, N, C), plain.spread(var, N, C)
         of_z = (own + moved - mean) * torch.rsqrt(var + self.eps)
         gate = torch.sigmoid(torch.addcmul(self.gate_bias, of_z, self.gate_weight))

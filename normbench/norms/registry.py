@@ -15,6 +15,16 @@ from normbench.norms.options import is_count
 
 MARK = "_normbench_name"
 OPTIONS = "_normbench_options"
+# What a user's class may say of itself by an attribute of that name and kind: see Normalizer. A class may well have
+# a method called ``wire`` that means something else; a static one is meant.
+TRAITS: dict[str, type] = {
+    **dict.fromkeys(("mixes_samples", "train_eval_differ", "own_activation", "own_eps", "drop_in"), bool),
+    **dict.fromkeys(("every_convolution", "joins_workers", "own_gradient"), bool),
+    **dict.fromkeys(("held_constant", "keeps_statistics"), bool),
+    **dict.fromkeys(("sum_activation", "hooks"), type),
+    **dict.fromkeys(("convolution", "layer", "wire"), staticmethod),
+    "least_batch": int,
+}
 AFFINE = ("weight", "bias")
 ACTIVATIONS = ("activation", "site_activation")
 
@@ -30,22 +40,29 @@ def register(row: Normalizer) -> None:
 
 
 def names() -> list[str]:
-    """The registered names: no normalization, the classics, then what came after."""
+    """The registered names: no normalization, the classics, what came after, then what installed packages bring."""
+    return [*ours(), *(name for name in targets.installed() if name not in _rows)]
+
+
+def ours() -> list[str]:
+    """The names of the methods that are part of normbench."""
     return list(_rows)
 
 
 def get(name: str, options: Mapping[str, Any] | None = None) -> Normalizer:
     """The row of a registered name, or of a user's class: ``path/to/file.py:Class`` or ``package.module:Class``.
 
-    ``options``: what the method is given; what some rows say depends on it. Raises UnknownName for a name that is
-    neither, ConfigError for a class that cannot be used.
+    Names of ours go before those that installed packages bring. ``options``: what the method is given; what some rows
+    say depends on it. Raises UnknownName for a name that is neither, ConfigError for a class that cannot be used.
     """
+    if name in _rows:
+        row = _rows[name]
+        return row if row.settle is None else row.settle(options or {})
     if targets.is_target(str(name)):
-        return _users(name)
-    if name not in _rows:
-        raise UnknownName("normalizer", str(name), names(), "Your own: path/to/file.py:Class or package.module:Class.")
-    row = _rows[name]
-    return row if row.settle is None else row.settle(options or {})
+        return _users(name, name)
+    if name in targets.installed():
+        return _users(name, targets.installed()[name])
+    raise UnknownName("normalizer", str(name), names(), "Your own: path/to/file.py:Class or package.module:Class.")
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
@@ -144,21 +161,25 @@ def _construct(row: Normalizer, num_features: int, arguments: dict[str, Any]) ->
     return row.unit(num_features, **arguments)
 
 
-def _users(target: str) -> Normalizer:
+def _static(found: type, trait: str) -> Any:
+    return inspect.getattr_static(found, trait, None)
+
+
+def _users(name: str, target: str) -> Normalizer:
     """The row of a user's class: its traits are class attributes, and where it has none the careful value."""
     found, sha256 = targets.load(target, "normalizer")
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise ConfigError(f"normalizer {target!r}: got {found!r}, expected a subclass of torch.nn.Module")
+    traits = {trait: getattr(found, trait) for trait, kind in TRAITS.items() if isinstance(_static(found, trait), kind)}
     row = Normalizer(
-        name=target,
+        name=name,
         unit=found,
         method=found.__name__,
         paper=getattr(found, "paper", ""),
-        mixes_samples=getattr(found, "mixes_samples", True),
-        train_eval_differ=getattr(found, "train_eval_differ", True),
-        least_batch=getattr(found, "least_batch", 1),
         source_hash=sha256,
+        users=True,
         check=None,
+        **{"mixes_samples": True, "train_eval_differ": True, **traits},
     )
     if "num_features" not in row.parameters and not row.takes_any:
         raise ConfigError(

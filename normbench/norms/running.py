@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normbench.errors import ConfigError
 from normbench.norms.call import Track
 from normbench.norms.plain import at_least_float32, pool
+from normbench.norms.plain import moments as of_planes
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 BATCHNORM_KEYS = ("weight", "bias", *STATISTICS)
@@ -27,6 +29,27 @@ def add(module: nn.Module, length: int | None, device: Any = None, dtype: Any = 
     module.register_buffer("running_mean", mean)
     module.register_buffer("running_var", var)
     module.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long, device=device))
+    weigh_examples(module)
+
+
+def weigh_examples(module: Any) -> None:
+    """Let evaluation mix an image's own moments in (``evaluation``), once ``example_weight`` is above its 0."""
+    module.example_weight = 0.0
+
+
+def set_example_weight(model: nn.Module, share: float) -> int:
+    """Inference example weighing: let every unit that keeps running moments evaluate an image by a mixture, in which
+    the image's own moments have the share ``share`` (0: running statistics alone). How many units do.
+
+    Training is what it was, so the share can be chosen after it; on pictures that are neither trained on nor tested.
+    Summers & Dinneen, ICLR 2020, arXiv:1906.03548. ConfigError for a share outside 0 … 1.
+    """
+    if not 0 <= share <= 1:
+        raise ConfigError(f"example weight: got {share!r}, expected a share from 0 to 1, such as 0.1")
+    units = [module for module in model.modules() if "example_weight" in vars(module)]
+    for unit in units:
+        unit.example_weight = float(share)  # type: ignore[assignment]
+    return len(units)
 
 
 def variance(unit: Any, workers: int, unbiased: float | Tensor) -> Track | None:
@@ -115,6 +138,30 @@ def statistics(unit: Any) -> tuple[Tensor, Tensor]:
     """Running mean and variance as (1, K) each, at least float32."""
     dtype = at_least_float32(unit.running_var.dtype)
     return unit.running_mean.to(dtype)[None], unit.running_var.to(dtype)[None]
+
+
+def evaluation(unit: Any, x: Tensor, moments: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    """Mean and variance to evaluate x (N, C, H, W) by: the running ones, (1, K) each, or mixed with each image's own.
+
+    moments: the images' own, (N, C) each, where they are known already.
+    """
+    found = statistics(unit)
+    if not unit.example_weight:
+        return found
+    own = pool(*(moments or of_planes(x)), len(x), found[0].shape[1])
+    return mixed(unit.example_weight, own, found)
+
+
+def mixed(share: float, own: tuple[Tensor, Tensor], kept: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and variance of a mixture of two: ``share`` of the images' ``own`` moments, the rest of the ``kept`` ones.
+
+        μ = α e + (1 − α) m        σ² = α s + (1 − α) v + α (1 − α) (e − m)²
+    e, s: (N, K); m, v: (1, K). Summers & Dinneen, arXiv:1906.03548, where σ² is written as mean square less μ², which
+    is the same and cancels.
+    """
+    dtype = torch.promote_types(own[0].dtype, kept[0].dtype)
+    e, s, m, v = (value.to(dtype) for value in (*own, *kept))
+    return torch.lerp(m, e, share), torch.lerp(v, s, share) + share * (1 - share) * (e - m).square()
 
 
 def unbiased(values: int) -> float:

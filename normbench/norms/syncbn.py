@@ -68,7 +68,7 @@ class SyncBatchNorm(nn.Module):
         N, C, H, W = core.check_input(x, self.num_features, "syncbn")
         affine = (self.weight, self.bias)
         if not self.training and self.running_mean is not None:
-            return core.normalize(x, *running.statistics(self), self.eps, *affine, self.activation)
+            return core.normalize(x, *running.evaluation(self, x), self.eps, *affine, self.activation)
         core.workers(N, self.batch if self.training else None, "syncbn")
         if self.training and ranks() > 1:
             mean, var, values = pooled(*plain.mean_var(x, (0, 2, 3)), N * H * W)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, count
 
@@ -16,8 +16,9 @@ class Wiring:
     tree: the new model's modules, units in place. graphs: of training and of evaluation; both call the modules of
     ``tree`` by name, and each must be edited the same way. units: the unit of every site, by name, in the order of the
     forward. convolutions: the name of the Conv2d right before a site, by the site's name, where there is one.
-    activations: what the nodes that apply one apply, those that the units took over left out. added: the names of what
-    ``add`` made, of which a BatchNorm model's state knows nothing.
+    activation: the elementwise activation that a node applies, as a new module that does not work in place; None if it
+    applies none. A method that acts in training alone edits the first graph. added: the names of what ``add`` made, of
+    which a BatchNorm model's state knows nothing.
 
     Containers of the tree that hold units or replaced convolutions are the new model's own; all else is shared with the
     model given, and must be replaced (``put``), never changed.
@@ -27,7 +28,7 @@ class Wiring:
     graphs: tuple[fx.Graph, ...]
     units: Mapping[str, nn.Module]
     convolutions: Mapping[str, str]
-    activations: Mapping[fx.Node, nn.Module] = field(default_factory=dict)
+    activation: Callable[[fx.Node], nn.Module | None]
     added: list[str] = field(default_factory=list)
 
     def module(self, node: fx.Node) -> nn.Module | None:

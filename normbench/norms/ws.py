@@ -57,7 +57,7 @@ def _convolution(convolution: nn.Conv2d, _unit: nn.Module | None, ws_eps: float)
 def _settle(given: Mapping[str, Any]) -> Normalizer:
     """The row for a base: the base's unit, traits and options. Raises UnknownName for what cannot be one."""
     name = given.get("base", ROW_OPTIONS["base"])
-    bases = [other for other in registry.names() if other != NAME and registry.get(other).drop_in]
+    bases = [other for other in registry.ours() if other != NAME and registry.get(other).drop_in]
     if name not in bases:
         raise UnknownName(f"base of {NAME}", str(name), bases, "It must be able to stand in a BatchNorm's place.")
     base = registry.get(name)

@@ -39,10 +39,12 @@ AXES = ("arch", "data", "norm", "batch", "workers", "seed", "epochs", "lr")
 METRICS = (
     "cell_id", "status", "reason", "top1", "top5", "loss", "train_loss", "train_seconds", "images_per_s",
     "peak_memory_mib", "epoch", "step", "last_loss", "split", "eval_count", "sites", "groups", "parameters",
-    "compile_seconds",
+    "compile_seconds", "example_weight",
 )  # fmt: skip
-# What every row has; compile_seconds only where something was compiled.
-COLUMNS = ("cell_id", "status", "reason", *AXES, *METRICS[3:-1])
+# What a row has where some cell of the sweep compiled, or chose the share that eval.example_weight=auto leaves open.
+SOMETIMES = METRICS[-2:]
+# What every row has.
+COLUMNS = ("cell_id", "status", "reason", *AXES, *METRICS[3 : -len(SOMETIMES)])
 # Configuration that says where things are or run: it cannot change a number, so it tells no cells apart.
 PLACES = ("device", "data.root", "data.download", "data.loaders", "recipe.source")
 # A failed cell has no final value of these, even if some epochs were finished: the last epoch is the headline.
@@ -214,14 +216,15 @@ def _flat(path: Path) -> dict[str, Any]:
     """A damaged cell's configuration from what was written for people; YAML is slow, so only as a last resort."""
     try:
         nested = yaml.safe_load(path.read_text())
-        return {key: value["name"] if isinstance(value, dict) else value for key, value in nested.items()}
+        groups = ((key, value.get("name") if isinstance(value, dict) else value) for key, value in nested.items())
+        return {key: value for key, value in groups if value is not None}
     except (OSError, yaml.YAMLError, AttributeError, KeyError):
         return {}
 
 
 def _extra_columns(cells: list[dict[str, Any]]) -> list[str]:
     named = {key for cell in cells for key in cell.get("changed", ())}
-    measured = [METRICS[-1]] if any(METRICS[-1] in cell for cell in cells) else []
+    measured = [column for column in SOMETIMES if any(column in cell for cell in cells)]
     met: dict[tuple[str, Any], Any] = {}
     for cell in cells:
         config = cell.get("config", {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -108,10 +109,12 @@ def _rewrite(model: nn.Module, traced: Traced, choice: Choice) -> nn.Module:
     owners = {modules[sum_.owner] for sum_ in found.sums} if row.sum_activation else set()
     convolutions = _convolutions(traced.graphs, sites, modules, row, units)
     replaced = {modules[name]: unit for name, unit in units.items()} | convolutions
+    if row.layer is not None:
+        unit = units[sites[0].name]
+        replaced |= {m: row.layer(m, unit) for m in modules.values() if type(m) in (nn.Conv2d, nn.Linear)}
     tree = graft(traced.root, replaced, owners)
     before = {site.name: site.convolution for site in sites if site.convolution is not None}
-    acts = ((node, activation(node, modules)) for graph in traced.graphs for node in graph.nodes)
-    wiring = Wiring(tree, traced.graphs, units, before, {node: module for node, module in acts if module is not None})
+    wiring = Wiring(tree, traced.graphs, units, before, partial(activation, modules=modules))
     sums = _place_sums(found, wiring, modules, row) if row.sum_activation else ()
     if row.wire is not None:
         row.wire(wiring)
@@ -224,7 +227,7 @@ def _carry(bn: nn.Module, unit: nn.Module, row: Normalizer) -> None:
     state = {key: value for key, value in bn.state_dict().items() if key in own}
     if "running_mean" not in own and "running_var" not in own:
         state.pop("num_batches_tracked", None)  # a count of nothing
-    if row.name not in norms.names():
+    if row.users:
         keys = running.BATCHNORM_KEYS if getattr(unit, "batchnorm_statistics", False) else ("weight", "bias")
         state = {k: v for k, v in state.items() if k in keys and own[k].shape == v.shape}
     with warnings.catch_warnings():
@@ -317,8 +320,8 @@ def _check_drop_in(row: Normalizer, model: nn.Module, why: Untraceable) -> None:
     """Raise InputError if the method needs the graph that could not be had."""
     if row.drop_in:
         return
-    graph = [name for name in norms.names() if not norms.get(name).drop_in]
-    drop_in = [name for name in norms.names() if name not in graph]
+    graph = [name for name in norms.ours() if not norms.get(name).drop_in]
+    drop_in = [name for name in norms.ours() if name not in graph]
     raise InputError(
         f"{row.name} needs the graph of the model, as {', '.join(graph)} do, and torch.fx cannot trace "
         f"{type(model).__name__}: {why}; move what depends on values into a module without a BatchNorm, "

@@ -13,10 +13,10 @@ from normbench.bench.results import Row
 from normbench.bench.statistics import BASELINE, Quartiles, geo_mean, quartiles, summarize
 
 
-def row(name: str, C: int, ratio: float, ms: float, sites: int = 1) -> Row:
+def row(name: str, C: int, ratio: float, ms: float, sites: int = 1, kept: float = 1.0) -> Row:
     return Row(
         name, "norm", "net", 2, C, 4, 4, True, sites, "contiguous", "float32", 0.1,
-        median_ms=ms, ratio=ratio, copy_ratio=10 * ratio,
+        median_ms=ms, ratio=ratio, copy_ratio=10 * ratio, kept_mib=kept,
     )  # fmt: skip
 
 
@@ -59,11 +59,12 @@ def test_an_unsteady_machine_is_told() -> None:
 
 def test_a_summary() -> None:
     rows = [row("x", 8, 2, 2, sites=3), row("x", 16, 8, 80), row("x", 32, math.nan, math.nan)]
-    base = {rows[0].case: 1.0, rows[1].case: 10.0}
+    base = {rows[0].case: row(BASELINE, 8, 1, 1, kept=2.0), rows[1].case: row(BASELINE, 16, 1, 10, kept=4.0)}
     found = summarize(rows, base)
     assert found is not None
     assert (found.geo_mean, found.least, found.largest, found.count) == (pytest.approx(4), 2, 8, 2)
     assert found.largest_at.C == 16
     assert found.together == pytest.approx((3 * 2 + 80) / (3 * 1 + 10))
+    assert found.kept == pytest.approx((3 * 1 + 1) / (3 * 2 + 4))
     assert found.copy == pytest.approx(40)
     assert summarize(rows[2:], base) is None

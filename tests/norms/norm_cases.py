@@ -16,7 +16,7 @@ from normbench.norms import gn, online
 C = 6
 REFERENCES: dict[str, Any] = {name: sys.modules[norms.get(name).unit.__module__] for name in norms.names()}
 # Whose running_mean and running_var are kept as a BatchNorm2d's, and whose are moments of all values, per channel.
-AS_BATCHNORM, OF_ALL_VALUES = ("bn", "bgn", "iebn", "bcn", "syncbn"), ("gbn", "batch_group")
+AS_BATCHNORM, OF_ALL_VALUES = ("bn", "bgn", "iebn", "bcn", "syncbn", "bkn"), ("gbn", "batch_group")
 # Which of a BatchNorm2d's statistics mean the same in a unit that keeps C of each.
 TAKEN = {
     **dict.fromkeys(
@@ -73,6 +73,7 @@ CASES = [
     Case("evonorm_s0", {"num_groups": 4, "group_fit": "uneven"}),
     Case("dyt", {"alpha_init": 1.5}),
     Case("ws", {"num_groups": 3}),
+    Case("bnp", {"base": "gn", "num_groups": 3}),
 ]
 
 
@@ -116,7 +117,17 @@ def reference(unit: Any, case: Case, x: Tensor, **more: Any) -> Tensor:
     options: dict[str, Any] = {} if case.name in ("none", "dyt", "nf") else {"eps": unit.eps}
     known = inspect.signature(REFERENCES[case.name].reference).parameters
     learned = ("gate_weight", "gate_bias", "center_weight", "mean_weight", "var_weight", "threshold", "alpha", "v")
-    keys = ("num_groups", "batch", "ghost_size", "unbiased", "group_weight", "group_bias", "alpha_fwd", *learned)
+    keys = (
+        "base",
+        "num_groups",
+        "batch",
+        "ghost_size",
+        "unbiased",
+        "group_weight",
+        "group_bias",
+        "alpha_fwd",
+        *learned,
+    )
     for key in keys:
         if hasattr(unit, key) and key in known:
             options[key] = getattr(unit, key)

@@ -22,7 +22,8 @@ from normbench.errors import ConfigError, UnknownName
 CONF = Path(__file__).parents[2] / "conf" / "norm"
 CONTRACT = [
     "none", "bn", "ln", "in", "gn", "pn", "bgn", "frn", "brn", "gbn", "batch_group", "iebn", "proxy",
-    "sn", "evonorm_b0", "evonorm_s0", "rms", "rbn", "dyt", "mabn", "bcn", "online", "syncbn", "ws", "nf",
+    "sn", "evonorm_b0", "evonorm_s0", "rms", "rbn", "dyt", "mabn", "bcn", "online", "syncbn",
+    "bkn", "bnp", "ws", "nf",
 ]  # fmt: skip
 
 
@@ -76,7 +77,20 @@ BAD = [
     *((name, "affine", value) for name in CONTRACT for value in (1, "true", None)),
     *(
         (name, "momentum", value)
-        for name in ("bn", "bgn", "brn", "gbn", "batch_group", "iebn", "sn", "evonorm_b0", "rbn", "bcn", "syncbn")
+        for name in (
+            "bn",
+            "bgn",
+            "brn",
+            "gbn",
+            "batch_group",
+            "iebn",
+            "sn",
+            "evonorm_b0",
+            "rbn",
+            "bcn",
+            "syncbn",
+            "bkn",
+        )
         for value in (-0.1, 1.1, "fast", False)
     ),
     *(("brn", "r_max", value) for value in (0.9, 0, "3", float("nan"), True)),
@@ -103,6 +117,16 @@ BAD = [
     *(("nf", "alpha", value) for value in ("0.2", None, float("nan"))),
     *(("nf", "agc", value) for value in (0, -0.1, "0.02", float("inf"))),
     *(("nf", "rules", value) for value in ("bn", None, 1)),
+    *(("bkn", "gain", value) for value in (-0.1, 1.1, True, "auto")),
+    ("bkn", "prior", "cod"),
+    ("bkn", "propagate", None),
+    ("bkn", "detach_prior", 1),
+    *(("bkn", "gate_ratio", value) for value in (-1, None, "100", True)),
+    *(("bnp", "base", value) for value in ("bn", None, 1)),
+    *(("bnp", "rho", value) for value in (-0.1, 1.1, None)),
+    *(("bnp", option, value) for option in ("eps1", "eps2") for value in (-0.1, "small", float("inf"), None)),
+    *(("bnp", option, 1) for option in ("q_scale", "debias", "add_bias")),
+    ("bnp", "around", "runing"),
 ]
 
 

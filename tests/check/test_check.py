@@ -1,0 +1,217 @@
+"""The promises: kept by the whole registry, and each found broken where it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from normbench import norms
+from normbench.check import check
+from normbench.check.__main__ import main
+from normbench.check.promises import ALL
+from normbench.errors import ConfigError, UnknownName
+
+# A good normalizer of a user's, and one class for each way to go wrong.
+SOURCE = '''
+import threading
+
+import torch
+from torch import nn
+
+
+class Good(nn.Module):
+    """Layer norm with a running mean that nothing depends on."""
+
+    mixes_samples = False
+    train_eval_differ = False
+
+    def __init__(self, num_features, eps=1e-5):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(num_features)), nn.Parameter(torch.zeros(num_features))
+        self.eps = eps
+
+    def forward(self, x):
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return self.scaled(self.centred(wide)).to(x.dtype)
+
+    def centred(self, x):
+        x = x - x.mean((1, 2, 3), keepdim=True)
+        return x * torch.rsqrt(x.square().mean((1, 2, 3), keepdim=True) + self.eps)
+
+    def scaled(self, x):
+        return x * self.weight[:, None, None] + self.bias[:, None, None]
+
+
+class keeps_shape_and_dtype(Good):
+    def forward(self, x):
+        return super().forward(x).to(torch.promote_types(x.dtype, torch.float32))
+
+
+class half_precision_statistics(Good):
+    def forward(self, x):
+        return self.scaled(self.centred(x)).to(x.dtype)
+
+
+class computes_in_float64(Good):
+    def forward(self, x):
+        return super().forward(x.float()).to(x.dtype)
+
+
+class any_memory_format(Good):
+    def forward(self, x):
+        return super().forward(x).contiguous()
+
+
+class one_image(Good):
+    def forward(self, x):
+        return super().forward(x) * x.float().var(0).mean().clamp(0, 0) if len(x) == 1 else super().forward(x)
+
+
+class one_pixel(Good):
+    def centred(self, x):
+        return x - x.mean((1, 2, 3), keepdim=True) if x.shape[2] > 1 else x / 0.0
+
+
+class the_modes_differ_as_claimed(Good):
+    train_eval_differ = True
+
+
+class mixes_as_claimed(Good):
+    def centred(self, x):
+        return x - x.mean((0, 2, 3), keepdim=True) * self.training
+
+
+class workers_are_apart(Good):
+    mixes_samples = True
+
+    def __init__(self, num_features, batch=None):
+        super().__init__(num_features)
+
+    def centred(self, x):
+        return x - x.mean((0, 2, 3), keepdim=True) * self.training
+
+
+class evaluation_is_of_one_image(Good):
+    mixes_samples = True
+
+    def centred(self, x):
+        return x - x.mean((0, 2, 3), keepdim=True)
+
+
+class evaluation_changes_nothing(Good):
+    def __init__(self, num_features):
+        super().__init__(num_features)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x):
+        self.seen.add_(1)
+        return super().forward(x)
+
+
+class state_goes_there_and_back(Good):
+    train_eval_differ = True
+
+    def __init__(self, num_features):
+        super().__init__(num_features)
+        self.steps = 0
+
+    def forward(self, x):
+        self.steps += self.training
+        return super().forward(x) * (1 if self.training else self.steps)
+
+
+class copies_are_equal(Good):
+    def __init__(self, num_features):
+        super().__init__(num_features)
+        self.lock = threading.Lock()
+
+
+class autocast_changes_nothing(Good):
+    def scaled(self, x):
+        return torch.einsum("nchw,c->nchw", x, self.weight) + 100 * torch.is_autocast_enabled("cpu")
+
+
+class compiles(Good):
+    def scaled(self, x):
+        return super().scaled(x) * (1.0 if x.sum().item() > 0 else 1.0)
+
+
+class gradients_are_true(Good):
+    def centred(self, x):
+        return x - x.mean((1, 2, 3), keepdim=True).detach()
+
+
+class parameters_learn(Good):
+    def __init__(self, num_features):
+        super().__init__(num_features)
+        self.idle = nn.Parameter(torch.ones(()))
+
+
+class input_is_left_alone(Good):
+    def forward(self, x):
+        return x.mul_(2.0) if not x.requires_grad else super().forward(x)
+
+
+class takes_batchnorms_weights(Good):
+    def _load_from_state_dict(self, *args, **kwargs):
+        pass
+
+
+class trains_in_a_network(Good):
+    def forward(self, x):
+        if not x.dtype.is_floating_point or x.shape[2] == x.shape[3]:
+            raise ValueError("square pictures!")
+        return super().forward(x)
+'''
+
+
+@pytest.fixture
+def users(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.py"
+    path.write_text(SOURCE)
+    return path
+
+
+@pytest.mark.parametrize("name", norms.ours())
+def test_all_of_ours_keep_their_promises(name: str) -> None:
+    found = list(check(name))
+    assert not [verdict for verdict in found if verdict.outcome == "broken"]
+    assert sum(verdict.outcome == "kept" for verdict in found) >= len(ALL) - 4
+
+
+def test_a_good_one_of_a_users_keeps_them_all(users: Path) -> None:
+    found = list(check(f"{users}:Good"))
+    assert [verdict.why for verdict in found if verdict.outcome == "broken"] == []
+
+
+@pytest.mark.parametrize("promise", ALL, ids=lambda promise: promise.__name__)
+def test_a_broken_promise_is_found(promise: object, users: Path) -> None:
+    """Each by a class that differs from the good one in that."""
+    at = ALL.index(promise)  # type: ignore[arg-type]
+    found = list(check(f"{users}:{promise.__name__}"))[at]  # type: ignore[attr-defined]
+    assert found.outcome == "broken"
+    assert found.why
+
+
+def test_the_command_prints_a_verdict_a_line_and_says_by_its_code(
+    users: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([f"{users}:Good", "eps=1e-3"]) == 0
+    said = capsys.readouterr().out
+    assert said.endswith("promises kept\n")
+    assert main([f"{users}:keeps_shape_and_dtype", "--channels", "8"]) == 1
+    assert "BROKEN  gives the shape and dtype it got" in capsys.readouterr().out
+
+
+def test_what_cannot_be_had_is_refused_before_anything_is_tried(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UnknownName):
+        check("bnn")
+    with pytest.raises(ConfigError, match="eps"):
+        check("bn", {"eps": -1})
+    assert main(["bn", "epz=1"]) == 2
+    assert "'eps'" in capsys.readouterr().err
+    assert main(["gn", "num_groups=2,4"]) == 2
+    assert "got 2 values" in capsys.readouterr().err
+    assert main(["bn", "eps"]) == 2
+    assert "key=value" in capsys.readouterr().err
