@@ -37,6 +37,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "bcn": {"estimated": True},
     "bkn": {"propagate": "moments"},  # of the two that which draws nothing
     "online": {"alpha_fwd": 0.8, "alpha_bkw": 0.7},
+    "cbn": {"window": 3, "burnin": 1},
+    "mbn": {"memory": 2, "eta_warmup": 1},
 }
 WAYS = [
     {"workers": 2},  # a worker on each rank

@@ -132,6 +132,7 @@ DRAWS_NOTHING = {"bkn": {"propagate": "moments"}}
 NORMS = [(name, DRAWS_NOTHING.get(name, {})) for name in norms.names()]
 NORMS += [("bgn", {"num_groups": 128}), ("bgn", {"num_groups": 1})]
 NORMS += [("mabn", {"window": 2, "warmup_steps": 0, "clip_start": 0}), ("bcn", {"estimated": True})]
+NORMS += [("cbn", {"window": 3, "burnin": 0}), ("mbn", {"memory": 2, "double_forward": False})]
 NORMS += [("online", {"alpha_fwd": 0.5, "alpha_bkw": 0.5, "layer_scaling": True})]
 
 
@@ -265,6 +266,8 @@ class Noisy(nn.BatchNorm2d):
         ("bn", {"workers": 4, "chunk": 1}, 7),
         ("mabn", {"workers": 4, "chunk": 2, "options": {"window": 3, "warmup_steps": 2, "clip_start": 4}}, 7),
         ("online", {"workers": 2, "chunk": 1}, 7),
+        ("cbn", {"workers": 4, "chunk": 2, "options": {"window": 4, "burnin": 2}}, 7),
+        ("mbn", {"workers": 4, "chunk": 2, "options": {"memory": 3, "eta_warmup": 2}}, 7),
         ("bcn", {"options": {"estimated": True}}, 7),
         ("syncbn", {"workers": 4, "chunk": 1}, 7),
         ("bkn", {"workers": 4, "chunk": 2}, 7),

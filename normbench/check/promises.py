@@ -95,6 +95,7 @@ def the_modes_differ_as_claimed(subject: Subject) -> None:
     """differs between training and evaluation if, and only if, it says so (train_eval_differ)"""
     unit, x = subject.unit(trained=2), subject.pictures()
     differ = not torch.allclose(forward(copy.deepcopy(unit), x), forward(unit.eval(), x), atol=EXACT)
+    _said(subject, "train_eval_differ", differ)
     if differ is not subject.row.train_eval_differ:
         said = "the same in both" if subject.row.train_eval_differ else "different"
         raise Broken(f"train_eval_differ={subject.row.train_eval_differ}, and the two modes gave {said}")
@@ -107,7 +108,9 @@ def mixes_as_claimed(subject: Subject) -> None:
     together = forward(copy.deepcopy(unit), x)
     least = subject.row.least_batch
     alone = torch.cat([forward(copy.deepcopy(unit), part) for part in x.split(least)])
-    if torch.allclose(together, alone, atol=EXACT) is subject.row.mixes_samples:
+    mixes = not torch.allclose(together, alone, atol=EXACT)
+    _said(subject, "mixes_samples", mixes)
+    if mixes is not subject.row.mixes_samples:
         said = "changed nothing" if subject.row.mixes_samples else "changed an image's output"
         raise Broken(f"mixes_samples={subject.row.mixes_samples}, and the other images of the batch {said}")
 
@@ -304,6 +307,12 @@ def _finite(subject: Subject, shape: tuple[int, int, int], mode: str) -> None:
     y.sum().backward()
     for what, tensor in (("output", y), ("gradient", x.grad)):
         finite(tensor, f"{what} in {mode} for {shape[0]} images of {shape[1]}×{shape[2]}")
+
+
+def _said(subject: Subject, trait: str, found: bool) -> None:
+    """Raise Skipped where a user's class does not claim a trait, and say what to claim."""
+    if subject.row.users and not hasattr(subject.row.unit, trait):
+        raise Skipped(f"the class does not say; as it behaves it could say {trait} = {found}")
 
 
 def _batch(row: norms.Normalizer, batch: int) -> dict[str, Any]:

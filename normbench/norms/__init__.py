@@ -30,6 +30,7 @@ from normbench.norms import none, bn, ln, in_, gn, pn, bgn, frn, brn, gbn, batch
 from normbench.norms import sn, evonorm_b0, evonorm_s0, rms, rbn, dyt  # noqa: F401
 from normbench.norms import mabn, bcn, online, syncbn  # noqa: F401
 from normbench.norms import bkn, bnp  # noqa: F401
+from normbench.norms import cbn, mbn  # noqa: F401
 from normbench.norms import ws, nf  # noqa: F401
 
 __all__ = [

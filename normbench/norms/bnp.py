@@ -73,7 +73,7 @@ def matrix(mean: Tensor, s2: Tensor) -> Tensor:
 class Way:
     """How gradients are preconditioned."""
 
-    rho: float
+    decay: float
     eps1: float
     eps2: float
     q_scale: bool
@@ -97,7 +97,7 @@ class Bare(nn.Module):
         base: str = "none",
         num_groups: int | None = None,
         group_fit: str | None = None,
-        rho: float = 0.99,
+        decay: float = 0.99,
         eps1: float = 1e-2,
         eps2: float = 1e-4,
         q_scale: bool = True,
@@ -117,7 +117,7 @@ class Bare(nn.Module):
         if base == "gn":
             wanted, fit = groups.choose(num_groups, group_fit, gn.DEFAULT_GROUPS, "gcd")
             self.num_groups = groups.fit(num_features, wanted, fit, "bnp", f"num_features={num_features}")
-        self.way = Way(rho, eps1, eps2, q_scale, around, debias, add_bias)
+        self.way = Way(decay, eps1, eps2, q_scale, around, debias, add_bias)
         self.activation = activation
         core.add_affine(self, num_features, affine, device=device, dtype=dtype)
         self.register_load_state_dict_pre_hook(running.leave_statistics_out)
@@ -209,7 +209,7 @@ def settle(layer: Any) -> Tensor:
     mean, square = layer.seen_mean / count, layer.seen_square / count  # around the running mean
     var = square if layer.way.around == "running" else (square - mean.square()).clamp(min=0)
     layer.num_batches_tracked.add_(there)
-    share = torch.full_like(values, 1 - layer.way.rho)
+    share = torch.full_like(values, 1 - layer.way.decay)
     if layer.way.debias:
         share = torch.maximum(share, 1 / layer.num_batches_tracked.clamp(min=1).to(share.dtype))
     share = torch.where(there, share, 0.0)

@@ -31,6 +31,24 @@ def normalize(x: Tensor, shape: Shape, parts: Parts, given: tuple[Tensor, Tensor
     return forward(x, *shape, *parts, *given)[0]
 
 
+def held(x: Tensor) -> Tensor:
+    """x as it is now, for a backward to read: what was made of a buffer that this forward goes on to move.
+
+    A compiled backward would make it once more, of the buffer as it is by then; an operator's output it keeps.
+    """
+    return _hold(x) if torch.compiler.is_compiling() else x
+
+
+@torch.library.custom_op("normbench::hold", mutates_args=())
+def _hold(x: Tensor) -> Tensor:
+    return x.clone()
+
+
+@_hold.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
 @torch.library.custom_op("normbench::standardize", mutates_args=(), device_types="cpu")
 def forward(
     x: Tensor,

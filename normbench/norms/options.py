@@ -73,6 +73,7 @@ def _one_of(choices: tuple[str, ...], or_none: bool = False) -> Check:
 EVAL_STATS = ("running", "batch")
 RULES = ("nf", "bnn")
 PRIORS, PROPAGATIONS = ("code", "consistent"), ("sample", "moments")
+VALID, VAR_MODES, GRAD_MODES = ("official", "paper"), ("total", "within"), ("full", "detach")
 BASES, AROUND = ("none", "gn"), ("batch", "running")
 CHOICES = {
     "group_fit": FITS,
@@ -82,6 +83,9 @@ CHOICES = {
     "base": BASES,
     "around": AROUND,
     "rules": RULES,
+    "valid": VALID,
+    "var_mode": VAR_MODES,
+    "grad_mode": GRAD_MODES,
 }
 CHECKS: dict[str, tuple[Check, str]] = {
     "eps": (lambda value: is_number(value) and value >= 0, "a number, 0 or more, such as 1e-5"),
@@ -106,11 +110,30 @@ CHECKS: dict[str, tuple[Check, str]] = {
     "decay": (_is_share, "the share of the old value from 0 to 1, such as 0.98"),
     "clamp": (lambda value: value is None or (is_number(value) and value > 0), "a number above 0, such as 5, or None"),
     "window": (lambda value: value is None or is_count(value), "a whole number of steps, 1 or more, such as 16"),
+    "burnin": (
+        lambda value: value is None or _is_whole(value),
+        "a whole number of steps, 0 or more, such as 100, or None",
+    ),
+    "rho": (lambda value: is_number(value) and value >= 0, "a number, 0 or more, such as 1"),
+    "valid": (_one_of(VALID), f"one of {', '.join(VALID)}"),
+    "eps_outside": (_is_flag, "true or false"),
+    "memory": (is_count, "a whole number of steps, 1 or more, such as 8"),
+    "memory_decay": (
+        _is_share,
+        "the weight of a step's statistics relative to the next one's, from 0 to 1, such as 0.9",
+    ),
+    "eta": (lambda value: value is None or _is_share(value), "a share from 0 to 1, such as 0.1, or None"),
+    "eta_warmup": (
+        lambda value: value is None or _is_whole(value),
+        "a whole number of steps, 0 or more, such as 100, or None",
+    ),
+    "var_mode": (_one_of(VAR_MODES), f"one of {', '.join(VAR_MODES)}"),
+    "grad_mode": (_one_of(GRAD_MODES), f"one of {', '.join(GRAD_MODES)}"),
+    "double_forward": (_is_flag, "true or false"),
     "warmup_steps": (_is_whole, "a whole number of steps, 0 or more, such as 100"),
     "clip_start": (_is_whole, "a whole number of steps, 0 or more, such as 1000"),
     "ws_eps": (lambda value: is_number(value) and value >= 0, "a number, 0 or more, such as 1e-5"),
     "base": (_one_of(BASES), f"one of {', '.join(BASES)}"),
-    "rho": (_is_share, "the share of the old value from 0 to 1, such as 0.99"),
     "eps1": (lambda value: is_number(value) and value >= 0, "a number, 0 or more, such as 0.01"),
     "eps2": (lambda value: is_number(value) and value >= 0, "a number, 0 or more, such as 1e-4"),
     "q_scale": (_is_flag, "true or false"),

@@ -180,6 +180,29 @@ def test_all_of_ours_keep_their_promises(name: str) -> None:
     assert sum(verdict.outcome == "kept" for verdict in found) >= len(ALL) - 4
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("cbn", {"burnin": 0, "window": 3}),  # the window is in use from the second step on
+        ("mbn", {"eta": 0.3}),
+        ("mbn", {"eta": 0.3, "var_mode": "within"}),
+        ("brn", {"r_max": 2, "d_max": 1}),
+        ("mabn", {"window": 2, "warmup_steps": 0, "clip_start": 0}),
+        ("bgn", {"num_groups": 64}),
+    ],
+    ids=str,
+)
+def test_with_options_too(name: str, options: dict[str, object]) -> None:
+    assert not [verdict for verdict in check(name, options) if verdict.outcome == "broken"]
+
+
+def test_what_a_class_does_not_say_is_not_held_against_it(users: Path) -> None:
+    users.write_text(users.read_text().replace("    mixes_samples = False\n    train_eval_differ = False\n", ""))
+    said = [verdict.why for verdict in check(f"{users}:Good") if verdict.outcome == "not made"]
+    assert any("mixes_samples = False" in why for why in said)
+    assert any("train_eval_differ = False" in why for why in said)
+
+
 def test_a_good_one_of_a_users_keeps_them_all(users: Path) -> None:
     found = list(check(f"{users}:Good"))
     assert [verdict.why for verdict in found if verdict.outcome == "broken"] == []

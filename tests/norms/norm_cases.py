@@ -16,7 +16,7 @@ from normbench.norms import gn, online
 C = 6
 REFERENCES: dict[str, Any] = {name: sys.modules[norms.get(name).unit.__module__] for name in norms.names()}
 # Whose running_mean and running_var are kept as a BatchNorm2d's, and whose are moments of all values, per channel.
-AS_BATCHNORM, OF_ALL_VALUES = ("bn", "bgn", "iebn", "bcn", "syncbn", "bkn"), ("gbn", "batch_group")
+AS_BATCHNORM, OF_ALL_VALUES = ("bn", "bgn", "iebn", "bcn", "syncbn", "bkn", "cbn"), ("gbn", "batch_group")
 # Which of a BatchNorm2d's statistics mean the same in a unit that keeps C of each.
 TAKEN = {
     **dict.fromkeys(
@@ -66,6 +66,11 @@ CASES = [
     Case("bcn", {"num_groups": 4, "group_fit": "uneven"}),
     Case("online", {"alpha_fwd": 0.6, "alpha_bkw": 0.7, "clamp": 1.5}),
     Case("online", {"alpha_fwd": 0.5, "layer_scaling": True}),
+    Case("cbn", {"window": 3, "burnin": 0}),
+    Case("cbn", {"window": 2, "burnin": 0, "valid": "paper", "eps_outside": True}),
+    Case("mbn", {"memory": 2, "eta": 0.4, "eta_warmup": 0, "double_forward": False}),
+    Case("mbn", {"memory": 3, "memory_decay": 0.5, "var_mode": "within"}),
+    Case("mbn", {"eta": 1.0}),
     Case("proxy", {"num_groups": 3}),
     Case("proxy", {"num_groups": 4, "group_fit": "uneven", "quantiles": 11}),
     Case("proxy", {"learn_proxy": True, "proxy_eps": 0.1}),
@@ -140,6 +145,10 @@ def reference(unit: Any, case: Case, x: Tensor, **more: Any) -> Tensor:
         options |= {"mean": unit.running_mean.clone(), "std": unit.running_std.clone(), "r_max": r_max, "d_max": d_max}
     if case.name == "mabn":
         options |= of_mabn(unit)
+    if case.name == "cbn":
+        options |= of_cbn(unit)
+    if case.name == "mbn":
+        options |= of_mbn(unit, len(x))
     if case.name == "online":
         clamp = None if unit.clamp is None else unit.clamp.max_val
         options |= {"mean": unit.running_mean.clone(), "var": unit.running_var.clone(), "clamp": clamp}
@@ -159,6 +168,27 @@ def of_mabn(unit: Any) -> dict[str, Any]:
     return {"square": unit.running_square.clone(), "earlier": earlier if full else None, "clipped": clipped}
 
 
+def of_cbn(unit: Any) -> dict[str, Any]:
+    """What the formula of cbn's next step is to know, for a unit without a convolution."""
+    options = {"valid": unit.valid, "eps_outside": unit.eps_outside}
+    if unit.num_batches_tracked < unit.burnin_steps():
+        return options
+    kept = slice(0, int(unit.window_count))
+    mean, square, shift = (getattr(unit, f"window_{key}")[kept].clone() for key in ("mean", "square", "shift"))
+    return {**options, "means": mean, "squares": square + 2 * shift * mean - shift**2}
+
+
+def of_mbn(unit: Any, images: int) -> dict[str, Any]:
+    """What the formula of mbn's next step is to know."""
+    m = min(int(unit.mem_count), unit.memory)
+    kept = {
+        "means": unit.mem_mean[len(unit.mem_mean) - m :].clone(),
+        "variances": unit.mem_var[len(unit.mem_var) - m :].clone(),
+    }
+    share = unit.share(images if unit.batch is None else unit.batch)
+    return {**kept, "eta": share, "memory_decay": unit.memory_decay, "var_mode": unit.var_mode}
+
+
 def layer_scaled(unit: Any, y: Tensor) -> Tensor:
     return y / torch.sqrt(y.square().mean((1, 2, 3), keepdim=True) + unit.eps)
 
@@ -169,7 +199,16 @@ def evaluation(unit: Any, case: Case, x: Tensor) -> Tensor:
         return reference(unit, case, x, kept=unit.running_var)
     if case.name in ("sn", "rbn"):
         return reference(unit, case, x, kept=(unit.running_mean, unit.running_var))
-    if hasattr(unit, "running_square"):
+    if case.name == "mbn":
+        of = of_mbn(unit, len(x))
+        alpha = unit.memory_decay ** torch.arange(len(of["means"]) - 1, -1, -1, dtype=x.dtype)[:, None]
+        alpha = alpha / alpha.sum()
+        mean, eps = (alpha * of["means"]).sum(0), unit.eps
+        apart = (of["means"] - mean) ** 2 if unit.var_mode == "total" else 0.0
+        var = (alpha * (of["variances"] + apart)).sum(0)
+    elif case.name == "cbn" and unit.eps_outside:
+        mean, var, eps = unit.running_mean, (torch.sqrt(unit.running_var) + unit.eps) ** 2, 0.0
+    elif hasattr(unit, "running_square"):
         mean, var, eps = torch.zeros(C, dtype=x.dtype), unit.running_square, unit.eps
     elif hasattr(unit, "running_std"):
         mean, var, eps = unit.running_mean, unit.running_std**2, 0.0

@@ -22,7 +22,7 @@ from normbench.norms import bnp
 from normbench.surgery import apply
 
 f64 = torch.float64
-PLAIN: dict[str, Any] = {"q_scale": False, "rho": 0.0}  # the moments are the step's own
+PLAIN: dict[str, Any] = {"q_scale": False, "decay": 0.0}  # the moments are the step's own
 EXACT: dict[str, Any] = {**PLAIN, "eps1": 0.0, "eps2": 0.0}
 
 
@@ -87,7 +87,7 @@ def test_a_step_is_a_step_in_the_coordinates_of_normalized_inputs() -> None:
 
 @pytest.mark.parametrize("plain", [nn.Linear(5, 3), nn.Conv2d(4, 6, 3, groups=2), nn.Conv2d(4, 6, 3, bias=False)])
 def test_with_moments_0_and_1_gradients_stay(plain: nn.Module) -> None:
-    layer = layer_of(copy.deepcopy(plain).double(), rho=1.0, eps1=0.0, eps2=0.0, q_scale=False)
+    layer = layer_of(copy.deepcopy(plain).double(), decay=1.0, eps1=0.0, eps2=0.0, q_scale=False)
     before = backward(layer, features(6, 5) if isinstance(plain, nn.Linear) else pictures(2, 4, 5, 5))
     for ours, theirs in zip(changed(layer), before, strict=True):
         assert (ours is None and theirs is None) or torch.equal(ours, theirs)
@@ -152,7 +152,7 @@ def test_without_a_bias_gradients_are_divided_by_the_mean_square(frozen: bool) -
 
 @pytest.mark.parametrize(("images", "q2"), [(2, 2.5), (5, 1.0), (20, 1.0)])
 def test_the_batch_correction_is_inputs_over_outputs(images: int, q2: float) -> None:
-    by_q, plain = (layer_of(nn.Linear(5, 3, dtype=f64), rho=0.5, q_scale=q) for q in (True, False))
+    by_q, plain = (layer_of(nn.Linear(5, 3, dtype=f64), decay=0.5, q_scale=q) for q in (True, False))
     plain.load_state_dict(by_q.state_dict())
     for layer in (by_q, plain):
         backward(layer, features(images, 5))
@@ -162,7 +162,7 @@ def test_the_batch_correction_is_inputs_over_outputs(images: int, q2: float) -> 
 
 def test_the_batch_correction_of_a_convolution_counts_pixels() -> None:
     """Of 5 × 5 outputs of 1 image, with 3 · 3 · 4 inputs each."""
-    by_q, plain = (layer_of(nn.Conv2d(8, 6, 3, groups=2, dtype=f64), rho=0.5, q_scale=q) for q in (True, False))
+    by_q, plain = (layer_of(nn.Conv2d(8, 6, 3, groups=2, dtype=f64), decay=0.5, q_scale=q) for q in (True, False))
     plain.load_state_dict(by_q.state_dict())
     for layer in (by_q, plain):
         backward(layer, pictures(1, 8, 7, 7))
@@ -200,7 +200,7 @@ def test_shifting_and_scaling_the_input_changes_no_trajectory() -> None:
 def test_moments_are_of_all_values_of_a_step_in_however_many_forwards(around: str, debias: bool) -> None:
     """The variance of all, not the mean of theirs."""
     conv = nn.Conv2d(C, 4, 3, dtype=f64)
-    whole, parts = (layer_of(copy.deepcopy(conv), rho=0.9, around=around, debias=debias) for _ in range(2))
+    whole, parts = (layer_of(copy.deepcopy(conv), decay=0.9, around=around, debias=debias) for _ in range(2))
     mean, var = torch.zeros(C, dtype=f64), torch.ones(C, dtype=f64)
     for step in range(3):
         x = pictures(6, C, 5, 4, seed=step) + torch.arange(6, dtype=f64)[:, None, None, None]
@@ -221,7 +221,7 @@ def test_moments_are_of_all_values_of_a_step_in_however_many_forwards(around: st
 
 
 def test_a_layer_that_is_called_twice_has_the_moments_of_both() -> None:
-    layer, x = layer_of(nn.Linear(5, 5, dtype=f64), rho=0.0), features(6, 5)
+    layer, x = layer_of(nn.Linear(5, 5, dtype=f64), decay=0.0), features(6, 5)
     y = layer(layer(x))
     y.sum().backward()
     changed(layer)
@@ -232,7 +232,7 @@ def test_a_layer_that_is_called_twice_has_the_moments_of_both() -> None:
 
 def test_steps_of_one_image_have_a_variance_around_the_running_mean() -> None:
     """A dense layer's own is 0, and ends at the damping."""
-    around, batch = (layer_of(nn.Linear(5, 3, dtype=f64), rho=0.9, around=way) for way in ("running", "batch"))
+    around, batch = (layer_of(nn.Linear(5, 3, dtype=f64), decay=0.9, around=way) for way in ("running", "batch"))
     generator = torch.Generator().manual_seed(0)
     for _ in range(400):
         x = 2 * torch.randn(1, 5, generator=generator, dtype=f64) + 3
@@ -257,11 +257,11 @@ def test_nothing_is_seen_in_evaluation() -> None:
 
 def test_inputs_that_are_constant_leave_gradients_as_they_are() -> None:
     """Else they would be divided by the damping alone."""
-    layer = layer_of(nn.Conv2d(C, 4, 3, dtype=f64), rho=0.0)
+    layer = layer_of(nn.Conv2d(C, 4, 3, dtype=f64), decay=0.0)
     before = backward(layer, torch.zeros(2, C, 5, 5, dtype=f64))
     for ours, theirs in zip(changed(layer), before, strict=True):
         assert torch.equal(ours, theirs)
-    some = layer_of(nn.Conv2d(C, 4, 3, dtype=f64), rho=0.0)
+    some = layer_of(nn.Conv2d(C, 4, 3, dtype=f64), decay=0.0)
     x = pictures(2, C, 5, 5)
     x[:, 2:] = 0  # dead channels among others
     largest = x.var((0, 2, 3), correction=0).max()
@@ -288,14 +288,14 @@ def test_layers_without_a_gradient_are_skipped_and_a_shared_weight_counts_once()
 
 
 def test_half_precision_has_moments_in_float32() -> None:
-    layer = layer_of(nn.Linear(5, 3).bfloat16(), rho=0.0, q_scale=False)
+    layer = layer_of(nn.Linear(5, 3).bfloat16(), decay=0.0, q_scale=False)
     x = (features(64, 5)).bfloat16()
     backward(layer, x)
     changed(layer)
     assert layer.running_var.dtype == torch.float32
     torch.testing.assert_close(layer.running_var.double(), x.double().var(0, correction=0), rtol=1e-4, atol=0)
     assert layer.weight.grad.dtype == torch.bfloat16
-    amp = layer_of(nn.Linear(5, 3), rho=0.0)
+    amp = layer_of(nn.Linear(5, 3), decay=0.0)
     with torch.autocast("cpu", torch.bfloat16):
         amp(features(64, 5).float())
     changed(amp)
@@ -384,7 +384,7 @@ def test_networks_train(kind: str, base: str) -> None:
 def test_ranks_that_share_their_sums_stay_equal() -> None:
     """Two that take half of a step each, and the one that takes all of it; real ones are in test_ranks."""
     torch.manual_seed(0)
-    net = apply(ResNet(8).double(), "bnp", q_scale=False, rho=0.5)
+    net = apply(ResNet(8).double(), "bnp", q_scale=False, decay=0.5)
     one, two = copy.deepcopy(net), copy.deepcopy(net)
     x, y = torch.randn(8, 3, 8, 8, dtype=f64), torch.arange(8)
     F.cross_entropy(net(x), y).backward()
@@ -436,9 +436,9 @@ def test_a_net_and_its_copies_do_the_same() -> None:
         norms.step_hooks(net).gradients()
         return [p.grad.clone() for p in net.parameters()]
 
-    net = apply(ResNet(8), "bnp", base="gn", rho=0.7)
+    net = apply(ResNet(8), "bnp", base="gn", decay=0.7)
     step(net)
-    fresh = apply(ResNet(8), "bnp", base="gn", rho=0.7)
+    fresh = apply(ResNet(8), "bnp", base="gn", decay=0.7)
     fresh.load_state_dict(net.state_dict())
     twins = [copy.deepcopy(net), pickle.loads(pickle.dumps(net)), fresh]
     expected = step(net)

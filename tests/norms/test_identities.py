@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -321,7 +322,7 @@ TABLE: list[tuple[str, Function, Function, dict[str, int]]] = [
     ("pn ignores scale and shift of every pixel", per_pixel(unit("pn", **EPS0)), unit("pn", **EPS0), ANY),
     ("pn permutes with the pixels", permuted(unit("pn"), 3, [5, 3, 1, 0, 2, 4]), unit("pn"), ANY),
     *(
-        (f"{name} permutes with the images", permuted(whole, 0, [2, 0, 3, 1]), whole, ANY)
+        (f"{name} permutes with the images", permuted(copy.deepcopy(whole), 0, [2, 0, 3, 1]), whole, ANY)
         for name in norms.names()
         if name != "online"  # which goes through them one after another
         for whole in (unit(name, **({"ghost_size": N} if "ghost_size" in norms.get(name).options else {})),)

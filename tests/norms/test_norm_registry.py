@@ -23,7 +23,9 @@ CONF = Path(__file__).parents[2] / "conf" / "norm"
 CONTRACT = [
     "none", "bn", "ln", "in", "gn", "pn", "bgn", "frn", "brn", "gbn", "batch_group", "iebn", "proxy",
     "sn", "evonorm_b0", "evonorm_s0", "rms", "rbn", "dyt", "mabn", "bcn", "online", "syncbn",
-    "bkn", "bnp", "ws", "nf",
+    "bkn", "bnp",
+    "cbn", "mbn",
+    "ws", "nf",
 ]  # fmt: skip
 
 
@@ -90,6 +92,7 @@ BAD = [
             "bcn",
             "syncbn",
             "bkn",
+            "cbn",
         )
         for value in (-0.1, 1.1, "fast", False)
     ),
@@ -123,10 +126,25 @@ BAD = [
     ("bkn", "detach_prior", 1),
     *(("bkn", "gate_ratio", value) for value in (-1, None, "100", True)),
     *(("bnp", "base", value) for value in ("bn", None, 1)),
-    *(("bnp", "rho", value) for value in (-0.1, 1.1, None)),
+    *(("bnp", "decay", value) for value in (-0.1, 1.1, None)),
     *(("bnp", option, value) for option in ("eps1", "eps2") for value in (-0.1, "small", float("inf"), None)),
     *(("bnp", option, 1) for option in ("q_scale", "debias", "add_bias")),
     ("bnp", "around", "runing"),
+    *(("cbn", "window", value) for value in (0, 2.5, True)),
+    *(
+        (name, option, value)
+        for name, option in (("cbn", "burnin"), ("mbn", "eta_warmup"))
+        for value in (-1, 1.5, True)
+    ),
+    *(("cbn", "rho", value) for value in (-0.1, None, "half")),
+    *(("cbn", "valid", value) for value in ("papr", None, True)),
+    ("cbn", "eps_outside", 1),
+    *(("mbn", "memory", value) for value in (0, 2.5, None, True)),
+    *(("mbn", option, value) for option in ("memory_decay", "eta") for value in (-0.1, 1.1, "half", True)),
+    ("mbn", "memory_decay", None),
+    ("mbn", "var_mode", "totl"),
+    ("mbn", "grad_mode", "none"),
+    ("mbn", "double_forward", 1),
 ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from norm_cases import CASES, C, Case, evaluation, gradients, make, pictures, reference, splits
@@ -69,7 +71,8 @@ def test_gradcheck(case: Case, training: bool) -> None:
 
     def run(x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
         values = dict(zip(dict(unit.named_parameters()), parameters, strict=True))
-        return torch.func.functional_call(unit, values, (x,))
+        # A copy, since what a call keeps may enter the next.
+        return torch.func.functional_call(copy.deepcopy(unit), values, (x,))
 
     assert torch.autograd.gradcheck(run, (x, *unit.parameters()), fast_mode=True)
 
