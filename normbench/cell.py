@@ -31,6 +31,7 @@ NOT_IN_ID = {
 }
 # Options that are younger than the oldest ids: they count only where they are not what they were before they were.
 YOUNGER: dict[str, dict[str, Any]] = {
+    "arch": {"phase": None},
     "data": {"tune": 0.0, "held_out": None},
     "recipe": {"affine_anchor": "zero"},
     "eval": {"example_weight": 0.0},

@@ -65,7 +65,7 @@ class UnknownName(ConfigError):
 def nearest(got: str, choices: Iterable[str]) -> str | None:
     """The choice that ``got`` most likely meant, or None when nothing is near."""
     lower, word = {choice.lower(): choice for choice in choices}, got.lower()
-    near = difflib.get_close_matches(word, list(lower), n=5, cutoff=0.5)
+    near = difflib.get_close_matches(word, list(lower), n=max(1, len(lower)), cutoff=0.5)
     if not near:
         return None
 

@@ -27,6 +27,7 @@ class ArchOptions:
     size: side in pixels that pictures are brought to before the net; None: the net's own rule.
     aux: InceptionV3's auxiliary head; None: on from 299 px.
     zero_init: start the last norm of every residual branch at weight 0.
+    phase: of the training of a binary net: 1 real weights, 2 binary ones; None: the net's own, the last.
     options: what else a user's own callable takes.
     """
 
@@ -35,11 +36,14 @@ class ArchOptions:
     size: int | None = None
     aux: bool | None = None
     zero_init: bool = False
+    phase: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         one_of("arch.stem", self.stem, STEMS)
         at_least("arch.size", self.size, 1)
+        if self.phase not in (None, 1, 2):
+            raise ConfigError(f"arch.phase: got {self.phase}, expected 1 (real weights) or 2 (binary weights)")
 
 
 @dataclass(frozen=True)

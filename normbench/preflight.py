@@ -123,7 +123,7 @@ class Preflight:
 
         Raises ConfigError when an option does not fit a site, naming the site.
         """
-        row = norms.get(cell.norm.name)
+        row = norms.get(cell.norm.name, cell.norm.options)
         if cell.batch < row.least_batch:
             return f"{cell.norm.name} needs batch={row.least_batch} or more"
         if cell.compile and row.own_gradient:
@@ -231,7 +231,7 @@ def _trace(cell: Cell, net: nn.Module, size: tuple[int, int]) -> Shapes:
 
 def _single_value(cell: Cell, shapes: Shapes) -> str | None:
     """Try the normalizer on every kind of site. An error: it does not fit. A string: a statistic is of one value."""
-    row = norms.get(cell.norm.name)
+    row = norms.get(cell.norm.name, cell.norm.options)
     first_of = {shape: name for name, shape in reversed(shapes.items())}
     for (C, H, W), site in first_of.items():
         options = {"size": (H, W), **cell.norm.options} if row.takes_size else cell.norm.options

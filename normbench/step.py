@@ -57,7 +57,7 @@ class Step:
 
         One whose statistics are of all workers takes them all, whatever the ``chunk``.
         """
-        row = norms.get(cell.norm.name)
+        row = norms.get(cell.norm.name, cell.norm.options)
         if row.joins_workers:
             return cell.workers
         together = row.takes_batch or not row.mixes_samples

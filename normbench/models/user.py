@@ -30,9 +30,11 @@ def build(options: ArchOptions, num_classes: int) -> nn.Module:
 
 
 def _arguments(options: ArchOptions, num_classes: int) -> dict[str, Any]:
-    for key in ("zero_init", "aux"):
-        if getattr(options, key):
-            raise ConfigError(f"arch.{key}=true: {options.name} is a net of your own; give it as arch.options.…=true")
+    for key in ("zero_init", "aux", "phase"):
+        if value := getattr(options, key):
+            text = str(value).lower()
+            mend = f"{options.name} is a net of your own; give it as arch.options.…={text}"
+            raise ConfigError(f"arch.{key}={text}: {mend}")
     signature = inspect.signature(load(options.name, "architecture")[0])
     takes, anything = _takes(signature)
     for option in options.options:

@@ -32,6 +32,7 @@ from normbench.norms import mabn, bcn, online, syncbn  # noqa: F401
 from normbench.norms import bkn, bnp  # noqa: F401
 from normbench.norms import cbn, mbn  # noqa: F401
 from normbench.norms import ic, bne  # noqa: F401
+from normbench.norms import ws, nf  # noqa: F401
 
 __all__ = [
     "Normalizer",

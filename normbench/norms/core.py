@@ -22,6 +22,7 @@ __all__ = [
     "add_affine",
     "affine",
     "check_input",
+    "kernels_here",
     "measured",
     "normalize",
     "parameter",
@@ -158,6 +159,11 @@ def normalize(
     if kernels is None or mean.requires_grad or var.requires_grad or isinstance(eps, Tensor):
         return plain.normalize(x, mean, var, eps, weight, bias, activation, threshold=threshold, gate=gate)
     return fused.normalize(kernels, x, (mean, var), eps, activation, parts)
+
+
+def kernels_here(x: Tensor) -> bool:
+    """Whether ``x`` takes the kernels here and now, so that to look at a value waits for no device, breaks no graph."""
+    return x.is_cpu and not torch.compiler.is_compiling() and fused.kernels_for(x, 0.0, Parts(), None) is not None
 
 
 def scale_shift(

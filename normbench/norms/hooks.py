@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from normbench.norms.registry import get, unit_name
+from normbench.norms.registry import unit_row
 
 
 class StepHooks:
@@ -44,6 +44,5 @@ class StepHooks:
 
 def step_hooks(model: nn.Module) -> StepHooks:
     """The hooks of the method whose units ``model`` holds; those that do nothing where it holds none."""
-    name = unit_name(model)
-    made = get(name).hooks if name is not None else None
-    return (made or StepHooks)(model)
+    row = unit_row(model)
+    return ((row and row.hooks) or StepHooks)(model)

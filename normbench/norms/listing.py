@@ -92,7 +92,7 @@ def details(name: str) -> str:
     row = get(name)
     said = dict(zip(HEADER, facts(name), strict=True))
     options = [f"  {option}={default}" for option, default in row.options.items()] or ["  none"]
-    about = inspect.getdoc(inspect.getmodule(row.unit)) or inspect.getdoc(row.unit) or ""
+    about = inspect.getdoc(inspect.getmodule(row.settle or row.unit)) or inspect.getdoc(row.unit) or ""
     head = [f"{key}: {value}" for key, value in said.items()]
     return "\n".join([*head, "options:", *options, "", dedent(about)])
 

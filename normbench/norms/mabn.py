@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from normbench.norms import core, plain, running
-from normbench.norms.convolution import adopt
+from normbench.norms.convolution import Reweighted, adopt
 from normbench.norms.registry import Normalizer, register
 
 REAL_BATCH, USUAL_BATCH = 32, 2
@@ -188,11 +188,11 @@ def _by_worker(x: Tensor, a: Tensor) -> Tensor:
     return (x * factors[..., None, None]).to(x.dtype)
 
 
-class CenteredConv2d(nn.Conv2d):
+class CenteredConv2d(Reweighted):
     """A Conv2d with W − mean(W) in the place of its weight W, over all but the output channels."""
 
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return super()._conv_forward(input, weight - weight.mean((1, 2, 3), keepdim=True), bias)
+    def reweigh(self, weight: Tensor) -> Tensor:
+        return weight - weight.mean((1, 2, 3), keepdim=True)
 
 
 def _load(unit: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: Any, _strict: bool, *lists: Any) -> None:

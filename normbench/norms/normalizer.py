@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -22,50 +22,67 @@ GIVEN = ("num_features", "activation", "batch", "device", "dtype")
 
 @dataclass(frozen=True)
 class Normalizer:
-    """What the harness must know of a method.
+    """What the harness must know of a method: beside its unit and its papers, traits, each false or None by default.
 
-    mixes_samples: a training output depends on the other images of the batch. train_eval_differ: the two modes compute
-    different things. least_batch: the smallest batch it can train on. own_activation: it does more with a ReLU after it
-    than apply it (its own in its place, or something behind it). own_eps: the replaced BatchNorm's eps does not carry
-    over. drop_in: it can stand in a BatchNorm2d's place without a look at the graph. sum_activation: what it puts in
-    place of a ReLU after a residual sum, made with num_features. convolution: what it puts in place of the Conv2d right
-    before a site, made from that and the site's unit. layer: what it puts in place of every Conv2d and Linear, made
-    from that and the first site's unit; not drop_in then. wire: what else it changes of the graphs, the units being in
-    place; not drop_in then. moves_units: it leaves units elsewhere than their BatchNorms stood, whose weights and
-    statistics are then not theirs. around: the evaluation forward of a whole model, given the model, its own forward
-    and the arguments; not drop_in then. hooks: what it does in the training loop. joins_workers: its statistics are
-    those of all workers of a step, which are therefore never run a chunk at a time. own_gradient: its backward is its
-    own, not the derivative of its forward, and keeps state; so it cannot be compiled or differentiated twice.
-    held_constant: its gradient takes parts of its training forward that depend on the input for constants.
-    keeps_statistics: it has running statistics also where the BatchNorm had none. source_hash: SHA-256 of a user's
-    file; None for ours. users: it is a user's. check: raises ConfigError for a bad value of an option; None: values
-    are not checked.
+    A user's class may say the traits as attributes (registry.TRAITS).
     """
 
     name: str
     unit: type[nn.Module]
     method: str
     paper: str
+
+    #: A training output depends on the other images of the batch.
     mixes_samples: bool
+    #: The two modes compute different things.
     train_eval_differ: bool
+    #: The smallest batch it can train on.
     least_batch: int = 1
-    own_activation: bool = False
-    own_eps: bool = False
-    drop_in: bool = True
-    sum_activation: type[nn.Module] | None = None
-    convolution: Callable[[nn.Conv2d, nn.Module], nn.Module] | None = None
-    layer: Callable[[nn.Module, nn.Module], nn.Module] | None = None
-    wire: Callable[[Wiring], None] | None = None
-    moves_units: bool = False
-    around: Callable[..., Any] | None = None
-    hooks: type[StepHooks] | None = None
+    #: Its statistics are those of all workers of a step, which are therefore never run a chunk at a time.
     joins_workers: bool = False
-    own_gradient: bool = False
-    held_constant: bool = False
+    #: It has running statistics also where the BatchNorm had none.
     keeps_statistics: bool = False
-    source_hash: str | None = None
-    users: bool = False
+    #: The replaced BatchNorm's eps does not carry over.
+    own_eps: bool = False
+
+    #: Its backward is its own, not the derivative of its forward, and keeps state; so it cannot be compiled or
+    #: differentiated twice.
+    own_gradient: bool = False
+    #: Its gradient takes parts of its training forward that depend on the input for constants.
+    held_constant: bool = False
+
+    #: It can stand in a BatchNorm2d's place without a look at the graph. Not so with any of the following.
+    drop_in: bool = True
+    #: It does more with a ReLU after it than apply it: its own in its place, or something behind it.
+    own_activation: bool = False
+    #: What it puts in place of a ReLU after a residual sum, made with num_features.
+    sum_activation: type[nn.Module] | None = None
+    #: What it puts in place of the Conv2d right before a site, made from that and the site's unit.
+    convolution: Callable[[nn.Conv2d, nn.Module | None], nn.Module] | None = None
+    #: ``convolution`` is asked for all other Conv2d too, with None for the unit.
+    every_convolution: bool = False
+    #: What it puts in place of every Conv2d and Linear, made from that and the first site's unit.
+    layer: Callable[[nn.Module, nn.Module], nn.Module] | None = None
+    #: What else it changes of the graphs, the units being in place.
+    wire: Callable[[Wiring], None] | None = None
+    #: ``wire`` leaves units elsewhere than their BatchNorms stood, whose weights and statistics are then not theirs.
+    moves_units: bool = False
+    #: The evaluation forward of a whole model, given the model, its own forward and the arguments.
+    around: Callable[..., Any] | None = None
+
+    #: What it does in the training loop.
+    hooks: type[StepHooks] | None = None
+
+    #: Raises ConfigError for a bad value of an option; None: values are not checked.
     check: Callable[[Mapping[str, Any], str], None] | None = checks.check
+    #: Options, and their defaults, that the row itself takes and the unit is not given.
+    row_options: Mapping[str, Any] = field(default_factory=dict)
+    #: The row that holds under given options, where the unit and what is said here depend on them.
+    settle: Callable[[Mapping[str, Any]], Normalizer] | None = None
+    #: It is a user's.
+    users: bool = False
+    #: SHA-256 of the user's file.
+    source_hash: str | None = None
 
     @cached_property
     def parameters(self) -> Mapping[str, inspect.Parameter]:
@@ -101,4 +118,4 @@ class Normalizer:
     def options(self) -> dict[str, Any]:
         """The method's own options and their defaults."""
         named = (p for p in self.parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
-        return {p.name: p.default for p in named if p.name not in GIVEN}
+        return {**self.row_options, **{p.name: p.default for p in named if p.name not in GIVEN}}

@@ -71,6 +71,7 @@ def _one_of(choices: tuple[str, ...], or_none: bool = False) -> Check:
 
 
 EVAL_STATS = ("running", "batch")
+RULES = ("nf", "bnn")
 PRIORS, PROPAGATIONS = ("code", "consistent"), ("sample", "moments")
 VALID, VAR_MODES, GRAD_MODES = ("official", "paper"), ("total", "within"), ("full", "detach")
 BASES, AROUND = ("none", "gn"), ("batch", "running")
@@ -82,6 +83,7 @@ CHOICES = {
     "propagate": PROPAGATIONS,
     "base": BASES,
     "around": AROUND,
+    "rules": RULES,
     "valid": VALID,
     "var_mode": VAR_MODES,
     "grad_mode": GRAD_MODES,
@@ -132,6 +134,7 @@ CHECKS: dict[str, tuple[Check, str]] = {
     "double_forward": (_is_flag, "true or false"),
     "warmup_steps": (_is_whole, "a whole number of steps, 0 or more, such as 100"),
     "clip_start": (_is_whole, "a whole number of steps, 0 or more, such as 1000"),
+    "ws_eps": (lambda value: is_number(value) and value >= 0, "a number, 0 or more, such as 1e-5"),
     "base": (_one_of(BASES), f"one of {', '.join(BASES)}"),
     "eps1": (lambda value: is_number(value) and value >= 0, "a number, 0 or more, such as 0.01"),
     "eps2": (lambda value: is_number(value) and value >= 0, "a number, 0 or more, such as 1e-4"),
@@ -153,6 +156,9 @@ CHECKS: dict[str, tuple[Check, str]] = {
     "num_groups": (_is_group_number, "a whole number of groups, 1 or more, such as 16"),
     "group_fit": (_one_of(FITS, or_none=True), f"one of {', '.join(FITS)}"),
     "eval_stats": (_one_of(EVAL_STATS), f"one of {', '.join(EVAL_STATS)}"),
+    "alpha": (is_number, "a number, such as 0.2"),
+    "agc": (lambda value: value is None or (is_number(value) and value > 0), "a number above 0, such as 0.02, or None"),
+    "rules": (_one_of(RULES), f"one of {', '.join(RULES)}"),
     "size": (_is_size, "the height and width of the maps, such as (56, 56)"),
 }
 TABLED = (

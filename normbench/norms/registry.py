@@ -14,13 +14,15 @@ from normbench.norms.normalizer import Normalizer
 from normbench.norms.options import is_count
 
 MARK = "_normbench_name"
+OPTIONS = "_normbench_options"
 # What a user's class may say of itself by an attribute of that name and kind: see Normalizer. A class may well have
 # a method called ``wire`` that means something else; a static one is meant.
 TRAITS: dict[str, type] = {
     **dict.fromkeys(("mixes_samples", "train_eval_differ", "own_activation", "own_eps", "drop_in"), bool),
-    **dict.fromkeys(("joins_workers", "own_gradient", "held_constant", "keeps_statistics"), bool),
+    **dict.fromkeys(("every_convolution", "joins_workers", "own_gradient"), bool),
+    **dict.fromkeys(("held_constant", "keeps_statistics", "moves_units"), bool),
     **dict.fromkeys(("sum_activation", "hooks"), type),
-    **dict.fromkeys(("convolution", "layer", "wire"), staticmethod),
+    **dict.fromkeys(("convolution", "layer", "wire", "around"), staticmethod),
     "least_batch": int,
 }
 AFFINE = ("weight", "bias")
@@ -47,14 +49,15 @@ def ours() -> list[str]:
     return list(_rows)
 
 
-def get(name: str) -> Normalizer:
+def get(name: str, options: Mapping[str, Any] | None = None) -> Normalizer:
     """The row of a registered name, or of a user's class: ``path/to/file.py:Class`` or ``package.module:Class``.
 
-    Names of ours go before those that installed packages bring. Raises UnknownName for a name that is neither,
-    ConfigError for a class that cannot be used.
+    Names of ours go before those that installed packages bring. ``options``: what the method is given; what some rows
+    say depends on it. Raises UnknownName for a name that is neither, ConfigError for a class that cannot be used.
     """
     if name in _rows:
-        return _rows[name]
+        row = _rows[name]
+        return row if row.settle is None else row.settle(options or {})
     if targets.is_target(str(name)):
         return _users(name, name)
     if name in targets.installed():
@@ -64,7 +67,7 @@ def get(name: str) -> Normalizer:
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
     """Raise UnknownName for an option that ``name`` has not, ConfigError for a value that it cannot take."""
-    row = get(name)
+    row = get(name, options)
     for option in options:
         if option not in row.options and not row.takes_any:
             raise UnknownName(f"option of {name}", str(option), row.options)
@@ -82,8 +85,8 @@ def build(
     Raises UnknownName and ConfigError as ``get`` and ``check_options`` do, InputError for options that do not fit the
     site.
     """
-    row = get(name)
     factory: dict[str, Any] = {key: options.pop(key) for key in ("device", "dtype") if key in options}
+    row = get(name, options)
     check_options(name, options)
     _check_count("num_features", num_features)
     if not (activation is None or isinstance(activation, nn.Module)):
@@ -92,12 +95,15 @@ def build(
         _check_count("batch", batch)
     given: dict[str, Any] = {"activation": activation, "batch": batch, **factory}
     taken = {key: value for key, value in given.items() if key in row.parameters}
-    unit = _construct(row, num_features, {**taken, **options})
+    own = {key: value for key, value in options.items() if key not in row.row_options}
+    unit = _construct(row, num_features, {**taken, **own})
     if not factory.keys() <= taken.keys():
         unit.to(**factory)
     if activation is not None and "activation" not in taken:
         unit.add_module("site_activation", activation)
         unit.register_forward_hook(_apply_site_activation)
+    if row.settle is not None:
+        setattr(unit, OPTIONS, dict(options))
     return mark(unit, name)
 
 
@@ -115,6 +121,12 @@ def is_unit(module: nn.Module) -> bool:
 def unit_name(model: nn.Module) -> str | None:
     """The name of the normalizer whose units ``model`` holds, None if it holds none."""
     return next((str(getattr(module, MARK)) for module in model.modules() if is_unit(module)), None)
+
+
+def unit_row(model: nn.Module) -> Normalizer | None:
+    """The row of the normalizer whose units ``model`` holds, as it holds under their options; None if it holds none."""
+    unit = next(filter(is_unit, model.modules()), None)
+    return None if unit is None else get(str(getattr(unit, MARK)), getattr(unit, OPTIONS, None))
 
 
 def affine_parameters(unit: nn.Module) -> list[nn.Parameter]:

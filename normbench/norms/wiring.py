@@ -32,8 +32,9 @@ class Wiring:
     forward. convolutions: the name of the Conv2d right before a site, by the site's name, where there is one.
     activation: the elementwise activation that a node applies, as a new module that does not work in place; None if it
     applies none. sums: the ReLUs after residual additions, as far as the method has not put its own there. make: a unit
-    as that of a site, for another number of channels and with fresh weights and statistics. A method that acts in
-    training alone edits the first graph.
+    as that of a site, for another number of channels and with fresh weights and statistics. added: the names of what
+    ``add`` made, of which a BatchNorm model's state knows nothing. A method that acts in training alone edits the first
+    graph.
 
     Containers, which hold other modules, are the new model's own; all else is shared with the model given, and must be
     replaced (``put``), never changed.
@@ -46,6 +47,7 @@ class Wiring:
     activation: Callable[[fx.Node], nn.Module | None]
     sums: tuple[Sum, ...]
     make: Callable[[str, int], nn.Module]
+    added: list[str] = field(default_factory=list)
     changed: dict[str, int | None] = field(default_factory=dict)  # what ``remake``, ``drop`` and ``add_unit`` did
 
     def module(self, node: fx.Node) -> nn.Module | None:
@@ -57,7 +59,8 @@ class Wiring:
         parent = self.tree.get_submodule(owner)
         name = next(name for name in chain([word], (f"{word}_{i}" for i in count(1))) if not hasattr(parent, name))
         parent.add_module(name, module)
-        return f"{owner}.{name}" if owner else name
+        self.added.append(f"{owner}.{name}" if owner else name)
+        return self.added[-1]
 
     def put(self, name: str, module: nn.Module) -> None:
         """Let ``module`` take the place called ``name``."""

@@ -32,13 +32,17 @@ class Left:
 
 @dataclass(frozen=True)
 class Record:
-    """What ``apply`` writes on a model it made: plain values, which copies and pickles of the model keep."""
+    """What ``apply`` writes on a model it made: plain values, which copies and pickles of the model keep.
+
+    added: the names of all modules that the model given has nothing like, those after sums included.
+    """
 
     norm: str
     traced: bool
     sites: tuple[Replaced, ...]
     sums: tuple[str, ...]
     left: tuple[Left, ...]
+    added: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normbench import norms
 from normbench.errors import InputError
 from normbench.norms import Normalizer, Wiring, running
+from normbench.norms.convolution import Reweighted, prepares
 from normbench.surgery.forward import Forward, Rewritten
 from normbench.surgery.report import KEY, Left, Record, Replaced, keep
 from normbench.surgery.shapes import site_shapes
@@ -60,7 +61,7 @@ def apply(
     """
     norms.check_options(name, options)
     _check_any(model)
-    choice = Choice(norms.get(name), batch, options)
+    choice = Choice(norms.get(name, options), batch, options)
     if input_shape is not None and choice.row.takes_size and "size" not in options:
         maps = {site: shape[1:] for site, shape in site_shapes(model, input_shape).items()}
         choice = replace(choice, maps=maps)
@@ -108,7 +109,8 @@ def _rewrite(model: nn.Module, traced: Traced, choice: Choice) -> nn.Module:
     owners = {modules[sum_.owner] for sum_ in found.sums} if row.sum_activation else set()
     if row.wire is not None:  # it may add a module anywhere
         owners |= {module for module in modules.values() if next(module.children(), None) is not None}
-    replaced = {modules[name]: unit for name, unit in units.items()} | _convolutions(sites, modules, row, units)
+    convolutions = _convolutions(traced.graphs, sites, modules, row, units)
+    replaced = {modules[name]: unit for name, unit in units.items()} | convolutions
     if row.layer is not None:
         unit = units[sites[0].name]
         replaced |= {m: row.layer(m, unit) for m in modules.values() if type(m) in (nn.Conv2d, nn.Linear)}
@@ -128,9 +130,9 @@ def _rewrite(model: nn.Module, traced: Traced, choice: Choice) -> nn.Module:
     if row.wire is not None:
         row.wire(wiring)
     result = Rewritten(tree, Forward.of(traced.train), Forward.of(traced.eval), row.around)
-    if sums:
-        result.register_load_state_dict_pre_hook(_keep_sums)
-    return keep(result, Record(row.name, True, _records(sites, wiring.changed), sums, left))
+    if wiring.added:
+        result.register_load_state_dict_pre_hook(_keep_added)
+    return keep(result, Record(row.name, True, _records(sites, wiring.changed), sums, left, tuple(wiring.added)))
 
 
 def _exchange(model: nn.Module, choice: Choice) -> nn.Module:
@@ -183,13 +185,29 @@ def _unit(site: Site, bn: nn.Module, choice: Choice, fused: bool, carry: bool = 
 
 
 def _convolutions(
-    sites: list[Site], modules: Mapping[str, nn.Module], row: Normalizer, units: Mapping[str, nn.Module]
+    graphs: Iterable[fx.Graph],
+    sites: list[Site],
+    modules: Mapping[str, nn.Module],
+    row: Normalizer,
+    units: Mapping[str, nn.Module],
 ) -> dict[nn.Module, nn.Module]:
-    """What the method puts in place of the sites' convolutions. Subclasses and parametrized ones stay as they are."""
+    """What the method puts in place of the convolutions. Parametrized ones stay as they are, and subclasses too, unless
+    they say what they make of a weight and the method's goes on with that.
+    """
     if row.convolution is None:
         return {}
-    before = ((modules[site.convolution], units[site.name]) for site in sites if site.convolution is not None)
-    return {conv: row.convolution(conv, unit) for conv, unit in before if type(conv) is nn.Conv2d}
+    found: dict[nn.Module, nn.Module | None] = {}
+    if row.every_convolution:
+        called = (node for graph in graphs for node in graph.nodes if node.op == "call_module")
+        found = {modules[str(node.target)]: None for node in called}
+    found |= {modules[site.convolution]: units[site.name] for site in sites if site.convolution is not None}
+    made: dict[nn.Module, nn.Module] = {}
+    for conv, unit in found.items():
+        if type(conv) is nn.Conv2d or (isinstance(conv, nn.Conv2d) and prepares(conv)):
+            new = row.convolution(conv, unit)
+            if isinstance(new, Reweighted) or not prepares(conv):
+                made[conv] = new
+    return made
 
 
 def _settings(bn: Any, row: Normalizer) -> dict[str, Any]:
@@ -260,15 +278,15 @@ def _place_sums(found: Found, wiring: Wiring, modules: Mapping[str, nn.Module], 
     return tuple(placed.values())
 
 
-def _keep_sums(
+def _keep_added(
     model: nn.Module, state_dict: dict[str, Any], prefix: str, _metadata: Any, _strict: bool, *_lists: Any
 ) -> None:
-    """Before a load: a BatchNorm model's state has nothing for the activations after sums, so theirs stays.
+    """Before a load: a BatchNorm model's state has nothing for what was added to the model, so theirs stays.
 
     That parameters were kept is said by the units (running.leave_out).
     """
     record: Record = vars(model)[KEY]
-    own = {f"{name}.{key}": v for name in record.sums for key, v in model.get_submodule(name).state_dict().items()}
+    own = {f"{name}.{key}": v for name in record.added for key, v in model.get_submodule(name).state_dict().items()}
     plain = any(f"{prefix}{site.name}.running_mean" in state_dict for site in record.sites)
     if plain and not any(prefix + key in state_dict for key in own):
         state_dict.update({prefix + key: value for key, value in own.items()})

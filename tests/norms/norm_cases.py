@@ -29,6 +29,8 @@ TAKEN = {
 WITHOUT_DRAWS: dict[str, dict[str, Any]] = {"ic": {"drop": 0.0}}
 # Normalization and activation in one: without a rectifier after them they are scale and shift alone, so they get one.
 IN_ONE = ("evonorm_b0", "evonorm_s0")
+# Whose unit is another method's, which speaks for itself.
+SPEAKS = {"ws": "gn"}
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ CASES = [
     Case("evonorm_s0", {"num_groups": 3}),
     Case("evonorm_s0", {"num_groups": 4, "group_fit": "uneven"}),
     Case("dyt", {"alpha_init": 1.5}),
+    Case("ws", {"num_groups": 3}),
     Case("bnp", {"base": "gn", "num_groups": 3}),
 ]
 
@@ -119,7 +122,7 @@ def splits(case: Case, images: int, batch: int | None = None) -> bool:
 
 def reference(unit: Any, case: Case, x: Tensor, **more: Any) -> Tensor:
     """The plain formula of the method's file with the unit's parameters and buffers, as in its next training step."""
-    options: dict[str, Any] = {} if case.name in ("none", "dyt") else {"eps": unit.eps}
+    options: dict[str, Any] = {} if case.name in ("none", "dyt", "nf") else {"eps": unit.eps}
     known = inspect.signature(REFERENCES[case.name].reference).parameters
     learned = ("gate_weight", "gate_bias", "center_weight", "mean_weight", "var_weight", "threshold", "alpha", "v")
     keys = (
@@ -138,6 +141,8 @@ def reference(unit: Any, case: Case, x: Tensor, **more: Any) -> Tensor:
             options[key] = getattr(unit, key)
     if case.name == "frn":
         options["eps"] = unit.eps if unit.eps_l is None else unit.eps + unit.eps_l.abs()
+    if case.name == "nf":
+        options["activation"] = unit.activation
     if case.name == "brn":
         r_max, d_max = unit.bounds().tolist()
         options |= {"mean": unit.running_mean.clone(), "std": unit.running_std.clone(), "r_max": r_max, "d_max": d_max}

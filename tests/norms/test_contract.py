@@ -8,7 +8,7 @@ import warnings
 
 import pytest
 import torch
-from norm_cases import CASES, IN_ONE, TAKEN, C, Case, build, make, pictures, splits
+from norm_cases import CASES, IN_ONE, SPEAKS, TAKEN, C, Case, build, make, pictures, splits
 from torch import nn
 
 from normbench import norms
@@ -308,5 +308,5 @@ def test_the_activation_follows(case: Case) -> None:
     ids=["axes", "channels", "integers", "no pictures", "no pixels"],
 )
 def test_bad_input_is_refused_in_words(case: Case, x: torch.Tensor, message: str) -> None:
-    with pytest.raises(InputError, match=f"^{case.name}: got.*{message}"):
+    with pytest.raises(InputError, match=f"^{SPEAKS.get(case.name, case.name)}: got.*{message}"):
         make(case)(x)

@@ -26,6 +26,7 @@ CONTRACT = [
     "bkn", "bnp",
     "cbn", "mbn",
     "ic", "bne",
+    "ws", "nf",
 ]  # fmt: skip
 
 
@@ -117,6 +118,11 @@ BAD = [
     *(("online", option, value) for option in ("alpha_fwd", "alpha_bkw") for value in (-0.1, 1.1, None, True)),
     *(("online", "clamp", value) for value in (0, -5, "5", float("inf"))),
     ("online", "layer_scaling", 1),
+    *(("ws", "ws_eps", value) for value in (-1e-5, "small", None)),
+    *(("ws", "num_groups", value) for value in (0, "16")),
+    *(("nf", "alpha", value) for value in ("0.2", None, float("nan"))),
+    *(("nf", "agc", value) for value in (0, -0.1, "0.02", float("inf"))),
+    *(("nf", "rules", value) for value in ("bn", None, 1)),
     *(("bkn", "gain", value) for value in (-0.1, 1.1, True, "auto")),
     ("bkn", "prior", "cod"),
     ("bkn", "propagate", None),
