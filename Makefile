@@ -12,7 +12,7 @@ demo: .venv/ready
 	$(PY) -m normbench.sweep norm=bgn batch=2,8,32
 
 test: .venv/ready
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist worksteal
 
 check: .venv/ready
 	$(PY) -m ruff check .

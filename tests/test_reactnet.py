@@ -177,7 +177,7 @@ def test_the_sign_keeps_its_slope_in_a_rewritten_model() -> None:
     torch.testing.assert_close(found[1], found[0])
 
 
-@pytest.mark.parametrize("name", BETAS)
+@pytest.mark.parametrize("name", ["reactnet18", pytest.param("reactnet_a", marks=pytest.mark.slow)])
 def test_pictures_do_not_mix_and_train_is_eval(name: str) -> None:
     model = apply(make(name, 8), "nf", **FREE).double()
     x = torch.randn(3, 3, 8, 8, dtype=f64)

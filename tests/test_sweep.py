@@ -438,7 +438,11 @@ def cell_id_of(*overrides: str) -> str:
     return item.cell_id
 
 
-STOPS = [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "interrupted"), (signal.SIGKILL, "killed")]
+STOPS = [
+    (signal.SIGINT, "interrupted"),
+    pytest.param(signal.SIGTERM, "interrupted", marks=pytest.mark.slow),
+    (signal.SIGKILL, "killed"),
+]
 
 
 @pytest.mark.parametrize(("sign", "status"), STOPS)

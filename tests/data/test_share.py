@@ -235,7 +235,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize(("name", "loaders"), [("digits", ""), ("imagenet", "2")])
+@pytest.mark.parametrize(("name", "loaders"), [("digits", ""), pytest.param("imagenet", "2", marks=pytest.mark.slow)])
 def test_ranks_that_are_processes(place, tmp_path, name, loaders):
     (tmp_path / "rank.py").write_text(RANK)
     root = "" if name == "digits" else str(place / "stream")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normbench import norms
+from normbench.norms import bkn
 
 Function = Callable[[Tensor], Tensor]
 f64 = {"dtype": torch.float64}
@@ -97,13 +98,37 @@ def whole_tensor(x: Tensor) -> Tensor:
     return (x - x.mean()) / torch.sqrt(x.var(correction=0) + 1e-5)
 
 
-def dimmed(function: Function) -> Function:
-    return lambda x: function(x) * torch.sigmoid(torch.tensor(-1.0, **f64))
+def dimmed(function: Function, by: float = -1.0) -> Function:
+    return lambda x: function(x) * torch.sigmoid(torch.tensor(by, **f64))
 
 
 def clamped(x: Tensor, bound: float) -> Tensor:
     """A constant, which hangs on x with a gradient of zero."""
     return 0 * x + x.clamp(-bound, bound).detach()
+
+
+def per_pixel_centred(function: Function) -> Function:
+    return lambda x: function(x - x.mean(1, keepdim=True))
+
+
+def then(first: Function, second: Function) -> Function:
+    return lambda x: second(first(x))
+
+
+def predicted(gain: float) -> Function:
+    """bkn with a prediction far off."""
+    law = bkn.Law(torch.full((1, C), 3.0, **f64), torch.full((1, C), 5.0, **f64))
+    return lambda x: norms.build("bkn", C, gain=gain, **f64)(x, law)[0]
+
+
+def one_of_two_domains(x: Tensor) -> Tensor:
+    module = norms.build("bne", C, domains=2, **f64)
+    norms.step_hooks(module).pictures(torch.ones(len(x), dtype=torch.long))
+    return module(x)
+
+
+def rectified(name: str) -> Function:
+    return norms.build(name, C, activation=nn.ReLU(), **f64)
 
 
 def _gates(weight: float, bias: float) -> nn.Module:
@@ -325,6 +350,30 @@ TABLE: list[tuple[str, Function, Function, dict[str, int]]] = [
     ),
     ("pn ignores scale and shift of every pixel", per_pixel(unit("pn", **EPS0)), unit("pn", **EPS0), ANY),
     ("pn permutes with the pixels", permuted(unit("pn"), 3, [5, 3, 1, 0, 2, 4]), unit("pn"), ANY),
+    ("rms is pn where the mean of every pixel is 0", per_pixel_centred(unit("rms", eps=1e-5)), unit("pn"), ANY),
+    ("bcn is gn of bn, in training", unit("bcn", num_groups=3), then(unit("bn"), unit("gn", num_groups=3)), ANY),
+    ("rbn starts as bn times sigmoid(1)", unit("rbn"), dimmed(unit("bn"), 1.0), ANY),
+    ("syncbn of all workers is bn of all", unit("syncbn", 2), nn.BatchNorm2d(C, **f64), ANY),
+    ("dyt is odd", lambda x: -unit("dyt")(-x), unit("dyt"), ANY),
+    ("dyt of a large slope is a sign", unit("dyt", alpha_init=1e9), torch.sign, ANY),
+    ("bkn alone is BatchNorm2d in training", unit("bkn"), nn.BatchNorm2d(C, **f64), ANY),
+    ("bkn in evaluation is bn in evaluation", evaluated("bkn"), evaluated("bn"), ANY),
+    ("bkn of a gain of 1 takes no prediction", predicted(1.0), unit("bn"), ANY),
+    ("bnp is no normalization", unit("bnp"), unit("none"), ANY),
+    ("bnp around gn is gn", unit("bnp", base="gn"), unit("gn"), ANY),
+    ("cbn of one step is BatchNorm2d in training", unit("cbn", window=1), nn.BatchNorm2d(C, **f64), ANY),
+    ("cbn burns in as bn", unit("cbn", window=4, burnin=9), unit("bn"), ANY),
+    ("cbn in evaluation is bn in evaluation", evaluated("cbn", window=4), evaluated("bn"), ANY),
+    ("mbn of eta=1 is BatchNorm2d in training", unit("mbn", eta=1.0), nn.BatchNorm2d(C, **f64), ANY),
+    ("mbn of eta=1 with batch=2 is bn's", unit("mbn", 2, eta=1.0), unit("bn", 2), ANY),
+    ("mbn that remembers nothing yet is bn", unit("mbn", eta=0.3), unit("bn"), ANY),
+    ("ic in evaluation is bn in evaluation", evaluated("ic"), evaluated("bn"), ANY),
+    ("bne of one domain in evaluation is bn in evaluation", evaluated("bne"), evaluated("bn"), ANY),
+    ("bne of two domains, all of one, is bn", one_of_two_domains, unit("bn"), ANY),
+    ("ws is its base, gn, behind the weights", unit("ws", num_groups=3), unit("gn", num_groups=3), ANY),
+    ("ws of bn is BatchNorm2d in training", unit("ws", base="bn"), nn.BatchNorm2d(C, **f64), ANY),
+    ("nf without an activation is the identity", unit("nf"), lambda x: x, ANY),
+    ("nf of a ReLU is a ReLU times its code's constant", rectified("nf"), lambda x: x.relu() * 1.7139588594446636, ANY),
     *(
         (f"{name} permutes with the images", permuted(copy.deepcopy(whole), 0, [2, 0, 3, 1]), whole, ANY)
         for name in norms.names()
