@@ -22,6 +22,7 @@ from normbench.bench.results import Row, measures
 from normbench.bench.statistics import BASELINE
 from normbench.options import ArchOptions
 from normbench.step import classification_loss
+from normbench.train import tell_steps
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ def _maker(
             net = surgery.apply(plain, one.norm, input_shape=(3, network.side, network.side))
         layout = FORMAT[network.memory_format]
         net = net.to(device).to(memory_format=layout).train()
+        tell_steps(net, 1)  # no burn-in, no warm-up: what a step costs in most of a run
         generator = torch.Generator(device).manual_seed(0)
         x = torch.randn(network.N, 3, network.side, network.side, device=device, generator=generator)
         x = x.contiguous(memory_format=layout)

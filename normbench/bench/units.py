@@ -14,6 +14,7 @@ from normbench.bench.measure import SAMPLE, Call, Rule, Samples, race
 from normbench.bench.memory import kept_mib, state_mib
 from normbench.bench.results import Row, measures
 from normbench.bench.statistics import COPY
+from normbench.train import tell_steps
 
 # Of each contestant, by its label: the row's columns on memory.
 Memory = dict[str, dict[str, float]]
@@ -77,6 +78,7 @@ def _unit_call(
 ) -> Callable[[], Call]:
     def make() -> Call:
         unit: nn.Module = contestant.make(place).to(x.device).train()
+        tell_steps(unit, 1)  # no burn-in, no warm-up: what it costs in most of a run
         if memory is not None:
             kept = kept_mib(lambda: unit(x), unit)
             memory[contestant.label] = {"kept_mib": kept, "state_mib": state_mib(unit)}

@@ -69,6 +69,19 @@ def test_every_registered_normalizer_can_be_measured() -> None:
     assert [row.reason for row in found if row.status != "ok"] == []
 
 
+def test_units_are_timed_past_their_burn_in() -> None:
+    made: list[nn.Module] = []
+
+    def make(place: Place) -> nn.Module:
+        made.append(norms.build("cbn", place.C, window=3))
+        return made[-1]
+
+    case = Case(Shape(8, 4, 4, True), 4, "contiguous", "float32", {"net": 1})
+    entrants = [contestants.baseline(), contestants.Contestant("cbn", "norm", make)]
+    assert [row.status for row in units.measure(case, entrants, CPU, Rule(1, 0))] == ["ok"] * 3
+    assert made[0].burnin_steps() == 0
+
+
 def test_a_shape_of_two_networks_is_measured_once_and_told_for_both(bench: Bench, rows: Rows) -> None:
     """Both then have the very same times."""
     assert bench("shapes=resnet50@32,resnet50@224", "norm=bn", "batch=2", "dtype=float32", "peers=false") == 0
