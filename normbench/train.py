@@ -107,15 +107,16 @@ def prepare(cell: Cell, description: Description, device: torch.device) -> nn.Mo
 def told_options(cell: Cell, description: Description) -> dict[str, Any]:
     """The normalizer's options, and the number of the data's domains where it wants that.
 
-    Raises ConfigError for a number given that is less.
+    Raises ConfigError for another number given: statistics of a domain that is not there would never be any.
     """
     options = dict(cell.norm.options)
     if norms.get(cell.norm.name).takes_domains:
         there = max(1, len(description.domains))
-        if options.setdefault("domains", there) < there:
+        if options.setdefault("domains", there) != there:
+            named = f" ({', '.join(description.domains)})" if description.domains else ""
             raise ConfigError(
-                f"norm.domains: got {options['domains']}, but data={description.name} is trained on {there} domains "
-                f"({', '.join(description.domains)}); leave it out"
+                f"norm.domains: got {options['domains']}, but data={description.name} is trained on {there} "
+                f"domain{'s' if there > 1 else ''}{named}; leave it out"
             )
     return options
 
@@ -219,7 +220,7 @@ class Run:
         epoch_seconds = meter.close()
         self.seconds += epoch_seconds
 
-        found = self._weigh() if self.done == run.total else {}
+        found = self._weigh()
         found |= self._measure(self.pictures.test, self.pictures.description.test)
         self.row = {
             "epoch": epoch, "step": self.done, "lr": self.rate(self.done - 1), "train_loss": meter.mean, **found,
@@ -234,12 +235,16 @@ class Run:
             self._stop_or_save(at_end=True)
 
     def _weigh(self) -> dict[str, float]:
-        """After the last step, with ``eval.example_weight=auto``: choose it. What the row then says of it."""
+        """With ``eval.example_weight=auto``: choose it after the last step. What the row says of it."""
         if self.cell.eval.example_weight != AUTO:
             return {}
+        if self.done < self.length.total:
+            return {"example_weight": 0.0}
         assert isinstance(self.pictures, Tuned)  # or the cell would have been refused
         measure = partial(self._measure, self.pictures.tune, self.pictures.description.tune)
-        return {"example_weight": weighing.choose(self.net, self.cell.batch, measure)}
+        row = norms.get(self.cell.norm.name, self.cell.norm.options)
+        images = self.cell.images if row.joins_workers else self.cell.batch
+        return {"example_weight": weighing.choose(self.net, images, measure)}
 
     def _measure(self, pictures: Any, count: int) -> dict[str, float]:
         """Top-1, top-5 and loss over ``count`` ``pictures`` of all ranks."""

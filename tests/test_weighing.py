@@ -53,7 +53,7 @@ def test_a_cell_chooses_after_its_last_epoch_and_says_what(
     assert rows["bn"]["eval.example_weight"] == "auto"
     folder = tmp_path / "runs" / "w" / rows["bn"]["cell_id"]
     first, last = map(json.loads, (folder / "rows.jsonl").read_text().splitlines())
-    assert "example_weight" not in first
+    assert first["example_weight"] == 0
     assert last["example_weight"] == float(rows["bn"]["example_weight"])
 
 

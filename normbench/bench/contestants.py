@@ -20,8 +20,9 @@ Make = Callable[["Place"], nn.Module]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a unit is to stand: maps of (C, H, W), ``dtype`` of the maps, ``activation``: a ReLU follows."""
+    """Where a unit is to stand: N maps of (C, H, W), ``dtype`` of the maps, ``activation``: a ReLU follows."""
 
+    N: int
     C: int
     H: int
     W: int
@@ -70,9 +71,14 @@ def of_registry(names: Iterable[str], *, extra: bool = True) -> list[Contestant]
 
 def _unit(name: str, options: Callable[[int], dict[str, Any]]) -> Make:
     """The unit as surgery makes it: the activation it is given is not in place."""
-    return lambda place: norms.build(
-        name, place.C, activation=nn.ReLU() if place.activation else None, **options(place.C)
-    )
+    row = norms.get(name)
+
+    def make(place: Place) -> nn.Module:
+        batch = {"batch": place.N} if row.takes_batch else {}
+        activation = nn.ReLU() if place.activation else None
+        return norms.build(name, place.C, activation=activation, **batch, **options(place.C))
+
+    return make
 
 
 def peers(device: torch.device) -> tuple[list[Contestant], list[str]]:

@@ -20,6 +20,7 @@ from normbench.bench.progress import Bar, duration
 from normbench.bench.results import Row, to_csv
 from normbench.errors import one_line
 from normbench.files import write_atomically, write_json
+from normbench.norms import listing
 
 Counts = dict[str, dict[cases.Shape, int]]
 
@@ -60,11 +61,22 @@ def run(settings: Settings, words: Sequence[str]) -> bool:
 def _contestants(settings: Settings, device: torch.device) -> tuple[list[Contestant], list[str]]:
     chosen = contestants.of_registry(settings.norm, extra=settings.mode != NETWORK)
     others: list[Contestant] = []
-    notes: list[str] = []
+    notes = _partly(chosen) if settings.mode != NETWORK else []
     if settings.peers and settings.mode != NETWORK:
         others, left = contestants.peers(device)
         notes += [f"not measured: {line}" for line in left]
     return [contestants.baseline(), *chosen, *others], notes
+
+
+def _partly(chosen: Sequence[Contestant]) -> list[str]:
+    """A line on the methods of which a unit alone is not all."""
+    names = dict.fromkeys(one.norm for one in chosen)
+    there = [name for name in names if listing.acts_on(norms.get(name))]
+    if not there:
+        return []
+    return [
+        f"units alone, without what they do to weights, graph or training loop (arch=… has that): {', '.join(there)}"
+    ]
 
 
 def _counts(settings: Settings) -> Counts:

@@ -68,7 +68,7 @@ def calls(
         return made.to(dtype).contiguous(memory_format=FORMAT[case.memory_format])
 
     x, grad = maps().requires_grad_(), maps()
-    place = Place(shape.C, shape.H, shape.W, shape.activation, dtype)
+    place = Place(case.N, shape.C, shape.H, shape.W, shape.activation, dtype)
     found = {one.label: _unit_call(one, place, x, grad, memory) for one in contestants}
     return {**found, COPY: lambda: _copy_call(x)}
 

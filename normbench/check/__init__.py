@@ -15,7 +15,7 @@ from normbench import norms
 from normbench.check import promises
 from normbench.check.promises import Promise
 from normbench.check.subject import Broken, Skipped, Subject
-from normbench.errors import NormbenchError, one_line
+from normbench.errors import ConfigError, NormbenchError, one_line
 
 __all__ = ["Verdict", "check"]
 
@@ -37,6 +37,10 @@ def check(target: str, options: Mapping[str, Any] | None = None, *, channels: in
     """
     chosen = dict(options or {})
     norms.check_options(target, chosen)
+    if norms.get(target, chosen).takes_domains and chosen.get("domains", 1) != 1:
+        raise ConfigError(
+            f"domains: got {chosen['domains']}, expected 1 here: which domain a picture is of is for the data to say"
+        )
     subject = Subject(target, channels, chosen)
     return (_verdict(promise, subject) for promise in promises.ALL)
 

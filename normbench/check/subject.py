@@ -33,7 +33,7 @@ class Subject:
 
     @property
     def row(self) -> norms.Normalizer:
-        return norms.get(self.name)
+        return norms.get(self.name, self.options)
 
     def unit(self, dtype: torch.dtype = torch.float64, *, training: bool = True, trained: int = 0, **given: Any) -> Any:
         """A unit with a ReLU behind it and affine parameters off their start; ``trained``: after so many forwards."""

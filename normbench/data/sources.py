@@ -35,6 +35,7 @@ def describe(options: DataOptions, *, fetch: bool = True, progress: Tick | None 
     Raises UnknownName, ConfigError, DataError.
     """
     if options.tune:
+        _check_tune(options)
         plain, held = tuned.parts(options)
         return tuned.description(*(describe(part, fetch=fetch, progress=progress) for part in (plain, held)))
     found = find(options, fetch=fetch, verify=False, progress=progress)
@@ -110,6 +111,15 @@ def find(
             f"{error.filename or name}: cannot be read ({error.strerror or one_line(error)}); expected the pictures "
             f"of {name}; change its permissions, put it back, or give data.root=…"
         ) from error
+
+
+def _check_tune(options: DataOptions) -> None:
+    """Raise ConfigError where nothing can be held out."""
+    if is_target(options.name) and isinstance(user.find(replace(options, tune=0.0)), user.Own):
+        raise ConfigError(
+            f"data.tune: got {options.tune}, but {options.name} hands out its own pictures; expected nothing; "
+            "give (train_x, train_y, test_x, test_y) to have a share held out"
+        )
 
 
 def same(found: Description, before: Description | None) -> None:

@@ -162,6 +162,7 @@ def watched(layer: nn.Module, unit: nn.Module) -> nn.Module:
     factory = {"device": made.weight.device, "dtype": plain.at_least_float32(made.weight.dtype)}
     made.way = unit.way
     running.add(made, channels, **factory)
+    del made.example_weight  # no image is normalized by them
     for name in ("seen_mean", "seen_square"):
         made.register_buffer(name, torch.zeros(channels, **factory), persistent=False)
     made.register_buffer("seen", torch.zeros(2, **factory), persistent=False)

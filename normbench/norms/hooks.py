@@ -33,7 +33,8 @@ class StepHooks:
     def gradients(self) -> None:
         """Change the gradients of a step in place: summed over its chunks and ranks, not yet clipped.
 
-        Buffers are already the mean over workers and ranks.
+        Buffers are already the mean over workers and ranks: a loop of one's own over several processes averages them
+        itself, before this.
         """
 
     def updated(self, again: Callable[[], object]) -> None:

@@ -22,9 +22,10 @@ LEGEND = """\
 mixes: a training output depends on the other images of the batch.  from batch: the smallest that it trains on.
 activation: it puts its own in a ReLU's place, or needs to know it.  acts on: beside the maps, the weights before it,
 the gradients, the training loop, or the graph around it.  learns, keeps: parameters and buffers of a unit of C
-channels with a ReLU behind it, scalars such as counters left out."""
+channels with a ReLU behind it, at batch 8, scalars such as counters left out; layers that a method changes may keep
+more (bnp, cbn)."""
 # Two widths of a unit: what grows with the channels, and what does not.
-NARROW, WIDE, BATCH = 64, 128, 32
+NARROW, WIDE, BATCH = 64, 128, 8
 
 
 def facts(name: str) -> tuple[str, ...]:
@@ -50,14 +51,14 @@ def acts_on(row: Normalizer) -> list[str]:
     found = {
         "weights": row.convolution is not None,
         "gradients": row.own_gradient or hooks.gradients is not StepHooks.gradients,
-        "loop": hooks.updated is not StepHooks.updated,
-        "graph": row.wire is not None,
+        "loop": hooks.updated is not StepHooks.updated or hooks.pictures is not StepHooks.pictures,
+        "graph": row.wire is not None or row.around is not None,
     }
     return [word for word, true in found.items() if true]
 
 
 def size(name: str, tensors: Callable[[nn.Module], Any]) -> str:
-    """How much of something a unit of C channels has, such as ``2C`` or ``2C + 4``; of batch 32."""
+    """How much of something a unit of C channels has, such as ``2C`` or ``2C + 4``; of batch 8."""
     try:
         narrow, wide = (
             sum(t.numel() for t in tensors(build(name, C, activation=nn.ReLU(), batch=BATCH)) if t.dim())

@@ -228,9 +228,12 @@ class Hooks(StepHooks):
 
     @torch.no_grad()
     def updated(self, again: Callable[[], object]) -> None:
-        """Only the units' buffers change: those of other modules (a BatchNorm1d's) have seen the batch already."""
+        """Only the units' buffers change: those of other modules (a BatchNorm1d's) have seen the batch already, and a
+        loop's own draws must not depend on the norm.
+        """
         if not self.units:
             return
+        draws = torch.get_rng_state()
         others = [buffer for module in self.model.modules() if not is_unit(module) for buffer in module.buffers(False)]
         before = [buffer.clone() for buffer in others]
         self._set(True)
@@ -238,6 +241,7 @@ class Hooks(StepHooks):
             again()
         finally:
             self._set(False)
+            torch.set_rng_state(draws)
         for buffer, value in zip(others, before, strict=True):
             buffer.copy_(value)
 

@@ -69,6 +69,12 @@ def test_every_registered_normalizer_can_be_measured() -> None:
     assert [row.reason for row in found if row.status != "ok"] == []
 
 
+def test_units_share_statistics_over_the_batch_as_in_a_sweep() -> None:
+    (cbn,) = contestants.of_registry(["cbn"])
+    windows = [cbn.make(Place(N, 8, 4, 4, True, torch.float32)).window for N in (2, 8, 16)]
+    assert windows == [8, 2, 1]
+
+
 def test_units_are_timed_past_their_burn_in() -> None:
     made: list[nn.Module] = []
 
@@ -169,12 +175,12 @@ def test_whole_steps_beside_the_untouched_network(bench: Bench, rows: Rows, tmp_
 
 
 def test_peers_compute_what_they_are_named_for() -> None:
-    place = Place(48, 4, 4, True, torch.float32)
+    place = Place(4, 48, 4, 4, True, torch.float32)
     found, left = contestants.peers(CPU)
     made = {peer.label: peer.make(place) for peer in found}
     assert made["nn.GroupNorm"][0].num_groups == 16
     assert isinstance(made["nn.GroupNorm"][1], nn.ReLU)
-    alone = {peer.label: peer.make(Place(48, 4, 4, False, torch.bfloat16)) for peer in found}
+    alone = {peer.label: peer.make(Place(4, 48, 4, 4, False, torch.bfloat16)) for peer in found}
     assert isinstance(alone["nn.GroupNorm"], nn.GroupNorm)
     assert alone["nn.GroupNorm"].weight.dtype == torch.bfloat16
     assert any("SyncBatchNorm" in line for line in left)
@@ -192,7 +198,7 @@ def test_timm_stands_in_the_table_where_it_is_installed(monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "timm.layers", layers)
     found, left = contestants.peers(CPU)
     (frn,) = (peer for peer in found if peer.label == "timm FRN")
-    assert frn.make(Place(8, 4, 4, False, torch.float32)).apply_act is False
+    assert frn.make(Place(4, 8, 4, 4, False, torch.float32)).apply_act is False
     assert not any("timm" in line for line in left)
 
 

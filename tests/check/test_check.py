@@ -188,6 +188,7 @@ def test_all_of_ours_keep_their_promises(name: str) -> None:
         ("mbn", {"eta": 0.3, "var_mode": "within"}),
         ("brn", {"r_max": 2, "d_max": 1}),
         ("gn", {"num_groups": 8}),
+        ("ws", {"base": "bn"}),
     ],
     ids=str,
 )
@@ -229,6 +230,8 @@ def test_the_command_prints_a_verdict_a_line_and_says_by_its_code(
 def test_what_cannot_be_had_is_refused_before_anything_is_tried(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UnknownName):
         check("bnn")
+    with pytest.raises(ConfigError, match="expected 1 here"):
+        check("bne", {"domains": 3})
     with pytest.raises(ConfigError, match="eps"):
         check("bn", {"eps": -1})
     assert main(["bn", "epz=1"]) == 2

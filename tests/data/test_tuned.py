@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -39,3 +41,11 @@ def test_one_of_both_splits_and_a_share() -> None:
         DataOptions("digits", tune=0.1, valid=0.1)
     with pytest.raises(ConfigError, match="below 1"):
         DataOptions("digits", tune=1.0)
+
+
+def test_pictures_of_ones_own_are_not_split(tmp_path: Path) -> None:
+    source = "from normbench.data import open_pictures\nfrom normbench.options import DataOptions\n"
+    source += "def load():\n    return open_pictures(DataOptions('digits'), size=None, device='cpu')\n"
+    (tmp_path / "own.py").write_text(source)
+    with pytest.raises(ConfigError, match=r"data.tune: got 0.2, but .*own.py:load hands out its own pictures"):
+        describe(DataOptions(f"{tmp_path / 'own.py'}:load", tune=0.2))

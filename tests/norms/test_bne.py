@@ -340,10 +340,17 @@ def test_others_take_the_class_and_leave_the_domain() -> None:
     assert all(value.isfinite().all() for value in state.values())
 
 
-def test_fewer_domains_than_the_data_has_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"norm.domains: got 2, but data=made is trained on 3 domains \(photo, sk"):
-        train.prepare(cell(norm={"name": "bne", "domains": 2}), DESCRIPTION, CPU)
-    assert train.prepare(cell(norm={"name": "bne", "domains": 4}), DESCRIPTION, CPU).bn1.domains == 4
+@pytest.mark.parametrize("domains", [2, 4])
+def test_another_number_of_domains_than_the_data_has_is_refused(domains: int) -> None:
+    said = rf"norm.domains: got {domains}, but data=made is trained on 3 domains \(photo, sk"
+    with pytest.raises(ConfigError, match=said):
+        train.prepare(cell(norm={"name": "bne", "domains": domains}), DESCRIPTION, CPU)
+    assert train.prepare(cell(norm={"name": "bne", "domains": 3}), DESCRIPTION, CPU).bn1.domains == 3
+
+
+def test_domains_of_data_that_has_none_are_refused_before_anything_runs(sweep: Any, capsys: Any) -> None:
+    assert sweep("norm=bne", "norm.domains=3", "batch=8", "steps=1") == 2
+    assert "digits is trained on 1 domain; leave it out" in capsys.readouterr().err
 
 
 class Made:

@@ -128,5 +128,7 @@ def test_a_whole_model_is_set_at_once_and_after_training() -> None:
     model = normbench.apply(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4)), "bn")
     assert norms.set_example_weight(model, 0.25) == 2
     assert norms.set_example_weight(normbench.apply(nn.Sequential(nn.BatchNorm2d(4)), "ln"), 0.25) == 0
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    assert norms.set_example_weight(normbench.apply(plain, "bnp"), 0.25) == 0, "its moments are of layers' inputs"
     with pytest.raises(ConfigError, match="from 0 to 1"):
         norms.set_example_weight(model, 1.5)

@@ -20,7 +20,7 @@ def test_the_readmes_table_is_this_one() -> None:
 
 @pytest.mark.parametrize("name", norms.names())
 def test_sizes_are_those_of_a_unit_of_another_width(name: str) -> None:
-    unit = norms.build(name, 192, activation=nn.ReLU(), batch=32)
+    unit = norms.build(name, 192, activation=nn.ReLU(), batch=8)
     for word, tensors in (
         (listing.size(name, lambda u: u.parameters()), unit.parameters()),
         (listing.size(name, lambda u: u.buffers()), unit.buffers()),
