@@ -159,6 +159,12 @@ class Recipe:
         at_least("recipe.base_batch", self.base_batch, 1)
         for name in ("base_lr", "weight_decay", "affine_weight_decay", "warmup_epochs", "decay"):
             at_least(f"recipe.{name}", getattr(self, name), 0)
+        decay = self.weight_decay if self.affine_weight_decay is None else self.affine_weight_decay
+        if self.affine_anchor != "zero" and not decay:
+            raise ConfigError(
+                f"recipe.affine_anchor={self.affine_anchor} says where affine_weight_decay pulls to, and that is 0; "
+                "give recipe.affine_weight_decay=1e-4 too"
+            )
         if not 0 <= self.momentum < 1:
             raise ConfigError(f"recipe.momentum: got {self.momentum}, expected 0 up to below 1, such as 0.9")
         if not all(0 <= share <= 1 for share in self.milestones):

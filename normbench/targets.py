@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
+import traceback
 import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -55,6 +56,14 @@ def load(target: str, what: str) -> tuple[Callable[..., Any], str | None]:
             f"{what} {target!r}: expected a class or a function, got {type(found).__name__} {found!r:.40}"
         )
     return found, sha256
+
+
+def line_of(error: BaseException, found: Any) -> str:
+    """``, at mine.py:57``: where in the file of ``found``, a user's, an error was raised; empty if it was elsewhere."""
+    module = sys.modules.get(found.__module__)
+    source = getattr(module, "__file__", None)
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == source]
+    return f", at {Path(str(source)).name}:{lines[-1]}" if lines else ""
 
 
 def _from_file(place: str, target: str, what: str) -> tuple[types.ModuleType, str]:

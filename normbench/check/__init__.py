@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from normbench import norms
+from normbench import norms, targets
 from normbench.check import promises
 from normbench.check.promises import Promise
 from normbench.check.subject import Broken, Skipped, Subject
@@ -42,7 +42,15 @@ def check(target: str, options: Mapping[str, Any] | None = None, *, channels: in
             f"domains: got {chosen['domains']}, expected 1 here: which domain a picture is of is for the data to say"
         )
     subject = Subject(target, channels, chosen)
-    return (_verdict(promise, subject) for promise in promises.ALL)
+    return _verdicts(subject)
+
+
+def _verdicts(subject: Subject) -> Iterator[Verdict]:
+    for promise in promises.ALL:
+        verdict = _verdict(promise, subject)
+        yield verdict
+        if promise is promises.can_be_made_and_run and verdict.outcome == "broken":
+            return  # or the same error stands at each
 
 
 def _verdict(promise: Promise, subject: Subject) -> Verdict:
@@ -58,5 +66,6 @@ def _verdict(promise: Promise, subject: Subject) -> Verdict:
     except NormbenchError as error:
         return Verdict(said, "broken", f"it refused: {one_line(error)}")
     except Exception as error:  # whatever a user's forward raises is the verdict
-        return Verdict(said, "broken", f"raised {type(error).__name__}: {one_line(error)[:300]}")
+        where = targets.line_of(error, subject.row.unit)
+        return Verdict(said, "broken", f"raised {type(error).__name__}: {one_line(error)[:300]}{where}")
     return Verdict(said, "kept")

@@ -6,6 +6,7 @@ Each raises Broken where the promise is not kept, Skipped where it is not made, 
 from __future__ import annotations
 
 import copy
+import difflib
 import io
 import pickle
 import warnings
@@ -29,6 +30,11 @@ MODES = {"training": True, "evaluation": False}
 EXACT = 1e-10
 
 
+def can_be_made_and_run(subject: Subject) -> None:
+    """can be made, and run forward on a few images; without that nothing else is tried"""
+    forward(subject.unit(torch.float32), subject.pictures(dtype=torch.float32))
+
+
 def keeps_shape_and_dtype(subject: Subject) -> None:
     """gives the shape and dtype it got, with finite values and gradients: float64, float32, bfloat16, float16"""
     for dtype in DTYPES:
@@ -37,7 +43,8 @@ def keeps_shape_and_dtype(subject: Subject) -> None:
             x = subject.pictures(dtype=dtype).requires_grad_()
             y = forward(unit, x)
             if (y.shape, y.dtype) != (x.shape, dtype):
-                raise Broken(f"{mode}: got {tuple(y.shape)} of {y.dtype}, expected {tuple(x.shape)} of {dtype}")
+                hint = "; end the forward with .to(x.dtype)" if y.dtype != dtype else ""
+                raise Broken(f"{mode}: got {tuple(y.shape)} of {y.dtype}, expected {tuple(x.shape)} of {dtype}{hint}")
             y.float().square().mean().backward()
             for what, tensor in (("output", y), ("gradient of the input", x.grad)):
                 finite(tensor, f"{what} in {mode}, {dtype}")
@@ -194,7 +201,7 @@ def autocast_changes_nothing(subject: Subject) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         got = forward(unit, x)
     if got.dtype != torch.bfloat16:
-        raise Broken(f"got {got.dtype}, expected bfloat16, as the convolution before it gives")
+        raise Broken(f"got {got.dtype}, expected bfloat16, as the convolution before it gives; end with .to(x.dtype)")
     alike(got, expected, 0.05 * expected.abs().max().item(), "under autocast")
 
 
@@ -248,7 +255,9 @@ def gradients_are_true(subject: Subject) -> None:
 def parameters_learn(subject: Subject) -> None:
     """gives every parameter a gradient"""
     unit = subject.unit()
-    forward(unit, subject.pictures()).square().sum().backward()
+    if not list(unit.parameters()):
+        raise Skipped("it has none")
+    forward(unit, subject.pictures().requires_grad_()).square().sum().backward()
     idle = [name for name, parameter in unit.named_parameters() if parameter.requires_grad and parameter.grad is None]
     if idle:
         raise Broken(f"no gradient for {', '.join(idle)}; expected each parameter to have a part in the output")
@@ -312,8 +321,11 @@ def _finite(subject: Subject, shape: tuple[int, int, int], mode: str) -> None:
 
 
 def _said(subject: Subject, trait: str, found: bool) -> None:
-    """Raise Skipped where a user's class does not claim a trait, and say what to claim."""
+    """Raise Skipped where a user's class does not claim a trait, and say what to claim; Broken where it is misspelt."""
     if subject.row.users and not hasattr(subject.row.unit, trait):
+        near = difflib.get_close_matches(trait, vars(subject.row.unit), n=1, cutoff=0.85)
+        if near:
+            raise Broken(f"the class says {near[0]}, which means nothing; did you mean {trait}?")
         raise Skipped(f"the class does not say; as it behaves it could say {trait} = {found}")
 
 
@@ -333,6 +345,7 @@ def _draws(unit: nn.Module, x: Tensor) -> bool:
 
 
 ALL: tuple[Promise, ...] = (
+    can_be_made_and_run,
     keeps_shape_and_dtype, half_precision_statistics, computes_in_float64, any_memory_format, one_image, one_pixel,
     the_modes_differ_as_claimed, mixes_as_claimed, workers_are_apart, evaluation_is_of_one_image,
     evaluation_changes_nothing, state_goes_there_and_back, copies_are_equal, autocast_changes_nothing, compiles,

@@ -192,7 +192,7 @@ def chosen(found: Arrays | Listing, options: DataOptions) -> tuple[Description, 
         set_, train_y, test_y = found.tree, found.tree.train_y, found.tree.test_y
         shape = (3, options.size, options.size)
     train_at, test_at = split.choose(train_y, test_y, valid=options.valid, limit=options.limit, name=options.name)
-    streamed, evaluated = isinstance(found, Listing), "valid" if options.valid else "test"
+    streamed, evaluated = isinstance(found, Listing), "valid" if options.valid else options.held_out or "test"
     C, H, W = shape
     description = Description(
         options.name, set_.classes, len(train_at), len(test_at), evaluated, H, W, C, streamed, found.fingerprint,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
@@ -92,10 +93,18 @@ def details(name: str) -> str:
     """One method at length: its facts, options with their defaults, and what its file says of it."""
     row = get(name)
     said = dict(zip(HEADER, facts(name), strict=True))
-    options = [f"  {option}={default}" for option, default in row.options.items()] or ["  none"]
+    options = _described(row) or [f"  {option}={default}" for option, default in row.options.items()] or ["  none"]
     about = inspect.getdoc(inspect.getmodule(row.settle or row.unit)) or inspect.getdoc(row.unit) or ""
     head = [f"{key}: {value}" for key, value in said.items()]
     return "\n".join([*head, "options:", *options, "", dedent(about)])
+
+
+def _described(row: Normalizer) -> list[str]:
+    """The options as the config file describes them, for ours; it lies beside the package, or in it."""
+    package = Path(__file__).resolve().parents[1]
+    found = (folder / "conf/norm" / f"{row.name}.yaml" for folder in (package, package.parent))
+    text = next((path.read_text() for path in found if path.is_file()), "") if not row.users else ""
+    return [f"  {line}" for line in text.splitlines() if line and not line.startswith(("#", "name:"))]
 
 
 def _or_why_not(name: str) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from normbench import targets
-from normbench.errors import ConfigError, UnknownName
+from normbench.errors import ConfigError, NormbenchError, UnknownName, one_line
 from normbench.norms.normalizer import Normalizer
 from normbench.norms.options import is_count
 
@@ -158,7 +158,15 @@ def _construct(row: Normalizer, num_features: int, arguments: dict[str, Any]) ->
         inspect.signature(row.unit).bind(num_features, **arguments)
     except TypeError as error:
         raise ConfigError(f"normalizer {row.name}: {row.unit.__name__}: {error}; give it as an option") from None
-    return row.unit(num_features, **arguments)
+    try:
+        return row.unit(num_features, **arguments)
+    except NormbenchError:
+        raise
+    except Exception as error:
+        if not row.users:
+            raise
+        said = f"{type(error).__name__}: {one_line(error)}{targets.line_of(error, row.unit)}"
+        raise ConfigError(f"normalizer {row.name}: making {row.unit.__name__}({num_features}) raised {said}") from error
 
 
 def _static(found: type, trait: str) -> Any:

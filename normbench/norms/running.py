@@ -44,7 +44,7 @@ def set_example_weight(model: nn.Module, share: float) -> int:
     Training is what it was, so the share can be chosen after it; on pictures that are neither trained on nor tested.
     Summers & Dinneen, ICLR 2020, arXiv:1906.03548. ConfigError for a share outside 0 … 1.
     """
-    if not 0 <= share <= 1:
+    if not isinstance(share, int | float) or not 0 <= share <= 1:
         raise ConfigError(f"example weight: got {share!r}, expected a share from 0 to 1, such as 0.1")
     units = [module for module in model.modules() if "example_weight" in vars(module)]
     for unit in units:

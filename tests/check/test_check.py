@@ -43,6 +43,16 @@ class Good(nn.Module):
         return x * self.weight[:, None, None] + self.bias[:, None, None]
 
 
+class can_be_made_and_run(Good):
+    def forward(self, x):
+        return x @ self.weight
+
+
+class NoSuper(nn.Module):
+    def __init__(self, num_features):
+        self.weight = nn.Parameter(torch.ones(num_features))
+
+
 class keeps_shape_and_dtype(Good):
     def forward(self, x):
         return super().forward(x).to(torch.promote_types(x.dtype, torch.float32))
@@ -215,6 +225,36 @@ def test_a_broken_promise_is_found(promise: object, users: Path) -> None:
     found = list(check(f"{users}:{promise.__name__}"))[at]  # type: ignore[attr-defined]
     assert found.outcome == "broken"
     assert found.why
+
+
+def test_what_cannot_run_is_told_once_with_its_line(users: Path) -> None:
+    (verdict,) = check(f"{users}:can_be_made_and_run")
+    assert verdict.outcome == "broken"
+    line = next(n for n, text in enumerate(SOURCE.splitlines(), 1) if "x @ self.weight" in text)
+    assert verdict.why.endswith(f", at mine.py:{line}")
+    (verdict,) = check(f"{users}:NoSuper")
+    assert "making NoSuper(32) raised AttributeError" in verdict.why
+    assert "at mine.py:" in verdict.why
+
+
+def test_a_misspelt_claim_is_a_broken_one(users: Path) -> None:
+    users.write_text(
+        users.read_text().replace(
+            "    mixes_samples = False\n    train_eval", "    mixes_sample = False\n    train_eval"
+        )
+    )
+    assert any("did you mean mixes_samples?" in verdict.why for verdict in check(f"{users}:Good"))
+
+
+def test_without_parameters_there_is_none_to_learn(users: Path) -> None:
+    path = users.parent / "bare.py"
+    path.write_text(
+        "from torch import nn\nclass Bare(nn.Module):\n    mixes_samples = train_eval_differ = False\n"
+        "    def __init__(self, num_features):\n        super().__init__()\n"
+        "    def forward(self, x):\n        return x * 2\n"
+    )
+    found = {verdict.promise: verdict for verdict in check(f"{path}:Bare")}
+    assert found["gives every parameter a gradient"].outcome == "not made"
 
 
 def test_the_command_prints_a_verdict_a_line_and_says_by_its_code(

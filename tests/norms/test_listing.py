@@ -36,7 +36,7 @@ def test_the_command_lists_all_and_tells_of_one(capsys: pytest.CaptureFixture[st
     assert all(f"\n{name} " in said for name in norms.names())
     assert main(["frn"]) == 0
     said = capsys.readouterr().out
-    assert "learn_eps=False" in said
+    assert "  learn_eps: null" in said
     assert "learns: 3C" in said
     assert "TLU" in said
     assert main(["frm"]) == 2
