@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from normbench import norms
-from normbench.check import check
+from normbench.check import _verdict, check
 from normbench.check.__main__ import main
 from normbench.check.promises import ALL
+from normbench.check.subject import Subject
 from normbench.errors import ConfigError, UnknownName
 
 # A good normalizer of a user's, and one class for each way to go wrong.
@@ -221,8 +222,7 @@ def test_a_good_one_of_a_users_keeps_them_all(users: Path) -> None:
 @pytest.mark.parametrize("promise", ALL, ids=lambda promise: promise.__name__)
 def test_a_broken_promise_is_found(promise: object, users: Path) -> None:
     """Each by a class that differs from the good one in that."""
-    at = ALL.index(promise)  # type: ignore[arg-type]
-    found = list(check(f"{users}:{promise.__name__}"))[at]  # type: ignore[attr-defined]
+    found = _verdict(promise, Subject(f"{users}:{promise.__name__}"))  # type: ignore[arg-type,attr-defined]
     assert found.outcome == "broken"
     assert found.why
 

@@ -146,7 +146,7 @@ def test_takes_one_image_and_one_pixel(case: Case, training: bool, shape: tuple[
     assert x.grad.isfinite().all()
 
 
-@every_case
+@pytest.mark.parametrize("case", [case for case in CASES if case.options], ids=str)  # the others: tests/check
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_compiles_without_a_break(case: Case, training: bool) -> None:
     if training and norms.get(case.name).own_gradient:
