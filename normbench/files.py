@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and read without a word if they are damaged."""
+"""Files that are written whole or not at all, and read without a word if they are damaged; where the configs lie."""
 
 from __future__ import annotations
 
@@ -12,6 +12,17 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from normbench.errors import ConfigError
+
+
+def conf_folder() -> Path:
+    """conf/ inside the installed package, else beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / "sweep.yaml").is_file():
+            return folder
+    raise ConfigError(f"no conf/sweep.yaml in or beside {package}; expected the installed package or a checkout")
 
 
 def write_atomically(path: Path, text: str | bytes) -> None:

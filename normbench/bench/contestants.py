@@ -71,14 +71,9 @@ def of_registry(names: Iterable[str], *, extra: bool = True) -> list[Contestant]
 
 def _unit(name: str, options: Callable[[int], dict[str, Any]]) -> Make:
     """The unit as surgery makes it: the activation it is given is not in place."""
-    row = norms.get(name)
-
-    def make(place: Place) -> nn.Module:
-        batch = {"batch": place.N} if row.takes_batch else {}
-        activation = nn.ReLU() if place.activation else None
-        return norms.build(name, place.C, activation=activation, **batch, **options(place.C))
-
-    return make
+    return lambda place: norms.build(
+        name, place.C, activation=nn.ReLU() if place.activation else None, batch=place.N, **options(place.C)
+    )
 
 
 def peers(device: torch.device) -> tuple[list[Contestant], list[str]]:

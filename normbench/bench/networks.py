@@ -106,8 +106,7 @@ def _maker(
         if one.label == BASELINE:
             net = plain
         else:
-            batch = network.N if norms.get(one.norm).takes_batch else None
-            net = surgery.apply(plain, one.norm, batch=batch, input_shape=(3, network.side, network.side))
+            net = surgery.apply(plain, one.norm, batch=network.N, input_shape=(3, network.side, network.side))
         layout = FORMAT[network.memory_format]
         net = net.to(device).to(memory_format=layout).train()
         tell_steps(net, 1)  # no burn-in, no warm-up: what a step costs in most of a run

@@ -11,7 +11,6 @@ import io
 import pickle
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -212,7 +211,7 @@ def compiles(subject: Subject) -> None:
         raise Skipped("a backward of its own that keeps state cannot be compiled, and such cells are skipped")
     for mode, training in MODES.items():
         torch.compiler.reset()
-        plain = subject.unit(training=training, trained=1, **_batch(row, 2))
+        plain = subject.unit(training=training, trained=1, batch=2)
         compiled = copy.deepcopy(plain)
         run = torch.compile(compiled, fullgraph=True, backend="aot_eager")
         for step in range(3):
@@ -295,7 +294,7 @@ def trains_in_a_network(subject: Subject) -> None:
     """takes the place of every BatchNorm2d of a ResNet, and trains there: three steps, finite"""
     torch.manual_seed(0)
     plain = build_model(ArchOptions("resnet8"), num_classes=4, picture_size=8)
-    net = normbench.apply(plain, subject.name, **_batch(subject.row, 4), **subject.options)
+    net = normbench.apply(plain, subject.name, batch=4, **subject.options)
     hooks = norms.step_hooks(net)
     update = torch.optim.SGD(net.parameters(), lr=0.01)
     for step in range(3):
@@ -327,10 +326,6 @@ def _said(subject: Subject, trait: str, found: bool) -> None:
         if near:
             raise Broken(f"the class says {near[0]}, which means nothing; did you mean {trait}?")
         raise Skipped(f"the class does not say; as it behaves it could say {trait} = {found}")
-
-
-def _batch(row: norms.Normalizer, batch: int) -> dict[str, Any]:
-    return {"batch": batch} if row.takes_batch else {}
 
 
 def _no_draws(unit: nn.Module, x: Tensor) -> None:

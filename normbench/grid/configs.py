@@ -16,17 +16,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from normbench.errors import ConfigError, one_line
+from normbench.files import conf_folder
 
 GROUPS = ("arch", "data", "norm", "recipe")
-
-
-def conf_folder() -> Path:
-    """conf/ inside the installed package, else beside it in a checkout."""
-    package = Path(__file__).resolve().parent.parent
-    for folder in (package / "conf", package.parent / "conf"):
-        if (folder / "sweep.yaml").is_file():
-            return folder
-    raise ConfigError(f"no conf/sweep.yaml in or beside {package}; expected the installed package or a checkout")
 
 
 def existing(folder: str) -> Path:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
 from torch import nn
 
 from normbench.errors import NormbenchError
+from normbench.files import conf_folder
 from normbench.norms.hooks import StepHooks
 from normbench.norms.normalizer import Normalizer
 from normbench.norms.registry import build, get, names, ours
@@ -100,11 +100,10 @@ def details(name: str) -> str:
 
 
 def _described(row: Normalizer) -> list[str]:
-    """The options as the config file describes them, for ours; it lies beside the package, or in it."""
-    package = Path(__file__).resolve().parents[1]
-    found = (folder / "conf/norm" / f"{row.name}.yaml" for folder in (package, package.parent))
-    text = next((path.read_text() for path in found if path.is_file()), "") if not row.users else ""
-    return [f"  {line}" for line in text.splitlines() if line and not line.startswith(("#", "name:"))]
+    """The options as the config file describes them, for ours."""
+    path = conf_folder() / "norm" / f"{row.name}.yaml"
+    lines = path.read_text().splitlines() if path.is_file() and not row.users else []
+    return [f"  {line}" for line in lines if line and not line.startswith(("#", "name:"))]
 
 
 def _or_why_not(name: str) -> tuple[str, ...]:

@@ -7,16 +7,12 @@ is the shortcut: the fork itself, or what stands on the way (a projection, a poo
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import torch
 from torch import fx, nn
 
-from normbench.norms.wiring import Wiring
-
-ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
+from normbench.norms.wiring import ADDITIONS, Wiring
 
 
 @dataclass(frozen=True)
@@ -94,5 +90,4 @@ def is_site(node: fx.Node, wiring: Wiring) -> bool:
 
 def _with_last(residual: Residual, found: list[Residual], before: Mapping[fx.Node, frozenset[fx.Node]]) -> Residual:
     later = [r for r in found if r is not residual and residual.node in before[r.node]]
-    values = {**vars(residual), "last": all(r.block != residual.block for r in later)}
-    return Residual(**values)
+    return replace(residual, last=all(r.block != residual.block for r in later))
