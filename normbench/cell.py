@@ -36,6 +36,7 @@ YOUNGER: dict[str, dict[str, Any]] = {
     "recipe": {"affine_anchor": "zero"},
     "eval": {"example_weight": 0.0},
 }
+YOUNGER_KEYS: dict[str, Any] = {"graph": AUTO}
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Cell:
 
     batch: images that share statistics (one worker's); workers: such groups in one optimizer step; chunk: workers run
     in one forward (None: all). epochs or steps: the length, else the recipe's. lr: the peak rate, else by the
-    recipe's rule from batch × workers. amp: none, bfloat16. device, like threads and versions, is provenance.
+    recipe's rule from batch × workers. amp: none, bfloat16. graph: whether steps are recorded in a CUDA graph; auto:
+    where that can be. device, like threads and versions, is provenance.
     """
 
     arch: ArchOptions
@@ -71,6 +73,7 @@ class Cell:
     amp: str = "none"
     memory_format: str = "contiguous"
     compile: bool = False
+    graph: str | bool = AUTO
     deterministic: bool = False
 
     def __post_init__(self) -> None:
@@ -83,6 +86,10 @@ class Cell:
         if self.amp not in AMP:
             raise ConfigError(f"amp: got {self.amp!r}, expected true or false, or {' or '.join(AMP)}")
         one_of("memory_format", self.memory_format, MEMORY_FORMATS)
+        if self.graph not in (AUTO, True, False):
+            raise ConfigError(f"graph: got {self.graph!r}, expected auto, true or false")
+        if self.graph is True and self.compile:
+            raise ConfigError("graph=true and compile=true are both given; they are two ways to the same end, take one")
         if self.epochs and self.steps:
             raise ConfigError(
                 f"epochs={self.epochs} and steps={self.steps} are both given; give one, the length of the run"
@@ -143,6 +150,7 @@ class Cell:
         evidence: the fingerprint of the pictures (``data``) and the hashes of a user's own files (``arch``, ``norm``).
         """
         content = {key: value for key, value in self.nested().items() if key != "device"}
+        content = {key: value for key, value in content.items() if YOUNGER_KEYS.get(key, ...) != value}
         for group, left_out in NOT_IN_ID.items():
             content[group] = {key: value for key, value in content[group].items() if key not in left_out}
         for group, before in YOUNGER.items():

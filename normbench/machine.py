@@ -10,6 +10,7 @@ import os
 import platform
 import random
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -44,6 +45,18 @@ def device(name: str) -> torch.device:
     if found.type not in ("cpu", "cuda", "mps"):
         raise ConfigError(f"device: got {name!r}, expected auto, cpu, cuda, cuda:<number> or mps")
     return found
+
+
+def check_compiler(where: torch.device) -> None:
+    """Raise ConfigError unless torch.compile finds the compiler that it needs, on a GPU for what starts kernels."""
+    wanted = ["cc", "gcc", "clang"] if where.type == "cuda" else ["g++", "clang++"]
+    given = os.environ.get("CC" if where.type == "cuda" else "CXX")
+    if not any(map(shutil.which, [given] if given else wanted)):
+        raise ConfigError(
+            f"compile=true: found none of {', '.join([given] if given else wanted)}, and torch.compile needs a "
+            f"compiler; install one (Debian: apt install g++), name it in {'CC' if where.type == 'cuda' else 'CXX'}, "
+            "or take compile=false"
+        )
 
 
 def provenance(where: torch.device, threads: int) -> dict[str, Any]:

@@ -36,15 +36,17 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     return [{"name": name, "params": found, "weight_decay": decay} for name, (found, decay) in decays.items() if found]
 
 
-def optimizer(model: nn.Module, recipe: Recipe, lr: float) -> torch.optim.Optimizer:
+def optimizer(model: nn.Module, recipe: Recipe, lr: float, *, recorded: bool = False) -> torch.optim.Optimizer:
     """SGD with momentum, or AdamW; fused: one kernel a group instead of one a parameter.
 
-    Anchors of ``recipe.affine_anchor=init`` are the values that the weights have now.
+    Anchors of ``recipe.affine_anchor=init`` are the values that the weights have now. recorded: its steps will be.
     """
     groups = parameter_groups(model, recipe)
     anchored: list[nn.Parameter] = next((group["params"] for group in groups if group["name"] == "anchored"), [])
     if recipe.optimizer == "adamw":
-        made: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=lr, betas=(recipe.momentum, 0.999), fused=True)
+        made: torch.optim.Optimizer = torch.optim.AdamW(
+            groups, lr=lr, betas=(recipe.momentum, 0.999), fused=True, capturable=recorded
+        )
     else:
         nesterov = recipe.nesterov and recipe.momentum > 0
         made = torch.optim.SGD(groups, lr=lr, momentum=recipe.momentum, nesterov=nesterov, fused=True)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from normbench import machine, models, norms, surgery
+from normbench import graph, machine, models, norms, surgery
 from normbench.cell import Cell
 from normbench.data import Description, describe
 from normbench.errors import ConfigError, InputError, NormbenchError, UnknownName, one_line
@@ -81,8 +81,8 @@ class Preflight:
         return _labelled(list(planned.values()))
 
     def check(self, cell: Cell, changed: tuple[str, ...], store: Store) -> Planned:
-        machine.device(cell.device)
         description = self.describe(cell.data)
+        check_machine(cell, description)
         if cell.images > description.train:
             most = description.train // cell.workers
             each = f"batch={cell.batch}" + (f" × workers={cell.workers}" if cell.workers > 1 else "")
@@ -126,6 +126,8 @@ class Preflight:
         row = norms.get(cell.norm.name, cell.norm.options)
         if cell.batch < row.least_batch:
             return f"{cell.norm.name} needs batch={row.least_batch} or more"
+        if cell.graph is True and row.no_graph:
+            return f"{cell.norm.name}: graph=true cannot be: {row.no_graph}"
         if cell.compile and row.own_gradient:
             return f"{cell.norm.name} has a backward of its own that keeps state, which compile=true cannot do"
         key = (
@@ -155,10 +157,23 @@ class Preflight:
         return self.shapes[key]
 
 
+def check_machine(cell: Cell, description: Description) -> None:
+    """Raise ConfigError unless this machine can run the cell's steps as it says."""
+    device = machine.device(cell.device)
+    if cell.compile:
+        machine.check_compiler(device)
+    if cell.graph is True:
+        why_not = graph.why_not(cell, device) or ("pictures are read from a disk" if cell.data.stream else "")
+        if why_not:
+            raise ConfigError(f"graph=true: a step cannot be recorded in a CUDA graph here: {why_not}; take graph=auto")
+
+
 def check_ranks(cell: Cell, ranks: int) -> None:
     """Raise ConfigError unless ``ranks`` processes can share the cell's workers, each on a device of its own."""
     if ranks == 1:
         return
+    if cell.graph is True:
+        raise ConfigError(f"graph=true with ranks={ranks}: ranks wait for each other in every step; take graph=auto")
     if cell.workers % ranks:
         fewer = max(divisor for divisor in range(1, ranks) if cell.workers % divisor == 0)
         raise ConfigError(

@@ -45,6 +45,7 @@ class Step:
         own = cell.images // ranks.count
         self.images = min(cell.batch * self.workers_at_once(cell), own)
         self.buffers = BufferMean(net) if self.images < own else None
+        self.rate = torch.zeros((), device=device)  # the learning rate, where it is known on the device alone
         bf16 = cell.amp == "bfloat16"
         self.hooks = norms.step_hooks(net)
         self.precision: Callable[[], contextlib.AbstractContextManager[Any]] = (
@@ -63,8 +64,13 @@ class Step:
         together = row.takes_batch or not row.mixes_samples
         return (cell.chunk or cell.workers) if together else 1
 
-    def __call__(self, x: Tensor, y: Tensor, lr: float) -> Tensor:
-        """One step over this rank's pictures; the mean loss over those of all ranks, still on the device."""
+    def __call__(self, x: Tensor, y: Tensor, lr: float | Tensor) -> Tensor:
+        """One step over this rank's pictures; the mean loss over those of all ranks, still on the device.
+
+        lr: the learning rate, a number, or a float32 tensor () on the device, which is not read here.
+        """
+        if isinstance(lr, Tensor):
+            lr = self.rate.copy_(lr)
         for group in self.update.param_groups:
             group["lr"] = lr
         self.update.zero_grad(set_to_none=True)

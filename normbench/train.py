@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from normbench import machine, models, norms, surgery, weighing
+from normbench import data, graph, machine, models, norms, surgery, weighing
 from normbench.cell import Cell
 from normbench.checkpoint import CheckpointError, draws, set_draws
 from normbench.data import Description, Pictures, open_pictures
 from normbench.data.tuned import Tuned
 from normbench.errors import ConfigError, one_line
 from normbench.evaluate import evaluate
+from normbench.graph import CudaRecorder, Recorded, Recorder
 from normbench.meter import DivergedError, Meter, StoppedError, Watch
 from normbench.optimize import learning_rate, optimizer, warmup_steps
 from normbench.options import AUTO
@@ -27,6 +28,8 @@ from normbench.step import Step, memory_format
 
 # A run's own numbers that a checkpoint holds.
 KEPT = ("done", "seconds", "untimed", "compile_seconds")
+# Who records a step.
+RECORDER: Callable[[torch.device], Recorder] = CudaRecorder
 # Side in pixels of streamed pictures where neither the data nor the network asks for one.
 STREAMED_SIZE = 224
 
@@ -166,13 +169,17 @@ class Run:
         tell_steps(net, run.total)
         if cell.eval.example_weight != AUTO:
             norms.set_example_weight(net, float(cell.eval.example_weight))
-        self.update = optimizer(net, cell.recipe, cell.peak_lr)
+        recorded = graph.wanted(cell, device, ranks.count)
+        self.update = optimizer(net, cell.recipe, cell.peak_lr, recorded=recorded)
         warmup = warmup_steps(cell.recipe, run.per_epoch, run.total)
         self.rate = partial(learning_rate, peak=cell.peak_lr, total=run.total, warmup=warmup, recipe=cell.recipe)
         self.forward: nn.Module = torch.compile(net) if cell.compile else net  # type: ignore[assignment]
         self.step = Step(cell, net, self.forward, self.update, device, ranks, pictures.description.domain_classes)
+        self.recorded = self._recorded() if recorded else None
         self.done, self.seconds = 0, 0.0
-        self.uncompiled, self.untimed, self.compile_seconds = cell.compile, 0, 0.0
+        # Steps until the fastest way is ready, which are not timed; those that were not; the seconds they took.
+        self.unready = graph.FIRST + 1 if self.recorded else int(cell.compile)
+        self.untimed, self.compile_seconds = 0, 0.0
         self.row: dict[str, Any] = {}
         self.meter = Meter(1, 0, cell.images, device, watch)
 
@@ -190,6 +197,7 @@ class Run:
         measured = {
             "images_per_s": timed * self.cell.images / self.seconds,
             "peak_memory_mib": machine.peak_memory_mib(self.device),
+            "execution": self.execution,
         }
         if self.cell.compile:
             measured["compile_seconds"] = self.compile_seconds
@@ -201,20 +209,12 @@ class Run:
         """What is left of the epoch at work, its evaluation and its row."""
         meter, cell, run, epoch = self.meter, self.cell, self.length, self.meter.epoch
         steps = min(run.per_epoch, run.total - meter.done)
-        batches = self.pictures.train(
-            seed=cell.seed,
-            epoch=epoch,
-            batch=cell.images,
-            start=meter.steps,
-            rank=self.ranks.rank,
-            ranks=self.ranks.count,
-        )
         self.net.train()
-        for x, y in itertools.islice(batches, steps - meter.steps):
-            meter.add(self.step(x, y, self.rate(self.done)))
+        for loss in itertools.islice(self._losses(epoch), steps - meter.steps):
+            meter.add(loss)
             self.done += 1
-            if self.uncompiled:
-                self.uncompiled, self.untimed = False, self.untimed + 1
+            if self.unready:
+                self.unready, self.untimed = self.unready - 1, self.untimed + 1
                 self.compile_seconds += meter.restart()
             self._stop_or_save()
         epoch_seconds = meter.close()
@@ -233,6 +233,33 @@ class Run:
         self.meter = Meter(epoch + 1, self.done, cell.images, self.device, self.watch, meter.last)
         if self.done < run.total:
             self._stop_or_save(at_end=True)
+
+    def _losses(self, epoch: int) -> Iterator[Tensor]:
+        """The loss of each step that is left of the epoch, as it is made."""
+        place: dict[str, int] = {"seed": self.cell.seed, "epoch": epoch, "start": self.meter.steps}
+        if self.recorded is not None:
+            steps = range(self.meter.done, min(self.meter.done + self.length.per_epoch, self.length.total))
+            self.recorded.begin([self.rate(step) for step in steps], **place)
+            while True:
+                yield self.recorded()
+        ranks = {"rank": self.ranks.rank, "ranks": self.ranks.count}
+        for x, y in self.pictures.train(**place, batch=self.cell.images, **ranks):
+            yield self.step(x, y, self.rate(self.done))
+
+    def _recorded(self) -> Recorded | None:
+        """The steps as they are recorded and replayed; None for pictures that cannot be."""
+        feed = data.feed(self.pictures, self.cell.images)
+        if feed is None:
+            return None
+        recorder, strict = RECORDER(self.device), self.cell.graph is True
+        return Recorded(self.step, feed, self.length.per_epoch, recorder, strict=strict)
+
+    @property
+    def execution(self) -> str:
+        """How steps are made: ``graph`` (recorded and replayed), ``compiled``, ``eager``."""
+        if self.recorded is not None and self.recorded.replays:
+            return "graph"
+        return "compiled" if self.cell.compile else "eager"
 
     def _weigh(self) -> dict[str, float]:
         """With ``eval.example_weight=auto``: choose it after the last step. What the row says of it."""

@@ -24,6 +24,7 @@ FLOORS = [
     {"norms", "machine", "checkpoint"},
     {"surgery", "models", "data"},
     {"optimize", "evaluate", "step", "meter", "weighing"},
+    {"graph"},
     {"train", "rehearse"},
     {"grid"},
     {"preflight"},

@@ -1,6 +1,6 @@
 """Data sets: described before anything runs, opened on the device they are trained on.
 
-description.py          what the rest of normbench sees: Description, Pictures
+description.py          what the rest of normbench sees: Description, Pictures, Feed
 sources.py              a name → the pictures behind it
 digits official folder domains user     the kinds of source
 tree archive picture files      names → classes, archives, decoding
@@ -12,7 +12,7 @@ memory.py stream.py     the two ways pictures are handed out
 progress.py             what a person sees meanwhile
 """
 
-from normbench.data.description import Description, Pictures
+from normbench.data.description import Description, Feed, Pictures, feed
 from normbench.data.sources import describe, names, open_pictures
 
-__all__ = ["Description", "Pictures", "describe", "names", "open_pictures"]
+__all__ = ["Description", "Feed", "Pictures", "describe", "feed", "names", "open_pictures"]

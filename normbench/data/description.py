@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -43,6 +43,21 @@ class Description:
         return len(self.classes) if self.domains else None
 
 
+class Feed(Protocol):
+    """A step's pictures and labels a call, made of operations on tensors that stay where they are: can be recorded.
+
+    at: the step of the epoch that comes next, int64 (1,).
+    """
+
+    at: Tensor
+
+    def begin(self, *, seed: int, epoch: int, start: int) -> None:
+        """Stand before step ``start`` of an epoch."""
+        ...
+
+    def __call__(self) -> tuple[Tensor, Tensor]: ...
+
+
 @runtime_checkable
 class Pictures(Protocol):
     """An open data set on a device. x: float32 (B, 3, H, W), normalised; y: int64 (B,), from 0.
@@ -75,3 +90,9 @@ class Pictures(Protocol):
         rank, ranks: of these same batches, number rank, rank + ranks, rank + 2 · ranks …; there may be none.
         """
         ...
+
+
+def feed(pictures: Pictures, images: int) -> Feed | None:
+    """The steps of ``pictures``, of so many each, for a recorded step; None where each waits for a disk or the like."""
+    made: Callable[[int], Feed | None] | None = getattr(pictures, "feed", None)
+    return None if made is None else made(images)

@@ -3,6 +3,8 @@
 No worker processes and no Python per picture. What a batch costs at batch 2 is its number of operations, so the
 training pictures are stored with their black border (zeros before normalisation, as torchvision's RandomCrop pads),
 and one gather crops and mirrors: a position in the flat tensor is the picture's corner plus a template.
+
+A step that is recorded (graph.py) takes its pictures from a ``Feed``, which finds its own place in the epoch.
 """
 
 from __future__ import annotations
@@ -60,23 +62,39 @@ class InMemory:
         self, *, seed: int, epoch: int, batch: int, start: int = 0, rank: int = 0, ranks: int = 1
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """See ``Pictures.train``. Raises ConfigError as share.of_epoch()."""
-        places = share.of_epoch(self.description, batch=batch, start=start, rank=rank, ranks=ranks)
-        order, corner, mirrored = self.draws(seed, epoch)
-        used = order[torch.from_numpy(places)]
-        y = self.train_y[used].to(self.device).unbind()
-        corners = corner[used].to(self.device).unsqueeze(2).unbind()
-        sides = mirrored[used].to(self.device).unbind()
-        H, W = self.test_x.shape[2:]
-        flat, shape = self.train_x.view(-1), (batch // ranks, -1, H, W)
-        for i in range(len(places)):
-            at = self.templates.index_select(0, sides[i]).add_(corners[i])
-            yield self.normalised(flat.index_select(0, at.view(-1)).view(shape)), y[i]
+        steps = self.steps(seed=seed, epoch=epoch, batch=batch, start=start, rank=rank, ranks=ranks)
+        for corners, sides, y in zip(*(part.unbind() for part in steps), strict=True):
+            yield self.cut(corners, sides), y
+
+    def feed(self, images: int) -> Feed:
+        """What a recorded step of so many pictures takes them from."""
+        return Feed(self, images)
 
     def test(self, batch: int, *, rank: int = 0, ranks: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
         """See ``Pictures.test``."""
         batches = list(zip(self.test_x.split(batch), self.test_y.split(batch), strict=True))
         for x, y in share.of_batches(batches, rank, ranks):
             yield self.normalised(x), y
+
+    def steps(
+        self, *, seed: int, epoch: int, batch: int, start: int = 0, rank: int = 0, ranks: int = 1
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What ``cut`` wants for each step from ``start`` on, and the labels, on the device: (steps, pictures) each.
+
+        Raises ConfigError as share.of_epoch().
+        """
+        places = torch.from_numpy(share.of_epoch(self.description, batch=batch, start=start, rank=rank, ranks=ranks))
+        order, corner, mirrored = self.draws(seed, epoch)
+        used = order[places]
+        corners, sides, y = (part[used].to(self.device) for part in (corner, mirrored, self.train_y))
+        return corners, sides, y
+
+    def cut(self, corners: Tensor, sides: Tensor) -> Tensor:
+        """The pictures at ``corners`` of the flat ``train_x``, mirrored where ``sides`` is 1, normalised. (B,) each."""
+        at = self.templates.index_select(0, sides).add_(corners.unsqueeze(1))
+        H, W = self.test_x.shape[2:]
+        flat = self.train_x.view(-1)
+        return self.normalised(flat.index_select(0, at.view(-1)).view(len(corners), -1, H, W))
 
     def draws(self, seed: int, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
         """The epoch's order, and per picture (not per place in the order) the corner of its crop and its side.
@@ -97,6 +115,30 @@ class InMemory:
         if self.size is not None and x.shape[2:] != (self.size, self.size):
             x = fit(x.float(), self.size)
         return (x * self.scale).add_(self.shift)
+
+
+class Feed:
+    """The pictures of an epoch's steps, one step a call, from tensors that stay where they are.
+
+    A call is made of operations on tensors alone and knows by a tensor which step it is, so it can be recorded and
+    replayed: pictures and labels as those of ``InMemory.train``.
+    """
+
+    def __init__(self, pictures: InMemory, images: int) -> None:
+        self.pictures, self.images = pictures, images
+        self.epoch = pictures.steps(seed=0, epoch=0, batch=images)
+        self.at = torch.zeros(1, dtype=torch.int64, device=pictures.device)
+
+    def begin(self, *, seed: int, epoch: int, start: int) -> None:
+        """Stand before step ``start`` of an epoch."""
+        for part, new in zip(self.epoch, self.pictures.steps(seed=seed, epoch=epoch, batch=self.images), strict=True):
+            part.copy_(new)
+        self.at.fill_(start)
+
+    def __call__(self) -> tuple[Tensor, Tensor]:
+        corners, sides, y = (part.index_select(0, self.at).squeeze(0) for part in self.epoch)
+        self.at.add_(1)
+        return self.pictures.cut(corners, sides), y
 
 
 def bordered(x: np.ndarray, at: np.ndarray, pad: int) -> Tensor:

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from normbench.data.description import Description, Pictures
+from normbench.data.description import Description, Feed, Pictures, feed
 from normbench.options import DataOptions
 
 
@@ -35,6 +35,10 @@ class Tuned:
     def train_steps(self, batch: int) -> int:
         """Whole batches in one epoch."""
         return self.held.train_steps(batch)
+
+    def feed(self, images: int) -> Feed | None:
+        """As the pictures that are trained on."""
+        return feed(self.held, images)
 
     def train(
         self, *, seed: int, epoch: int, batch: int, start: int = 0, rank: int = 0, ranks: int = 1

@@ -126,12 +126,11 @@ class BatchRenorm(nn.Module):
         count = self._buffers["num_batches_tracked"]
         assert count is not None
         per_step = 1.0 if self.absolute_steps or self.run_steps is None else LENGTH / self.run_steps
-        if type(count) is Tensor and count.is_cpu and not torch.compiler.is_compiling():
+        if running.known(count):
             return self._bounds(int(count) * per_step)
-        # Elsewhere to read the count is to wait for the device, or to break a compiled graph.
         dtype = plain.at_least_float32(self.running_std.dtype)
         bounds = self._bounds(count.to(dtype) * per_step)
-        return torch.stack([torch.as_tensor(bound, dtype=dtype, device=count.device) for bound in bounds])
+        return torch.stack([plain.constant(bound, dtype, count.device) for bound in bounds])
 
     def _bounds(self, step: float | Tensor) -> tuple[Any, Any]:
         """r_max and d_max at ``step`` of a run of LENGTH."""

@@ -207,7 +207,7 @@ class CrossIterationBatchNorm(nn.Module):
     def _burns_in(self) -> bool:
         """Whether it is known that this step is batch norm; where to ask is to wait, ``history`` knows."""
         count = self.num_batches_tracked
-        return count.is_cpu and not torch.compiler.is_compiling() and int(count) < self.burnin_steps()
+        return running.known(count) and int(count) < self.burnin_steps()
 
     @torch.no_grad()
     def history(self, kernel: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:

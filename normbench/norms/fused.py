@@ -107,9 +107,9 @@ def standardize(
 
 def _with_bounds(parts: Parts, dtype: torch.dtype, x: Tensor) -> Parts:
     """The parts with bounds, if there are any, as a tensor."""
-    if parts.bounds is None:
-        return parts
-    return parts._replace(bounds=torch.as_tensor(parts.bounds, dtype=dtype, device=x.device))
+    if parts.bounds is None or isinstance(parts.bounds, Tensor):
+        return parts if parts.bounds is None else parts._replace(bounds=parts.bounds.to(dtype))
+    return parts._replace(bounds=torch.stack([plain.constant(bound, dtype, x.device) for bound in parts.bounds]))
 
 
 def normalize(
@@ -154,6 +154,8 @@ def _watched(activation: nn.Module) -> bool:
 def _eager(x: Tensor) -> bool:
     """Whether x is an ordinary tensor in ordinary eager mode, whose memory a kernel may read."""
     if (type(x) is not Tensor and type(x) is not Parameter) or x.is_neg() or torch.jit.is_tracing():
+        return False
+    if torch._C._len_torch_dispatch_stack():  # somebody who wants to see every operation
         return False
     return torch._C._functorch.peek_interpreter_stack() is None and forward_ad._current_level < 0
 

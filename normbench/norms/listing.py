@@ -95,6 +95,7 @@ def details(name: str) -> str:
     said = dict(zip(HEADER, facts(name), strict=True))
     options = _described(row) or [f"  {option}={default}" for option, default in row.options.items()] or ["  none"]
     about = inspect.getdoc(inspect.getmodule(row.settle or row.unit)) or inspect.getdoc(row.unit) or ""
+    said["CUDA graph"] = f"no: {row.no_graph}" if row.no_graph else "yes"
     head = [f"{key}: {value}" for key, value in said.items()]
     return "\n".join([*head, "options:", *options, "", dedent(about)])
 

@@ -148,9 +148,8 @@ class MemorizedBatchNorm(nn.Module):
         if warmup == 0:
             return eta
         step = self.num_batches_tracked - int(self.again)
-        if step.is_cpu and not torch.compiler.is_compiling():
+        if running.known(step):
             return 1 + (eta - 1) * min(max(int(step) / warmup - 1, 0.0), 1.0)
-        # Elsewhere to read the count is to wait for the device, or to break a compiled graph.
         way = (step.to(plain.at_least_float32(self.mem_mean.dtype)) / warmup - 1).clamp(0, 1)
         return 1 + (eta - 1) * way
 
@@ -265,6 +264,7 @@ register(
         mixes_samples=True,
         train_eval_differ=True,
         hooks=Hooks,
+        no_graph="its second forward takes the same random draws, and to set these is to wait for the device",
         keeps_statistics=True,
     )
 )

@@ -51,6 +51,10 @@ class Normalizer:
     #: Its gradient takes parts of its training forward that depend on the input for constants.
     held_constant: bool = False
 
+    #: Why a training step with it cannot be recorded in a CUDA graph and replayed; empty if it can: then its Python
+    #: does nothing but ask the device for work, the same in every step, and never waits for an answer.
+    no_graph: str = ""
+
     #: It can stand in a BatchNorm2d's place without a look at the graph. Not so with any of the following.
     drop_in: bool = True
     #: It does more with a ReLU after it than apply it: its own in its place, or something behind it.

@@ -23,6 +23,11 @@ def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+def constant(value: float | Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A number as a tensor (), filled on its device: nothing is copied there, which a recording would not allow."""
+    return value.to(dtype) if isinstance(value, Tensor) else torch.full((), value, dtype=dtype, device=device)
+
+
 class _Threshold(torch.autograd.Function):
     """max(y, τ), with a tie's gradient for y; autograd's own halves it.
 

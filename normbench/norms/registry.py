@@ -24,7 +24,9 @@ TRAITS: dict[str, type] = {
     **dict.fromkeys(("sum_activation", "hooks"), type),
     **dict.fromkeys(("convolution", "layer", "wire", "around"), staticmethod),
     "least_batch": int,
+    "no_graph": str,
 }
+UNSAID = 'it does not say that its step can be recorded (no_graph = "" says so)'
 AFFINE = ("weight", "bias")
 ACTIVATIONS = ("activation", "site_activation")
 
@@ -187,7 +189,7 @@ def _users(name: str, target: str) -> Normalizer:
         source_hash=sha256,
         users=True,
         check=None,
-        **{"mixes_samples": True, "train_eval_differ": True, **traits},
+        **{"mixes_samples": True, "train_eval_differ": True, "no_graph": UNSAID, **traits},
     )
     if "num_features" not in row.parameters and not row.takes_any:
         raise ConfigError(

@@ -32,6 +32,14 @@ def add(module: nn.Module, length: int | None, device: Any = None, dtype: Any = 
     weigh_examples(module)
 
 
+def known(count: Tensor) -> bool:
+    """Whether a number can be read here and now: no device is to be waited for, no graph of a compiler's or a recording
+    is in the making, which would hold what the number is today.
+    """
+    watched = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
+    return type(count) is Tensor and count.is_cpu and not watched
+
+
 def weigh_examples(module: Any) -> None:
     """Let evaluation mix an image's own moments in (``evaluation``), once ``example_weight`` is above its 0."""
     module.example_weight = 0.0

@@ -38,8 +38,8 @@ AXES = ("arch", "data", "norm", "batch", "workers", "seed", "epochs", "lr")
 # What a row measures, or says of how the cell ended: everything that is not configuration.
 METRICS = (
     "cell_id", "status", "reason", "top1", "top5", "loss", "train_loss", "train_seconds", "images_per_s",
-    "peak_memory_mib", "epoch", "step", "last_loss", "split", "eval_count", "sites", "groups", "parameters",
-    "compile_seconds", "example_weight",
+    "peak_memory_mib", "execution", "epoch", "step", "last_loss", "split", "eval_count", "sites", "groups",
+    "parameters", "compile_seconds", "example_weight",
 )  # fmt: skip
 # What a row has where some cell of the sweep compiled, or chose the share that eval.example_weight=auto leaves open.
 SOMETIMES = METRICS[-2:]
