@@ -81,8 +81,8 @@ class Preflight:
         return _labelled(list(planned.values()))
 
     def check(self, cell: Cell, changed: tuple[str, ...], store: Store) -> Planned:
+        check_machine(cell)
         description = self.describe(cell.data)
-        check_machine(cell, description)
         if cell.images > description.train:
             most = description.train // cell.workers
             each = f"batch={cell.batch}" + (f" × workers={cell.workers}" if cell.workers > 1 else "")
@@ -157,7 +157,7 @@ class Preflight:
         return self.shapes[key]
 
 
-def check_machine(cell: Cell, description: Description) -> None:
+def check_machine(cell: Cell) -> None:
     """Raise ConfigError unless this machine can run the cell's steps as it says."""
     device = machine.device(cell.device)
     if cell.compile:

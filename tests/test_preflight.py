@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from normbench import grid
 from normbench.errors import ConfigError, InputError
-from normbench.preflight import Planned, Preflight, will_run
+from normbench.preflight import Planned, Preflight, check_machine, check_ranks, will_run
 from normbench.records import Store
 
 
@@ -52,6 +54,40 @@ def test_a_backward_that_keeps_state_is_not_compiled(tmp_path: Path) -> None:
     assert [item.cell.norm.name for item in found if item.skip is None] == ["bn"]
     assert all("compile=true" in str(item.skip) for item in found if item.skip is not None)
     assert [item.skip for item in plan(tmp_path, "norm=bn,mabn,online")] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["graph=true", "device=cpu"], "graph=true: .*takes a CUDA device, and this is cpu; take graph=auto"),
+        (["graph=true", "compile=true"], "graph=true and compile=true are both given"),
+        (["graph=often"], "graph: got 'often', expected auto, true or false"),
+    ],
+)
+def test_a_graph_that_cannot_be_is_an_error(tmp_path: Path, words: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        plan(tmp_path, "norm=bn", *words)
+
+
+def test_what_a_cuda_device_would_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("normbench.machine.device", lambda _: torch.device("cuda"))
+    bn, mbn = plan(tmp_path, "norm=bn,mbn", "graph=true")
+    assert bn.skip is None
+    assert str(mbn.skip).startswith("mbn: graph=true cannot be: its second forward")
+    with pytest.raises(ConfigError, match="pictures are read from a disk"):
+        check_machine(dataclasses.replace(bn.cell, data=dataclasses.replace(bn.cell.data, stream=True)))
+    with pytest.raises(ConfigError, match="ranks=2: ranks wait"):
+        check_ranks(bn.cell, 2)
+
+
+def test_to_compile_takes_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"compile=true: found none of g\+\+, clang\+\+.*apt install g\+\+"):
+        plan(tmp_path, "norm=bn", "compile=true")
+    (tmp_path / "my-c++").touch(mode=0o755)
+    monkeypatch.setenv("CXX", "my-c++")
+    assert plan(tmp_path, "norm=bn", "compile=true")[0].skip is None
 
 
 def test_a_graph_that_cannot_be_changed_as_wanted_is_an_error(tmp_path: Path) -> None:

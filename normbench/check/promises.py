@@ -18,6 +18,7 @@ from torch.autograd.gradcheck import GradcheckError
 
 import normbench
 from normbench import norms
+from normbench.check.recording import a_step_can_be_recorded
 from normbench.check.subject import Broken, Skipped, Subject, alike, finite, forward
 from normbench.models import build as build_model
 from normbench.options import ArchOptions
@@ -344,5 +345,6 @@ ALL: tuple[Promise, ...] = (
     keeps_shape_and_dtype, half_precision_statistics, computes_in_float64, any_memory_format, one_image, one_pixel,
     the_modes_differ_as_claimed, mixes_as_claimed, workers_are_apart, evaluation_is_of_one_image,
     evaluation_changes_nothing, state_goes_there_and_back, copies_are_equal, autocast_changes_nothing, compiles,
-    gradients_are_true, parameters_learn, input_is_left_alone, takes_batchnorms_weights, trains_in_a_network,
+    a_step_can_be_recorded, gradients_are_true, parameters_learn, input_is_left_alone, takes_batchnorms_weights,
+    trains_in_a_network,
 )  # fmt: skip
