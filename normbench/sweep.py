@@ -115,11 +115,22 @@ def sweep(argv: Sequence[str]) -> int:
     if settings["plan"]:
         _print_plan(planned, settings)
         return DONE
+    warning = _make_room(planned, settings)
     store.create()
-    return _run(planned, store, settings)
+    return _run(planned, store, settings, warning)
 
 
-def _run(planned: Sequence[Any], store: Store, settings: Mapping[str, Any]) -> int:
+def _make_room(planned: Sequence[Any], settings: Mapping[str, Any]) -> str | None:
+    """Raise ConfigError for more slots than memory holds; what else is to be said of it."""
+    from normbench.launch import room
+    from normbench.launch.local import in_turn
+    from normbench.preflight import will_run
+
+    slots = settings["slots"]
+    return room.check(in_turn(will_run(planned, settings["rerun"]), slots), slots, settings["ranks"])
+
+
+def _run(planned: Sequence[Any], store: Store, settings: Mapping[str, Any], warning: str | None = None) -> int:
     from normbench.display import Display
     from normbench.launch.local import Local, record_skip
     from normbench.preflight import will_run
@@ -132,6 +143,8 @@ def _run(planned: Sequence[Any], store: Store, settings: Mapping[str, Any]) -> i
             states = {item.cell_id: "new" if item.cell_id in todo else item.status for item in planned}
             display.plan([(item.cell_id, item.label, states[item.cell_id]) for item in planned])
             tracker.note = display.note
+            if warning:
+                display.note(warning)
             stand = Counter(item.status for item in planned if item.cell_id not in todo and item.status in FAILURES)
             if stand:
                 counts = ", ".join(f"{count} {status}" for status, count in stand.items())

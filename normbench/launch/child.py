@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import faulthandler
 import json
 import os
@@ -17,6 +18,7 @@ import torch
 
 from normbench import checkpoint, machine, norms, surgery
 from normbench.attempt import Attempt
+from normbench.cell import Cell
 from normbench.checkpoint import CheckpointError, Clock
 from normbench.data import describe
 from normbench.errors import DataError, LostCellError, StoreError
@@ -175,7 +177,7 @@ def _attempt(order: Order, parent: Parent) -> int:
 
 
 def _run(order: Order, attempt: Attempt | None, keeper: Keeper, onlookers: Onlookers) -> dict[str, Any]:
-    cell = order.cell
+    cell = _here(order.cell, order)
     device = machine.device(cell.device)
     if order.ranks > 1 and device.type == "cuda":
         device = torch.device("cuda", order.rank)
@@ -213,6 +215,12 @@ def _run(order: Order, attempt: Attempt | None, keeper: Keeper, onlookers: Onloo
                 _set_aside(attempt, error)
             else:
                 return result | site_summary(net) | {"weights": checkpoint.digest(net.state_dict())[:16]}
+
+
+def _here(cell: Cell, order: Order) -> Cell:
+    """The cell with what this machine and its neighbours decide of it; its id stays."""
+    loaders = order.loaders if cell.data.loaders is None else cell.data.loaders
+    return dataclasses.replace(cell, data=dataclasses.replace(cell.data, loaders=loaders))
 
 
 @contextlib.contextmanager

@@ -73,9 +73,7 @@ class Local:
         A cell that another process took or finished meanwhile is left to it; one whose process died is taken over.
         Raises StoreError when the store cannot be written any more.
         """
-        queue = list(planned)
-        if self.slots > 1:
-            queue.sort(key=cost, reverse=True)
+        queue = in_turn(planned, self.slots)
         elsewhere = []  # what other processes are at
         for item in standing:
             self._remember(item, item.status)
@@ -121,6 +119,7 @@ class Local:
             after=item.attempts,
             values=item.values,
             threads=self.places.threads,
+            loaders=self.places.loaders,
             ranks=self.ranks,
             meeting=os.path.join(tempfile.mkdtemp(prefix="normbench-"), "meeting") if self.ranks > 1 else "",
             env={**os.environ, **self.places.environment(slot, item.cell.device)},
@@ -347,6 +346,11 @@ def record_skip(item: Planned, store: Store) -> None:
     found = store.begin(item.cell_id, item.cell.nested(), item.known, after=item.attempts)
     if found is not None:
         found.finish({"status": "skipped", "reason": item.skip, **item.known})
+
+
+def in_turn(planned: Iterable[Planned], slots: int) -> list[Planned]:
+    """The cells as they are started: side by side the longest first, so that none is left over at the end."""
+    return sorted(planned, key=cost, reverse=True) if slots > 1 else list(planned)
 
 
 def cost(item: Planned) -> float:

@@ -22,7 +22,8 @@ class Order:
 
     folder: the sweep's. config: nested, as ``Cell.nested`` gives it. known: what every record of the cell repeats.
     after: the number of the last attempt that is known of; whoever finds another one there leaves the cell alone.
-    values: in the maps of one forward. threads: at most so many (None: the machine's own). rank of ranks; meeting: the
+    values: in the maps of one forward. threads: at most so many (None: the machine's own); loaders: as many, where the
+    cell does not say how many processes decode. rank of ranks; meeting: the
     file through which ranks find each other. cwd, path, argv, env: of the process that gives the order.
     """
 
@@ -33,6 +34,7 @@ class Order:
     after: int
     values: int
     threads: int | None = None
+    loaders: int | None = None
     rank: int = 0
     ranks: int = 1
     meeting: str = ""
