@@ -52,7 +52,8 @@ class Cell:
 
     batch: images that share statistics (one worker's); workers: such groups in one optimizer step; chunk: workers run
     in one forward (None: all). epochs or steps: the length, else the recipe's. lr: the peak rate, else by the
-    recipe's rule from batch × workers. amp: none, bfloat16. device, like threads and versions, is provenance.
+    recipe's rule from batch × workers. amp: none, bfloat16. amp and memory_format may be auto: measured at the start
+    (choices.py). device, like threads and versions, is provenance.
     """
 
     arch: ArchOptions
@@ -80,9 +81,9 @@ class Cell:
         if self.seed >= 2**63:
             raise ConfigError(f"seed: got {self.seed}, expected less than 2**63")
         at_least("lr", self.lr, 0)
-        if self.amp not in AMP:
-            raise ConfigError(f"amp: got {self.amp!r}, expected true or false, or {' or '.join(AMP)}")
-        one_of("memory_format", self.memory_format, MEMORY_FORMATS)
+        if self.amp not in (*AMP, AUTO):
+            raise ConfigError(f"amp: got {self.amp!r}, expected true or false, or {', '.join(AMP)} or {AUTO}")
+        one_of("memory_format", self.memory_format, (*MEMORY_FORMATS, AUTO))
         if self.epochs and self.steps:
             raise ConfigError(
                 f"epochs={self.epochs} and steps={self.steps} are both given; give one, the length of the run"

@@ -25,6 +25,7 @@ FLOORS = [
     {"surgery", "models", "data"},
     {"optimize", "evaluate", "step", "meter", "weighing"},
     {"train", "rehearse"},
+    {"choices"},
     {"grid"},
     {"preflight"},
     {"progress"},
