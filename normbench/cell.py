@@ -53,8 +53,9 @@ class Cell:
 
     batch: images that share statistics (one worker's); workers: such groups in one optimizer step; chunk: workers run
     in one forward (None: all). epochs or steps: the length, else the recipe's. lr: the peak rate, else by the
-    recipe's rule from batch × workers. amp: none, bfloat16. graph: whether steps are recorded in a CUDA graph; auto:
-    where that can be. device, like threads and versions, is provenance.
+    recipe's rule from batch × workers. amp: none, bfloat16. amp and memory_format may be auto: measured at the start
+    (choices.py). graph: whether steps are recorded in a CUDA graph; auto: where that can be. device, like threads and
+    versions, is provenance.
     """
 
     arch: ArchOptions
@@ -83,9 +84,9 @@ class Cell:
         if self.seed >= 2**63:
             raise ConfigError(f"seed: got {self.seed}, expected less than 2**63")
         at_least("lr", self.lr, 0)
-        if self.amp not in AMP:
-            raise ConfigError(f"amp: got {self.amp!r}, expected true or false, or {' or '.join(AMP)}")
-        one_of("memory_format", self.memory_format, MEMORY_FORMATS)
+        if self.amp not in (*AMP, AUTO):
+            raise ConfigError(f"amp: got {self.amp!r}, expected true or false, or {', '.join(AMP)} or {AUTO}")
+        one_of("memory_format", self.memory_format, (*MEMORY_FORMATS, AUTO))
         if self.graph not in (AUTO, True, False):
             raise ConfigError(f"graph: got {self.graph!r}, expected auto, true or false")
         if self.graph is True and self.compile:

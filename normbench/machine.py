@@ -97,11 +97,11 @@ def seed(number: int) -> None:
 
 
 @contextlib.contextmanager
-def numerics(deterministic: bool, values: int) -> Iterator[int]:
+def numerics(deterministic: bool, values: int, exactly: int | None = None) -> Iterator[int]:
     """Deterministic algorithms and one thread, or this machine's own; yields the number of threads; put back after.
 
-    values: in the maps of one forward, as ``threads_for`` wants it. Deterministic runs have one thread because it is
-    the only number every machine has: sums are split, and so rounded, by thread.
+    values: in the maps of one forward, as ``threads_for`` wants it; exactly: so many threads instead. Deterministic
+    runs have one thread because it is the only number every machine has: sums are split, and so rounded, by thread.
     """
     threads, before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     benchmark = torch.backends.cudnn.benchmark
@@ -109,7 +109,7 @@ def numerics(deterministic: bool, values: int) -> Iterator[int]:
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
-        torch.set_num_threads(1 if deterministic else threads_for(values))
+        torch.set_num_threads(1 if deterministic else exactly or threads_for(values))
         torch.backends.cudnn.benchmark = not deterministic
         yield torch.get_num_threads()
     finally:

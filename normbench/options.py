@@ -61,7 +61,7 @@ class DataOptions:
     size: side in pixels that pictures are stored at; None: as they are, or the net's size when they are streamed.
     pad, flip: augmentation of in-memory pictures: zero-pad by ``pad`` and crop back; mirror at random.
     stream: read pictures from disk at every epoch; None: only if they do not fit in memory.
-    loaders: processes that decode when streaming; None: one per core.
+    loaders: processes that decode when streaming; None: one per core, shared out among slots and ranks.
     eval_batch: pictures of one evaluation forward.
     options: what else a user's own callable takes.
     """

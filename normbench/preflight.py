@@ -35,7 +35,8 @@ class Planned:
     """A cell, checked: its id, what the store knows of it, and why it would be skipped, if it would.
 
     label: the cell for people, with what tells it from the others of the grid. attempts: made so far.
-    values: in the maps of one forward, a measure of the cell's size.
+    values: in the maps of one forward, a measure of the cell's size. widest: of these, in one picture's largest map.
+    parameters: of the untouched network.
     """
 
     cell: Cell
@@ -47,6 +48,8 @@ class Planned:
     attempts: int
     skip: str | None
     values: int
+    widest: int
+    parameters: int
     evidence: Mapping[str, str | None]
 
     @property
@@ -65,7 +68,7 @@ class Preflight:
 
     fetch: bool = True
     described: dict[str, Description] = field(default_factory=dict)
-    shapes: dict[str, Shapes] = field(default_factory=dict)
+    outlines: dict[str, tuple[Shapes, int]] = field(default_factory=dict)
     reasons: dict[tuple[str, int], str | None] = field(default_factory=dict)
     wired: set[str] = field(default_factory=set)
     mixed: bool = False
@@ -94,12 +97,16 @@ class Preflight:
         cell_id, evidence = identify(cell, description)
         self.check_options(cell)
         told_options(cell, description)
-        shapes = self.site_shapes(cell, description)
+        shapes, parameters = self.outline(cell, description)
         self.check_wiring(cell, description)
         skip = self.skip_reason(cell, shapes)
-        values = cell.batch * Step.workers_at_once(cell) * sum(C * H * W for C, H, W in shapes.values())
+        maps = [C * H * W for C, H, W in shapes.values()]
+        values, widest = cell.batch * Step.workers_at_once(cell) * sum(maps), max(maps, default=0)
         status, attempts = store.status(cell_id), store.attempts(cell_id)
-        return Planned(cell, cell_id, cell.label(), changed, description, status, attempts, skip, values, evidence)
+        return Planned(
+            cell, cell_id, cell.label(), changed, description, status, attempts, skip, values, widest, parameters,
+            evidence,
+        )  # fmt: skip
 
     def describe(self, options: DataOptions) -> Description:
         key = repr(options)
@@ -146,15 +153,15 @@ class Preflight:
             surgery.apply(net, cell.norm.name, **cell.norm.options)
             self.wired.add(key)
 
-    def site_shapes(self, cell: Cell, description: Description) -> Shapes:
-        """(C, H, W) of every site, by running the plain network on the meta device."""
+    def outline(self, cell: Cell, description: Description) -> tuple[Shapes, int]:
+        """(C, H, W) of every site, by running the plain network on the meta device; its number of parameters."""
         needs_graph = not norms.get(cell.norm.name).drop_in
         pictures, fed = picture_size(cell, description), fed_size(cell, description)
         key = repr((cell.arch, pictures, fed, len(description.classes), needs_graph))
-        if key not in self.shapes:
+        if key not in self.outlines:
             net = models.outline(cell.arch, num_classes=len(description.classes), picture_size=pictures)
-            self.shapes[key] = _trace(cell, net, fed)
-        return self.shapes[key]
+            self.outlines[key] = _trace(cell, net, fed), sum(parameter.numel() for parameter in net.parameters())
+        return self.outlines[key]
 
 
 def check_machine(cell: Cell) -> None:

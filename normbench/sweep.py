@@ -23,7 +23,7 @@ from normbench import __version__, grid, track
 from normbench.errors import ConfigError, NormbenchError, StoreError, UnknownName, one_line
 from normbench.files import plain
 from normbench.launch import forkserver, slurm
-from normbench.options import at_least, one_of
+from normbench.options import AUTO, at_least, one_of
 from normbench.records import Store, cell_status, cells_of
 
 DONE, FAILED, BAD_COMMAND, STOPPED = 0, 1, 2, 130
@@ -113,13 +113,24 @@ def sweep(argv: Sequence[str]) -> int:
             f"{alike} of {len(request.cells)} combinations are the same cell as another and run once", file=sys.stderr
         )
     if settings["plan"]:
-        _print_plan(planned, settings)
+        _print_plan(planned, store, settings)
         return DONE
+    warning = _make_room(planned, settings)
     store.create()
-    return _run(planned, store, settings)
+    return _run(planned, store, settings, warning)
 
 
-def _run(planned: Sequence[Any], store: Store, settings: Mapping[str, Any]) -> int:
+def _make_room(planned: Sequence[Any], settings: Mapping[str, Any]) -> str | None:
+    """Raise ConfigError for more slots than memory holds; what else is to be said of it."""
+    from normbench.launch import room
+    from normbench.launch.local import in_turn
+    from normbench.preflight import will_run
+
+    slots = settings["slots"]
+    return room.check(in_turn(will_run(planned, settings["rerun"]), slots), slots, settings["ranks"])
+
+
+def _run(planned: Sequence[Any], store: Store, settings: Mapping[str, Any], warning: str | None = None) -> int:
     from normbench.display import Display
     from normbench.launch.local import Local, record_skip
     from normbench.preflight import will_run
@@ -132,6 +143,8 @@ def _run(planned: Sequence[Any], store: Store, settings: Mapping[str, Any]) -> i
             states = {item.cell_id: "new" if item.cell_id in todo else item.status for item in planned}
             display.plan([(item.cell_id, item.label, states[item.cell_id]) for item in planned])
             tracker.note = display.note
+            if warning:
+                display.note(warning)
             stand = Counter(item.status for item in planned if item.cell_id not in todo and item.status in FAILURES)
             if stand:
                 counts = ", ".join(f"{count} {status}" for status, count in stand.items())
@@ -144,8 +157,10 @@ def _run(planned: Sequence[Any], store: Store, settings: Mapping[str, Any]) -> i
             if settings["launch"] == "slurm":
                 launcher = slurm.Slurm(store, display, tracker, settings)
             else:
-                slots, ranks, timeout = (settings[key] for key in ("slots", "ranks", "cell_timeout"))
-                launcher = Local(store, display, tracker, slots, ranks, timeout)
+                slots, ranks, timeout, threads = (
+                    settings[key] for key in ("slots", "ranks", "cell_timeout", "threads")
+                )
+                launcher = Local(store, display, tracker, slots, ranks, timeout, threads)
             launcher.run(todo.values(), [item for item in planned if item.cell_id not in todo])
     except StoreError as error:
         writable = False
@@ -193,6 +208,9 @@ def _check(settings: Mapping[str, Any]) -> None:
         raise ConfigError("detach=true: only jobs of a cluster go on without this process; it needs launch=slurm")
     for key in ("slots", "ranks"):
         at_least(key, settings[key], 1)
+    threads = settings["threads"]
+    if threads not in (None, AUTO) and not (threads.isdecimal() and int(threads) >= 1):
+        raise ConfigError(f"threads: got {threads}, expected a whole number from 1, {AUTO} or null")
     if settings["cell_timeout"] is not None and not settings["cell_timeout"] > 0:
         raise ConfigError(f"cell_timeout: got {settings['cell_timeout']}, expected seconds, more than 0, or null")
     if not settings["name"] or "/" in settings["name"] or settings["name"].startswith("."):
@@ -201,7 +219,7 @@ def _check(settings: Mapping[str, Any]) -> None:
         )
 
 
-def _print_plan(planned: Sequence[Any], settings: Mapping[str, Any]) -> None:
+def _print_plan(planned: Sequence[Any], store: Store, settings: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -229,6 +247,17 @@ def _print_plan(planned: Sequence[Any], settings: Mapping[str, Any]) -> None:
         print("\n".join(line.rstrip() for line in captured.get().splitlines()))
     counts = Counter(state.split(":")[0] for state in states)
     console.print(f"{_count(planned)}: " + "; ".join(f"{count} {state}" for state, count in counts.items()))
+    for line in _autos([item for item in planned if item.cell_id in todo], store, settings):
+        console.print(line, soft_wrap=True)
+
+
+def _autos(planned: Sequence[Any], store: Store, settings: Mapping[str, Any]) -> list[str]:
+    """What is known of the values that are auto, a line for each."""
+    from normbench.launch.choosing import Choosing
+    from normbench.launch.places import Places
+
+    places = Places(settings["slots"], settings["ranks"])
+    return Choosing(store.folder, places, settings["threads"]).told(planned)
 
 
 def _count(planned: Sequence[Any]) -> str:

@@ -16,7 +16,7 @@ PACKAGE = Path(normbench.__file__).parent
 # From the bottom up; rooms on one line do not know each other.
 FLOORS = [
     {"errors"},
-    {"options", "targets", "files"},
+    {"options", "targets", "files", "memory"},
     {"claim"},
     {"attempt"},
     {"cell", "records"},
@@ -26,6 +26,7 @@ FLOORS = [
     {"optimize", "evaluate", "step", "meter", "weighing"},
     {"graph"},
     {"train", "rehearse"},
+    {"choices"},
     {"grid"},
     {"preflight"},
     {"progress"},
@@ -35,7 +36,7 @@ FLOORS = [
 ]
 TORCH_FREE = {
     "errors", "options", "files", "claim", "attempt", "cell", "records", "report", "progress", "display", "track",
-    "grid", "sweep",
+    "grid", "sweep", "memory",
 }  # fmt: skip
 
 

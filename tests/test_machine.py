@@ -34,6 +34,8 @@ def test_deterministic_runs_have_one_thread_and_all_is_put_back() -> None:
         assert torch.are_deterministic_algorithms_enabled()
     with machine.numerics(deterministic=False, values=10**9) as threads:
         assert threads == before[0]
+    with machine.numerics(deterministic=False, values=1, exactly=2) as threads:
+        assert threads == torch.get_num_threads() == 2
     assert before == (
         torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark,
     )  # fmt: skip

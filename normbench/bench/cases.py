@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from normbench import models, surgery
+from normbench import memory, models, surgery
 from normbench.bench.command import Settings
 from normbench.errors import ConfigError
 from normbench.options import ArchOptions
@@ -127,11 +125,7 @@ def limit_mib(given: float | None, device: torch.device) -> float:
 
 
 def free_mib(device: torch.device) -> float:
-    """Memory of the device, or of this machine, that nobody uses; infinite where it cannot be told."""
+    """Memory of the device, or of this machine, that this process can have; infinite where it cannot be told."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] / 2**20
-    try:
-        found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
-    except OSError:
-        found = None
-    return int(found[1]) / 1024 if found else float("inf")
+    return memory.free_mib()

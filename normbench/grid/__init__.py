@@ -29,7 +29,7 @@ __all__ = ["GROUPS", "Configs", "Grid", "GridCell", "conf_folder", "read"]
 WHAT = {"arch": "architecture", "data": "data set", "norm": "normalizer", "recipe": "recipe"}
 # Keys of the sweep, the same for every cell of it: they cannot be swept.
 SWEEP_KEYS = {
-    "name": str, "runs": str, "track": str, "launch": str, "slots": int, "ranks": int,
+    "name": str, "runs": str, "track": str, "launch": str, "slots": int, "ranks": int, "threads": str,
     "cell_timeout": float, "plan": bool, "rerun": str, "strict": bool, "detach": bool,
     "slurm.partition": str, "slurm.account": str, "slurm.minutes": int, "slurm.cpus": int, "slurm.gpus": int,
     "slurm.memory": float, "slurm.parallel": int, "slurm.setup": str, "slurm.sbatch": dict,
@@ -38,7 +38,7 @@ SWEEP_KEYS = {
 NOT_A_CELLS = {key.split(".")[0] for key in SWEEP_KEYS}
 # Those that may be null.
 MAY_BE_NULL = (
-    "name", "track", "cell_timeout", "slurm.partition", "slurm.account", "slurm.cpus", "slurm.memory",
+    "name", "track", "threads", "cell_timeout", "slurm.partition", "slurm.account", "slurm.cpus", "slurm.memory",
     "slurm.parallel", "slurm.setup",
 )  # fmt: skip
 # Below it any option of sbatch.

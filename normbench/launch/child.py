@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import faulthandler
 import json
 import os
@@ -10,13 +11,14 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 
-from normbench import checkpoint, machine, norms, surgery
+from normbench import checkpoint, choices, machine, norms, surgery
 from normbench.attempt import Attempt
+from normbench.cell import Cell
 from normbench.checkpoint import CheckpointError, Clock
 from normbench.data import describe
 from normbench.errors import DataError, LostCellError, StoreError
@@ -49,7 +51,7 @@ def main(text: str, talk: int) -> int:
     faulthandler.enable()
     parent = Parent(talk)
     try:
-        return _attempt(order, parent)
+        return _attempt(order, parent) if order.question is None else _answer(order, parent)
     except LostCellError as error:
         print(error, file=sys.stderr)
         return TAKEN
@@ -121,8 +123,8 @@ class Onlookers:
 class Keeper:
     """Writes checkpoints when they are due, unless the cell has been taken over; hears the signal to stop."""
 
-    def __init__(self, attempt: Attempt | None) -> None:
-        self.attempt, self.clock = attempt, Clock()
+    def __init__(self, attempt: Attempt | None, chosen: Mapping[str, str]) -> None:
+        self.attempt, self.chosen, self.clock = attempt, dict(chosen), Clock()
         self.stop = False
         signal.signal(signal.SIGTERM, self._asked)
 
@@ -138,8 +140,23 @@ class Keeper:
         began = time.monotonic()
         self.attempt.check_held()
         self.attempt.settle_rows()
-        checkpoint.save(self.attempt.folder / "checkpoint.pt", {"cell": self.attempt.folder.name, **state})
+        checkpoint.save(
+            self.attempt.folder / "checkpoint.pt", {"cell": self.attempt.folder.name, "chosen": self.chosen, **state}
+        )
         self.clock.saved(began)
+
+
+def _answer(order: Order, parent: Parent) -> int:
+    """Measure what was asked for, and tell it."""
+    machine.keep_memory()
+    cell = order.cell
+    description = describe(cell.data, fetch=False)
+    question = choices.Question.read(order.question or {})
+    if order.threads is not None:
+        torch.set_num_threads(order.threads)
+    with machine.numerics(cell.deterministic, order.values, order.exactly):
+        parent.tell(choice=dataclasses.asdict(choices.measure(cell, description, question, order.ranks)))
+    return DONE
 
 
 def _attempt(order: Order, parent: Parent) -> int:
@@ -150,7 +167,7 @@ def _attempt(order: Order, parent: Parent) -> int:
         if attempt is None:
             return TAKEN
         parent.tell(began=attempt.number)
-    keeper = Keeper(attempt)
+    keeper = Keeper(attempt, order.chosen)
     with attempt.beating() if attempt else contextlib.nullcontext():
         onlookers = Onlookers(attempt, parent)
         try:
@@ -175,24 +192,27 @@ def _attempt(order: Order, parent: Parent) -> int:
 
 
 def _run(order: Order, attempt: Attempt | None, keeper: Keeper, onlookers: Onlookers) -> dict[str, Any]:
-    cell = order.cell
+    cell = _here(order.cell, order)
     device = machine.device(cell.device)
     if order.ranks > 1 and device.type == "cuda":
         device = torch.device("cuda", order.rank)
     machine.keep_memory()
     if order.threads is not None:
         torch.set_num_threads(order.threads)
-    with machine.numerics(cell.deterministic, order.values) as threads, _joined(order, device) as ranks:
-        state = ranks.first(_resume(attempt))
+    numerics = machine.numerics(cell.deterministic, order.values, order.exactly)
+    with numerics as threads, _joined(order, device) as ranks:
+        state = ranks.first(_resume(attempt, order.chosen))
         if attempt is not None:
             from_step = 0 if state is None else state["done"]
             if from_step:
                 onlookers.parent.tell(resumed=from_step)
             kernels = norms.kernels(device)
             where = {"ranks": order.ranks, "kernels": kernels, "from_step": from_step}
+            if "choices" in order.known:
+                where["choices"] = order.known["choices"]
             attempt.write_provenance(machine.provenance(device, threads) | where)
         description = describe(cell.data, fetch=False)
-        if identify(cell, description)[0] != order.cell_id:
+        if identify(order.cell, description)[0] != order.cell_id:
             raise DataError(
                 f"the pictures of data={cell.data.name}, or a file of the user's own, have changed since the sweep was "
                 "planned; put them back, or start the sweep again: it makes a new cell of the new pictures"
@@ -215,6 +235,14 @@ def _run(order: Order, attempt: Attempt | None, keeper: Keeper, onlookers: Onloo
                 return result | site_summary(net) | {"weights": checkpoint.digest(net.state_dict())[:16]}
 
 
+def _here(cell: Cell, order: Order) -> Cell:
+    """The cell with what this machine and its neighbours decide of it; its id stays."""
+    loaders = order.loaders if cell.data.loaders is None else cell.data.loaders
+    return dataclasses.replace(
+        choices.resolved(cell, order.chosen), data=dataclasses.replace(cell.data, loaders=loaders)
+    )
+
+
 @contextlib.contextmanager
 def _joined(order: Order, device: torch.device) -> Iterator[Ranks]:
     """The ranks of the cell, met."""
@@ -225,7 +253,7 @@ def _joined(order: Order, device: torch.device) -> Iterator[Ranks]:
         yield ranks
 
 
-def _resume(attempt: Attempt | None) -> dict[str, Any] | None:
+def _resume(attempt: Attempt | None, chosen: Mapping[str, str]) -> dict[str, Any] | None:
     """The state to go on from. What cannot be used is set aside, and the cell starts from its beginning."""
     if attempt is None:
         return None
@@ -234,6 +262,8 @@ def _resume(attempt: Attempt | None) -> dict[str, Any] | None:
         state = checkpoint.load(path)
         if state is not None and state.get("cell") != attempt.folder.name:
             raise CheckpointError(f"{path.name} is another cell's and is not gone on from")
+        if state is not None and (before := state.get("chosen", {})) != dict(chosen):  # the sweep's choices were lost
+            raise CheckpointError(f"{path.name} is of {before}, not of {dict(chosen)}, and is not gone on from")
         if not attempt.keep_rows(0 if state is None else state["meter"]["epoch"] - 1):
             raise CheckpointError(f"{path.name} is of more epochs than rows.jsonl and is not gone on from")
     except CheckpointError as error:

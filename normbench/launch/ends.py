@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from normbench import memory
+
 Result = dict[str, Any]
 
 # What a process may do to itself.
@@ -96,17 +98,5 @@ def memory_kills() -> int:
 
 def _counters() -> list[Path]:
     """Where Linux counts them: control groups of version 2 and of version 1, and the whole system."""
-    found = [Path("/proc/vmstat")]
-    try:
-        groups = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return []
-    root = Path("/sys/fs/cgroup")
-    for line in groups:
-        _, controllers, group = line.split(":", 2)
-        if not controllers:
-            found.append(root / group.lstrip("/") / "memory.events")
-        elif "memory" in controllers.split(","):
-            found.append(root / "memory" / group.lstrip("/") / "memory.oom_control")
-            found.append(root / "memory" / "memory.oom_control")
-    return found
+    kinds = ("memory.events", "memory.oom_control")
+    return [Path("/proc/vmstat"), *(folder / kind for folder in memory.groups() for kind in kinds)]

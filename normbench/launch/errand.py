@@ -41,6 +41,7 @@ class Errand:
     packed: bytes
     ranks: int = 1
     timeout: float | None = None
+    threads: str | None = None
 
     def __call__(self) -> str:
         """The cell's status."""
@@ -55,7 +56,7 @@ class Errand:
         item = _fresh(planned, store)
         if item is None:
             return store.status(planned.cell_id)
-        local = OneCell(store, self.ranks, self.timeout)
+        local = OneCell(store, self.ranks, self.timeout, self.threads)
         heard: list[int] = []
 
         def make_room(number: int, _: Any) -> None:

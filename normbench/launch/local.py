@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import select
 import signal
@@ -14,10 +15,12 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from normbench import attempt, claim
+from normbench.choices import Choice, Question
 from normbench.display import Display
 from normbench.errors import StoreError
 from normbench.files import read_json, shorten
 from normbench.launch import child, ends, forkserver
+from normbench.launch.choosing import Choosing
 from normbench.launch.forkserver import ForkServer, ServerError
 from normbench.launch.order import Order
 from normbench.launch.places import Places
@@ -44,7 +47,8 @@ OVERHEAD = 500_000
 class Local:
     """Runs cells in child processes of the fork server: ``slots`` at a time, each of ``ranks`` processes.
 
-    timeout: seconds that a cell may take in this session; None: as long as it wants.
+    timeout: seconds that a cell may take in this session; None: as long as it wants. threads: of each process; auto:
+    measured; None: by the cell's size, at most its share of the cores.
     """
 
     def __init__(
@@ -55,10 +59,12 @@ class Local:
         slots: int = 1,
         ranks: int = 1,
         timeout: float | None = None,
+        threads: str | None = None,
     ) -> None:
         self.store, self.display, self.tracker = store, display, tracker
         self.slots, self.ranks, self.timeout = slots, ranks, timeout
         self.places = Places(slots, ranks)
+        self.choosing = Choosing(store.folder, self.places, threads, display.note, self._measure)
         self.server: ForkServer | None = None  # where the cells that run came from
         self._ends: list[tuple[int, int]] = []
         self.running: list[Running] = []
@@ -73,9 +79,7 @@ class Local:
         A cell that another process took or finished meanwhile is left to it; one whose process died is taken over.
         Raises StoreError when the store cannot be written any more.
         """
-        queue = list(planned)
-        if self.slots > 1:
-            queue.sort(key=cost, reverse=True)
+        queue = in_turn(planned, self.slots)
         elsewhere = []  # what other processes are at
         for item in standing:
             self._remember(item, item.status)
@@ -83,6 +87,11 @@ class Local:
                 elsewhere.append(item)
         with self._stoppable():
             try:
+                for item in queue:  # before any runs: what is measured wants the machine for itself
+                    if self.choosing.of(item) is None:
+                        break
+                if self.asked:
+                    queue.clear()
                 while queue or self.running:
                     while queue and len(self.running) < self.slots and not self.asked:
                         self._start(queue.pop(0))
@@ -107,23 +116,21 @@ class Local:
             record_skip(dataclasses.replace(item, skip=skip), self.store)
             self.display.finish(item.cell_id, item.label, {"status": "skipped", "reason": skip})
             return
+        chosen = self.choosing.of(item)
+        if chosen is None:  # stopped meanwhile
+            return
         folder = self.store.cell(item.cell_id)
         with attempt.writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             shorten(folder / "log.txt", LOG)
             log = (folder / "log.txt").open("ab")
         slot = min(set(range(self.slots)) - {cell.slot for cell in self.running})
-        order = Order(
-            folder=str(self.store.folder.resolve()),
-            cell_id=item.cell_id,
-            config=item.cell.nested(),
-            known=item.known,
-            after=item.attempts,
-            values=item.values,
-            threads=self.places.threads,
-            ranks=self.ranks,
+        order = dataclasses.replace(
+            self._order(item, slot),
+            known={**item.known, **chosen.record},
+            exactly=chosen.threads,
+            chosen=chosen.values,
             meeting=os.path.join(tempfile.mkdtemp(prefix="normbench-"), "meeting") if self.ranks > 1 else "",
-            env={**os.environ, **self.places.environment(slot, item.cell.device)},
         )
         cell = Running(item, slot, order, folder / "log.txt")
         whole = length(item.cell, item.description)
@@ -142,6 +149,40 @@ class Local:
                     cell.kill()
                     break
         cell.first = next(iter(cell.pids), 0)
+
+    def _order(self, item: Planned, slot: int) -> Order:
+        return Order(
+            folder=str(self.store.folder.resolve()),
+            cell_id=item.cell_id,
+            config=item.cell.nested(),
+            known=item.known,
+            after=item.attempts,
+            values=item.values,
+            threads=self.places.threads,
+            loaders=self.places.loaders,
+            ranks=self.ranks,
+            env={**os.environ, **self.places.environment(slot, item.cell.device)},
+        )
+
+    def _measure(self, item: Planned, question: Question, threads: int | None) -> Choice | None:
+        """A question answered by a process of its own; None if it was stopped."""
+        order = dataclasses.replace(self._order(item, 0), question=question.plain(), exactly=threads)
+        talk, child_end = os.pipe()
+        with tempfile.TemporaryFile() as log, os.fdopen(talk, "rb") as line:
+            with os.fdopen(child_end, "wb") as own:
+                pid = self._fork(order.text(), own.fileno(), log.fileno())
+            while not self.asked and not select.select([line], [], [], TICK)[0]:
+                self.display.refresh()
+            if self.asked:
+                forkserver.end(pid, signal.SIGKILL)
+                return None
+            said = line.read()
+            log.seek(0)
+            words = log.read().decode(errors="replace").strip().splitlines()
+        if said:
+            return Choice(**json.loads(said)["choice"])
+        why = f"it could not be measured: its process died{': ' + words[-1][:200] if words else ''}"
+        return Choice(question.candidates()[0], {}, {}, why)
 
     def _fork(self, order: str, line: int, log: int) -> int:
         """A process on ``order``. A server that has just gone away gets one successor."""
@@ -236,7 +277,7 @@ class Local:
         number = cell.attempt or self._claimed(cell)
         if number is not None and attempt.ended(folder) == number:
             return read_json(folder / "result.json")
-        result = {**self._end(cell), **cell.item.known, "ended": time.time()}
+        result = {**self._end(cell), **cell.order.known, "ended": time.time()}
         if number is None:  # it died before it could claim the cell
             mine = self.store.begin(cell.item.cell_id, cell.order.config, cell.order.known, after=cell.order.after)
             if mine is None:
@@ -347,6 +388,11 @@ def record_skip(item: Planned, store: Store) -> None:
     found = store.begin(item.cell_id, item.cell.nested(), item.known, after=item.attempts)
     if found is not None:
         found.finish({"status": "skipped", "reason": item.skip, **item.known})
+
+
+def in_turn(planned: Iterable[Planned], slots: int) -> list[Planned]:
+    """The cells as they are started: side by side the longest first, so that none is left over at the end."""
+    return sorted(planned, key=cost, reverse=True) if slots > 1 else list(planned)
 
 
 def cost(item: Planned) -> float:

@@ -11,8 +11,8 @@ from normbench.records import Store
 class OneCell(Local):
     """Slurm repeats its signals, and sends them to every process of the job."""
 
-    def __init__(self, store: Store, ranks: int, timeout: float | None) -> None:
-        super().__init__(store, Display(1), track.make(None), 1, ranks, timeout)
+    def __init__(self, store: Store, ranks: int, timeout: float | None, threads: str | None) -> None:
+        super().__init__(store, Display(1), track.make(None), 1, ranks, timeout, threads)
 
     def ask(self, *_: object) -> None:
         """Stop after a checkpoint. A second signal is the first one's echo: what ends a job at once is SIGKILL."""

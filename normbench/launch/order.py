@@ -22,7 +22,9 @@ class Order:
 
     folder: the sweep's. config: nested, as ``Cell.nested`` gives it. known: what every record of the cell repeats.
     after: the number of the last attempt that is known of; whoever finds another one there leaves the cell alone.
-    values: in the maps of one forward. threads: at most so many (None: the machine's own). rank of ranks; meeting: the
+    values: in the maps of one forward. threads: at most so many (None: the machine's own); loaders: as many, where the
+    cell does not say how many processes decode. exactly: so many threads whatever the size. chosen: what auto comes to.
+    question: not to run the cell, but to measure this (a choices.Question in plain values). rank of ranks; meeting: the
     file through which ranks find each other. cwd, path, argv, env: of the process that gives the order.
     """
 
@@ -33,6 +35,10 @@ class Order:
     after: int
     values: int
     threads: int | None = None
+    loaders: int | None = None
+    exactly: int | None = None
+    chosen: Mapping[str, str] = field(default_factory=dict)
+    question: Mapping[str, Any] | None = None
     rank: int = 0
     ranks: int = 1
     meeting: str = ""

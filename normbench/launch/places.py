@@ -22,15 +22,29 @@ class Places:
             return None
         return max(1, _cores() // processes)
 
-    def environment(self, slot: int, device: str) -> dict[str, str]:
-        """What the processes of a slot see: GPUs of their own as long as there are some, else shared ones in turn.
+    @property
+    def loaders(self) -> int | None:
+        """Processes that decode for each process of a cell, where nobody said how many; None: as many as it likes."""
+        return None if self.slots == 1 else max(1, _cores() // (self.slots * self.ranks))
 
-        A device with a number is the user's choice, and is left alone.
+    def gpus_of(self, slot: int, device: str) -> list[str]:
+        """The GPUs that the processes of a slot get: of their own as long as there are some, else shared ones in turn.
+
+        A device with a number is the user's choice.
         """
-        if not self.gpus or device not in ("auto", "cuda") or self.slots * self.ranks == 1:
+        kind, _, number = device.partition(":")
+        if not self.gpus or kind not in ("auto", "cuda"):
+            return []
+        if number:
+            return [self.gpus[int(number)]] * self.ranks
+        return [self.gpus[(slot * self.ranks + rank) % len(self.gpus)] for rank in range(self.ranks)]
+
+    def environment(self, slot: int, device: str) -> dict[str, str]:
+        """What the processes of a slot see of the GPUs: theirs, under numbers from 0; all where the user chose one."""
+        if device not in ("auto", "cuda") or self.slots * self.ranks == 1:
             return {}
-        own = [self.gpus[(slot * self.ranks + rank) % len(self.gpus)] for rank in range(self.ranks)]
-        return {"CUDA_VISIBLE_DEVICES": ",".join(own)}
+        own = self.gpus_of(slot, device)
+        return {"CUDA_VISIBLE_DEVICES": ",".join(own)} if own else {}
 
 
 def _cores() -> int:

@@ -251,9 +251,9 @@ class Slurm:
         }
         executor = submitit.SlurmExecutor(self.folder, max_num_timeout=MOST_REQUEUES)
         executor.update_parameters(**{key: value for key, value in wanted.items() if value is not None})
-        ranks, timeout = self.settings["ranks"], self.settings["cell_timeout"]
+        ranks, timeout, threads = (self.settings[key] for key in ("ranks", "cell_timeout", "threads"))
         with executor.batch():
-            errands = [Errand(self.folder.parent, pickle.dumps(item), ranks, timeout) for item in array.items]
+            errands = [Errand(self.folder.parent, pickle.dumps(item), ranks, timeout, threads) for item in array.items]
             jobs = [executor.submit(errand) for errand in errands]
         return [job.job_id for job in jobs]
 

@@ -2,6 +2,7 @@
 
     runs/<name>/store.json          the schema's version
     runs/<name>/results.csv         one row per cell, made again from the cell folders as cells end
+    runs/<name>/.choices/           what auto comes to in this sweep
     runs/<name>/<cell>/config.yaml  the cell's whole configuration
                        rows.jsonl   one line per epoch
                        result.json  how the cell ended; absent until then
@@ -39,10 +40,12 @@ AXES = ("arch", "data", "norm", "batch", "workers", "seed", "epochs", "lr")
 METRICS = (
     "cell_id", "status", "reason", "top1", "top5", "loss", "train_loss", "train_seconds", "images_per_s",
     "peak_memory_mib", "execution", "epoch", "step", "last_loss", "split", "eval_count", "sites", "groups",
-    "parameters", "compile_seconds", "example_weight",
+    "parameters", "compile_seconds", "example_weight", "chosen_memory_format", "chosen_amp", "chosen_threads",
 )  # fmt: skip
-# What a row has where some cell of the sweep compiled, or chose the share that eval.example_weight=auto leaves open.
-SOMETIMES = METRICS[-2:]
+# What a row has where some cell of the sweep compiled, or chose what auto leaves open.
+SOMETIMES = METRICS[-5:]
+# Measurements that are words: what is missing of them is empty.
+WORDS = ("reason", "execution", "groups", "split", "chosen_memory_format", "chosen_amp")
 # What every row has.
 COLUMNS = ("cell_id", "status", "reason", *AXES, *METRICS[3 : -len(SOMETIMES)])
 # Configuration that says where things are or run: it cannot change a number, so it tells no cells apart.
@@ -188,7 +191,7 @@ def to_csv(table: Iterable[Mapping[str, Any]]) -> str:
 
 def _cell_text(value: Any, column: str) -> Any:
     if value is None:
-        return "" if column in ("reason", "groups", "split") or column not in METRICS else "NaN"
+        return "" if column in WORDS or column not in METRICS else "NaN"
     if isinstance(value, bool):
         return str(value).lower()
     return "NaN" if isinstance(value, float) and math.isnan(value) else value
@@ -242,7 +245,7 @@ def _value(cell: Mapping[str, Any], column: str) -> Any:
     if column in METRICS:
         value = cell.get(column)
         failed = column in FINAL and cell.get("status") != "ok"
-        return math.nan if failed or (value is None and column not in ("reason", "groups", "split")) else value
+        return math.nan if failed or (value is None and column not in WORDS) else value
     value = cell.get("config", {}).get(column)
     return json.dumps(value) if isinstance(value, list | dict) else value
 

@@ -1,0 +1,131 @@
+"""What auto comes to: the rule, the questions, the files, and a measurement."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from normbench import choices, grid
+from normbench.cell import Cell
+from normbench.choices import Choice, Question
+from normbench.data import Description, describe
+from normbench.errors import StoreError
+
+AUTO = ("memory_format=auto", "amp=auto")
+
+
+def cell(*words: str) -> Cell:
+    (found,) = grid.read(words).cells
+    return found.cell
+
+
+@pytest.fixture(scope="module")
+def digits() -> Description:
+    return describe(cell().data)
+
+
+def question(digits: Description, *words: str) -> Question:
+    found = choices.of_format(cell(*AUTO, *words), digits)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(
+    ("times", "wins"),
+    [
+        ({"contiguous, float32": 10.0, "channels_last, float32": 9.8}, "contiguous, float32"),
+        ({"contiguous, float32": 10.0, "channels_last, float32": 9.6}, "channels_last, float32"),
+        ({"contiguous, float32": 10.0, "channels_last, float32": 10.5, "contiguous, bfloat16": 9.5},
+         "contiguous, float32"),
+        ({"contiguous, float32": 10.0, "channels_last, float32": 10.5, "contiguous, bfloat16": 9.0},
+         "contiguous, bfloat16"),
+        ({"contiguous, float32": 10.0, "contiguous, bfloat16": 5.1, "channels_last, bfloat16": 5.0},
+         "contiguous, bfloat16"),
+        ({"contiguous, float32": 10.0, "contiguous, bfloat16": 8.0, "channels_last, bfloat16": 5.0},
+         "channels_last, bfloat16"),
+        ({"channels_last, bfloat16": 9.0}, "channels_last, bfloat16"),
+    ],
+)  # fmt: skip
+def test_of_equal_ones_the_plainest_wins_and_bfloat16_must_be_clearly_faster(
+    digits: Description, times: dict[str, float], wins: str
+) -> None:
+    assert choices.label(choices.choose(question(digits).candidates(), times)) == wins
+
+
+def test_of_equal_threads_the_fewest_win(digits: Description) -> None:
+    found = choices.of_threads(cell(), digits, most=6)
+    assert found is not None
+    assert [setting["threads"] for setting in found.candidates()] == [1, 2, 4, 6]
+    times = {"1 thread": 20.0, "2 threads": 10.2, "4 threads": 10.0, "6 threads": 11.0}
+    assert choices.choose(found.candidates(), times) == {"threads": 2}
+
+
+def test_what_is_given_is_not_asked(digits: Description) -> None:
+    formats = choices.of_format(cell("memory_format=auto", "amp=true"), digits)
+    assert formats is not None
+    assert {setting["amp"] for setting in formats.candidates()} == {"bfloat16"}
+    assert choices.of_format(cell(), digits) is None
+    strict = cell(*AUTO, "deterministic=true")
+    assert choices.of_format(strict, digits) is None
+    assert choices.of_threads(strict, digits, most=2) is None
+    assert choices.resolved(strict, {}) == cell("deterministic=true")
+    assert choices.resolved(cell(*AUTO), {"memory_format": "channels_last", "amp": "none"}) == cell(
+        "memory_format=channels_last"
+    )
+
+
+def test_normalizers_seeds_and_rates_share_an_answer_and_sizes_do_not(digits: Description) -> None:
+    def mark(*words: str) -> str:
+        return question(digits, *words).mark()
+
+    assert mark() == mark("norm=frn", "seed=3") == mark("lr=1") == mark("recipe.weight_decay=0.1")
+    assert len({mark(), mark("batch=8"), mark("arch=resnet20"), mark("workers=4"), mark("workers=4", "chunk=1")}) == 5
+
+
+def test_defaults_leave_the_ids_as_they_were(digits: Description) -> None:
+    evidence = {"data": "", "arch": None, "norm": None}
+    assert cell("norm=bn", "batch=8").identity(evidence) == cell(
+        "norm=bn", "batch=8", "memory_format=contiguous", "amp=false"
+    ).identity(evidence)
+    assert cell("norm=bn", *AUTO).identity(evidence) != cell("norm=bn").identity(evidence)
+
+
+def test_an_answer_is_kept_once_and_what_is_damaged_or_foreign_is_said(digits: Description, tmp_path: Path) -> None:
+    asked, other = question(digits), question(digits, "batch=8")
+    path = choices.path_in(tmp_path, asked)
+    first, second = (Choice(setting, {choices.label(setting): 1.0}, {}) for setting in asked.candidates()[:2])
+    assert choices.read(path, asked) is None
+    assert choices.keep(path, asked, first) == first
+    assert choices.keep(path, asked, second) == first  # another process was quicker
+    assert choices.read(path, asked) == first
+    good = json.loads(path.read_text())
+    for broken in ("", "{", "[]", json.dumps({**good, "schema": 0}), json.dumps({**good, "values": {"amp": "half"}}),
+                   json.dumps({**good, "times_ms": {}}), json.dumps({**good, "question": other.plain()})):  # fmt: skip
+        path.write_text(broken)
+        with pytest.raises(StoreError, match="damaged, or answers another question"):
+            choices.read(path, asked)
+
+
+def test_candidates_are_timed_on_the_untouched_network(digits: Description, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choices, "SECONDS", 0.0)
+    threads = torch.get_num_threads()
+    found = choices.measure(cell(*AUTO, "batch=4", "workers=2", "chunk=1"), digits, question(digits, "batch=8"))
+    assert set(found.times_ms) == {choices.label(setting) for setting in question(digits).candidates()}
+    assert all(ms > 0 for ms in found.times_ms.values())
+    assert found.where["threads"] == threads
+    assert torch.get_num_threads() == threads
+
+
+def test_what_cannot_be_measured_is_the_plainest_with_the_reason(digits: Description) -> None:
+    """BatchNorm refuses a single value per channel."""
+    one = cell(*AUTO, "batch=1", "arch=resnet18", "arch.stem=imagenet", "norm=gn")
+    asked = choices.of_format(one, digits)
+    assert asked is not None
+    found = choices.measure(one, digits, asked)
+    assert found.values == choices.PLAIN
+    assert "more than 1 value per channel" in found.why
+    assert choices.Question.read(asked.plain()) == dataclasses.replace(asked, side=(8, 8))
