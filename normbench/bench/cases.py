@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from normbench import models, surgery
-from normbench.bench.command import Settings
+from normbench.bench.settings import Settings
 from normbench.errors import ConfigError
 from normbench.options import ArchOptions
 
