@@ -143,7 +143,7 @@ class FitSettings:
     )
     workers: int = key(8, count, "groups of a batch in one step, for the columns with workers")
     chunk: int = key(1, count, "of them in one forward, for the columns with chunk")
-    most: int = key(1024, count, "no larger batch is tried")
+    most: int | None = key(None, optional(count), "no larger batch is tried; none: 256 on a CPU, 65536 on a GPU")
     quick: bool = key(False, flag, "a small network, two normalizers, small batches, to see that it works")
     out: str = key("bench", text, OUT)
 

@@ -42,7 +42,7 @@ def draw(rows: Sequence[LoopRow], about: str) -> dict[str, bytes]:
 
 def _figure(rows: list[LoopRow], about: str) -> Figure:
     names = list(dict.fromkeys(row.name for row in rows))
-    batches = list(dict.fromkeys(row.batch for row in rows))
+    steps = sorted({row.images for row in rows})
     bars = BAR * len(names)
     height = TOP + LINES + GAP + bars + FOOT
     figure = Figure(figsize=(WIDTH, height))
@@ -57,7 +57,7 @@ def _figure(rows: list[LoopRow], about: str) -> Figure:
         left = SIDE + k * (half + SIDE)
         axes = figure.add_axes((left / WIDTH, 1 - (TOP + LINES) / height, half / WIDTH, LINES / height))
         _lines(axes, rows, names, styles, value, label)
-    _bars(figure, height, rows, names, batches, styles)
+    _bars(figure, height, rows, names, steps, styles)
     return figure
 
 
@@ -75,7 +75,8 @@ def _lines(axes: Axes, rows: list[LoopRow], names: list[str], styles: dict[str, 
     images = sorted({row.images for row in rows})
     axes.set_xlim(images[0] / 1.25, images[-1] * 1.25)
     ticks(axes.xaxis, images)
-    found = [getattr(row, value) for row in rows if math.isfinite(getattr(row, value))]
+    ends = (value, "over_plain_q25", "over_plain_q75") if value == "over_plain" else (value,)
+    found = [getattr(row, end) for row in rows for end in ends if math.isfinite(getattr(row, end))]
     if found:
         _round(axes, min(found), max(found))
     axes.set_xlabel("images of a step")
@@ -93,24 +94,25 @@ def _round(axes: Axes, low: float, high: float) -> None:
 
 
 def _bars(
-    figure: Figure, height: float, rows: list[LoopRow], names: list[str], batches: list[int], styles: dict[str, Style]
+    figure: Figure, height: float, rows: list[LoopRow], names: list[str], steps: list[int], styles: dict[str, Style]
 ) -> None:
-    """An axes per batch, a bar per loop, the parts of its step in the order of the table."""
+    """An axes per images of a step, a bar per loop, the parts of its step in the order of the table."""
     names_width = max(text_width(name, 7) for name in names) + 0.24
-    across = (WIDTH - names_width - 0.14 - 0.12 * (len(batches) - 1)) / len(batches)
+    across = (WIDTH - names_width - 0.14 - 0.12 * (len(steps) - 1)) / len(steps)
     longest = max(1.0, *(1 / row.over_plain for row in rows if math.isfinite(row.over_plain)))
-    for k, batch in enumerate(batches):
+    for k, images in enumerate(steps):
         left = names_width + k * (across + 0.12)
         box = (left / WIDTH, FOOT / height, across / WIDTH, BAR * len(names) / height)
         axes = figure.add_axes(box)
         for line, name in enumerate(names):
-            own = next((row for row in rows if (row.name, row.batch) == (name, batch)), None)
+            own = next((row for row in rows if (row.name, row.images) == (name, images)), None)
             if own is not None and math.isfinite(own.over_plain):
                 _bar(axes, line, own)
             if k == 0:
                 _name(axes, line, name, styles[name])
-        workers = rows[0].workers
-        axes.set_title(f"batch {batch}" + (f" × {workers}" if workers > 1 else ""), size=7.5, loc="left", pad=3)
+        workers = max(row.workers for row in rows)
+        title = f"{images} images" + (f", {images // workers} × {workers}" if workers > 1 else "")
+        axes.set_title(title, size=7.5, loc="left", pad=3)
         axes.set(xlim=(0, 1.03 * longest), ylim=(len(names) - 0.4, -0.6))
         axes.set_yticks([])
         axes.tick_params(axis="x", labelsize=6.5)
