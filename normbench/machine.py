@@ -172,6 +172,13 @@ def peak_memory_mib(where: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether it says so: CUDA's own error, Python's, the CPU allocator's, or cuDNN's way of saying it."""
+    words = str(error)
+    cpu = "DefaultCPUAllocator" in words or "can't allocate memory" in words
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or cpu or "CUDNN_STATUS_ALLOC_FAILED" in words
+
+
 @functools.cache  # of the code that runs, which a commit during the sweep does not change
 def _revision() -> str | None:
     """The checkout's commit, with ``+`` if files differ from it; None when installed from a wheel."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import signal
@@ -21,12 +22,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         words = sys.argv[1:] if argv is None else list(argv)
         settings = command.read(words)
         if settings is None:
-            print(command.help_text(), end="")
+            print(command.help_text(words), end="")
             return DONE
         # torch is imported from here on: whatever can be told without it has been told.
-        from normbench.bench import job
-
-        return DONE if job.run(settings, words) else FAILED
+        return DONE if _mode(settings).run(settings, words) else FAILED
     except NormbenchError as error:
         print(f"normbench: {one_line(error)}", file=sys.stderr)
         return BAD_COMMAND
@@ -41,6 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return STOPPED
 
 
+def _mode(settings: command.AnySettings) -> Any:
+    """The module whose ``run`` does it."""
+    return importlib.import_module(f"normbench.bench.{settings.word or 'units'}job")
+
+
 def _stop(signum: int, frame: Any) -> NoReturn:
     """A polite kill ends the run as Ctrl-C does."""
     raise KeyboardInterrupt
@@ -50,6 +54,9 @@ if __name__ == "__main__":
     # As the sweep does it, since the costs told here are to be those of a sweep: OpenMP's threads spin for less time
     # while they wait. torch's import reads it.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    os.environ.setdefault(
+        "KINETO_LOG_LEVEL", "99"
+    )  # torch's profiler tells of each start, and of a GPU that is not there
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without × must not cost a run

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from normbench import memory, models, surgery
-from normbench.bench.command import Settings
+from normbench.bench.settings import Settings
 from normbench.errors import ConfigError
 from normbench.options import ArchOptions
 

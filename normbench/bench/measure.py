@@ -11,7 +11,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,10 +27,14 @@ LONG = 5  # times the least time: then few rounds are enough
 
 @dataclass(frozen=True)
 class Call:
-    """Something to be timed: ``backward`` is given what ``forward`` returns."""
+    """Something to be timed: ``backward`` is given what ``forward`` returns.
+
+    turn: what holds only while it is this one's turn, made ready and put back outside of the time.
+    """
 
     forward: Callable[[], Any]
     backward: Callable[[Any], object] | None = None
+    turn: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def __call__(self) -> None:
         made = self.forward()
@@ -65,22 +69,34 @@ class Samples:
     reason: str = ""
 
 
-def race(makers: Mapping[str, Callable[[], Call]], device: torch.device, rule: Rule) -> dict[str, Samples]:
+@dataclass(frozen=True)
+class Slice:
+    """How long a sample is at least: in seconds and in calls."""
+
+    seconds: float
+    calls: int
+
+
+def race(
+    makers: Mapping[str, Callable[[], Call]], device: torch.device, rule: Rule, slice_: Slice | None = None
+) -> dict[str, Samples]:
     """Samples of everyone. Who raises an error, when made or when called, has its message as a reason instead."""
+    least = slice_ or Slice(SAMPLE, 1)
     found = {name: Samples() for name in makers}
     calls: dict[str, Call] = {}
     with _no_collection():
         for name, make in makers.items():
             with _reasoned(found[name]):
                 calls[name] = make()
-                found[name].repeats = _repeats(calls[name], device)
+                with calls[name].turn():
+                    found[name].repeats = _repeats(calls[name], device, least)
         order, turns, start = random.Random(0), 0, time.perf_counter()
         while True:
             running = [name for name in calls if not found[name].reason]
             if not running or rule.enough(turns, time.perf_counter() - start):
                 return found
             for name in order.sample(running, len(running)):
-                with _reasoned(found[name]):
+                with _reasoned(found[name]), calls[name].turn():
                     total, forward = sample(calls[name], found[name].repeats, device)
                     found[name].seconds.append(total)
                     found[name].forward.append(forward)
@@ -115,15 +131,15 @@ def sample(call: Call, repeats: int, device: torch.device) -> tuple[float, float
     return (time.perf_counter() - begin) / repeats, forward / repeats
 
 
-def _repeats(call: Call, device: torch.device) -> int:
+def _repeats(call: Call, device: torch.device, least: Slice) -> int:
     """How many calls make a sample. The first call, in which kernels are compiled, is not counted."""
     call()
     once = math.inf
     for _ in range(3):
         once = min(once, sample(call, 1, device)[0])
-        if once > SAMPLE:
+        if once > least.seconds:
             break
-    return max(1, min(MOST_REPEATS, math.ceil(SAMPLE / max(once, 1e-7))))
+    return max(least.calls, min(MOST_REPEATS, math.ceil(least.seconds / max(once, 1e-7))))
 
 
 def _wait(device: torch.device) -> None:

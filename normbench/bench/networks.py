@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from normbench import models, norms, surgery
 from normbench.bench.cases import CLASSES, DTYPE, FORMAT, ITEM_BYTES
-from normbench.bench.command import Settings
 from normbench.bench.contestants import Contestant
 from normbench.bench.measure import Call, Rule, race
 from normbench.bench.memory import kept_mib, state_mib
 from normbench.bench.results import Row, measures
+from normbench.bench.settings import Settings
 from normbench.bench.statistics import BASELINE
 from normbench.options import ArchOptions
 from normbench.step import classification_loss

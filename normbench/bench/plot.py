@@ -21,8 +21,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter
 
 from normbench.bench.results import Row
+from normbench.bench.sheet import two
 from normbench.bench.statistics import BASELINE, COPY, geo_mean
-from normbench.bench.table import STEPS_TITLE, UNITS_TITLE, two
+from normbench.bench.table import STEPS_TITLE, UNITS_TITLE
 from normbench.report.canvas import shortened, text_width
 from normbench.report.look import COLOURS, FONT, GRID, QUIET, ticks
 
@@ -49,10 +50,11 @@ def draw(rows: Sequence[Row], about: str, *, steps: bool = False) -> dict[str, b
         matplotlib.rcdefaults()  # a user's own style would change the bytes
         matplotlib.rcParams.update(FONT)
         figure = _figure([row for row in rows if row.measured], about, steps)
-        return {kind: _bytes(figure, kind) for kind in ("png", "svg")}
+        return {kind: picture(figure, kind) for kind in ("png", "svg")}
 
 
-def _bytes(figure: Figure, kind: str) -> bytes:
+def picture(figure: Figure, kind: str) -> bytes:
+    """The file, the same bytes every time."""
     data = io.BytesIO()
     figure.savefig(data, format=kind, dpi=200, metadata={"Software": None} if kind == "png" else {"Date": None})
     return data.getvalue()

@@ -1,11 +1,11 @@
-"""Rows of what was measured, and the files that are left."""
+"""Rows of what was measured, and the CSV of these and of every other mode's."""
 
 from __future__ import annotations
 
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -92,10 +92,10 @@ def measures(name: str, samples: Mapping[str, Samples]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def to_csv(rows: Iterable[Row]) -> str:
-    """Tidy: one line per row, five digits, nothing where there is no number."""
+def to_csv(rows: Sequence[Any]) -> str:
+    """Tidy: one line per row, all dataclasses of one kind; five digits, nothing where there is no number."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, [f.name for f in fields(Row)], lineterminator="\n")
+    writer = csv.DictWriter(text, [f.name for f in fields(rows[0])], lineterminator="\n")
     writer.writeheader()
     for row in rows:
         writer.writerow({key: _cell(value) for key, value in asdict(row).items()})

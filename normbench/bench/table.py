@@ -8,13 +8,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
-from rich.table import Table as RichTable
 from rich.text import Text
 
 from normbench.bench.results import Row
+from normbench.bench.sheet import NOTHING, piped, show, show_notes, two
 from normbench.bench.statistics import BASELINE, COPY, Summary, summarize
 
-NOTHING = "–"
 UNSTEADY = 1.3  # third quartile over first
 UNITS_TITLE = "Forward and backward of each unit with its activation: time over nn.BatchNorm2d + ReLU"
 KEPT_NOTE = "kept: what the forward holds on to for the backward; state: parameters and buffers"
@@ -52,39 +51,24 @@ class Table:
 
     def _markdown_parts(self) -> Iterator[str]:
         if self.steps:
-            yield from _piped(*self._step_table())
+            yield from piped(*self._step_table())
         else:
             yield "Geometric mean over all shapes and batches (and the largest) of the medians over rounds. Of all the"
             yield "network's sites together: time, and memory that the forward keeps for the backward."
             yield ""
-            yield from _piped(*self._short())
+            yield from piped(*self._short())
             for column in range(len(self.columns)):
                 yield from (f"### {self.columns[column]}", "")
-                yield from _piped(*self._full(column))
+                yield from piped(*self._full(column))
         yield from (f"- {note}" for note in self.notes)
 
     def show(self, console: Console) -> None:
-        """On the terminal; where there is none, as wide as it wants to be."""
-        header, lines = self._step_table() if self.steps else self._short()
-        grid = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="none")
-        for k, word in enumerate(header):
-            grid.add_column(word, justify="left" if k == 0 else "right", overflow="fold")
-        for line in lines:
-            grid.add_row(*(Text(cell, style="dim" if cell == NOTHING else "") for cell in line))
+        """On the terminal, the short one."""
         console.print(Text(self.title, style="bold"), soft_wrap=True)
-        if console.is_terminal:
-            console.print(grid)
-        else:  # a log or a pipe has no width: nothing there may be cut
-            wide = Console(width=400, highlight=False)
-            with wide.capture() as captured:
-                wide.print(grid)
-            console.print(
-                "\n".join(line.rstrip() for line in captured.get().splitlines()), soft_wrap=True, markup=False
-            )
+        show(console, *(self._step_table() if self.steps else self._short()))
         if not self.steps:
             console.print("geometric mean over shapes and batches (and the largest)", style="dim", soft_wrap=True)
-        for note in self.notes:
-            console.print(Text(note, style="dim"), soft_wrap=True)
+        show_notes(console, self.notes)
 
     def _short(self) -> tuple[list[str], list[list[str]]]:
         header = ["", *self.columns, "largest at"]
@@ -159,11 +143,6 @@ def make(rows: Sequence[Row], notes: Sequence[str], about: str, *, steps: bool =
     )
 
 
-def two(value: float) -> str:
-    """Two digits behind the point below ten, as ratios want it."""
-    return f"{value:.2f}" if value < 9.995 else f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
-
-
 def _unsteady(rows: Sequence[Row]) -> list[str]:
     """A machine at other work shows in the baseline's own spread: then few rounds are not to be trusted."""
     spread = {row.case[1:]: row.q75_ms > UNSTEADY * row.q25_ms for row in rows if row.name == BASELINE and row.measured}
@@ -195,11 +174,3 @@ def _brief(cell: Summary | None) -> str:
 
 def _place(row: Row | None) -> str:
     return f"{row.place} {row.column}" if row else NOTHING
-
-
-def _piped(header: list[str], lines: list[list[str]]) -> Iterator[str]:
-    yield "| " + " | ".join(header) + " |"
-    yield "|:---|" + "---:|" * (len(header) - 1)
-    for line in lines:
-        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |"
-    yield ""

@@ -27,13 +27,14 @@ WORDS = {
 def of_exception(error: BaseException, last: Mapping[str, Any]) -> Result:
     """Status, reason, how far the cell came (``last``: its last row), and where it failed."""
     from normbench.errors import one_line
+    from normbench.machine import out_of_memory
     from normbench.meter import DivergedError, StoppedError
 
     if isinstance(error, DivergedError):
         return {"status": "diverged", "reason": str(error), **error.reached}
     if isinstance(error, StoppedError):
         return {"status": "interrupted", "reason": str(error), **error.reached}
-    status = "oom" if _out_of_memory(error) else "error"
+    status = "oom" if out_of_memory(error) else "error"
     text = "".join(traceback.format_exception(error))
     reason = f"{type(error).__name__}: {one_line(error)}"[:500]
     return {"status": status, "reason": reason, **reached(last), "traceback": text}
@@ -42,15 +43,6 @@ def of_exception(error: BaseException, last: Mapping[str, Any]) -> Result:
 def reached(last: Mapping[str, Any]) -> Result:
     """How far a cell came, by the last row of it."""
     return {"epoch": last.get("epoch"), "step": last.get("step"), "last_loss": last.get("train_loss")}
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """CUDA's own error, Python's, the CPU allocator's, and cuDNN's way of saying it."""
-    import torch
-
-    words = str(error)
-    cpu = "DefaultCPUAllocator" in words or "can't allocate memory" in words
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or cpu or "CUDNN_STATUS_ALLOC_FAILED" in words
 
 
 def of_process(status: int, out_of_memory: bool, log: str = "") -> Result:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from normbench import norms
-from normbench.bench import cases, contestants, job, units
+from normbench.bench import cases, contestants, units, unitsjob
 from normbench.bench.cases import Case, Shape
 from normbench.bench.contestants import EXTRA, Place
 from normbench.bench.measure import Rule
@@ -143,7 +143,7 @@ def test_a_stop_keeps_what_was_measured(
             raise KeyboardInterrupt
         return measured(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(job.units, "measure", stops)
+    monkeypatch.setattr(unitsjob.units, "measure", stops)
     assert bench(ONE, "norm=bn", "batch=2,4", "peers=false") == 130
     assert len(rows()) == 2 * 3
     assert "stopped before all was measured" in (tmp_path / "bench" / "summary.md").read_text()
@@ -155,7 +155,7 @@ def test_a_plot_that_cannot_be_drawn_costs_nothing_else(
     def broken(*args: object, **kwargs: object) -> None:
         raise RuntimeError("no ink")
 
-    monkeypatch.setattr(job.plot, "draw", broken)
+    monkeypatch.setattr(unitsjob.plot, "draw", broken)
     assert bench(ONE, "norm=bn", "batch=2", "dtype=float32", "peers=false") == 0
     assert (tmp_path / "bench" / "summary.md").exists()
     assert "no ink" in capsys.readouterr().out

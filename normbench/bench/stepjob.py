@@ -1,0 +1,81 @@
+"""One run of ``step``: the cells checked, raced a batch at a time; the files and the table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from normbench.bench import loops, ours, outcome, stepplot, steptable
+from normbench.bench.loops import LoopRow, Round
+from normbench.bench.measure import Rule
+from normbench.bench.outcome import Files
+from normbench.bench.plainloop import Source
+from normbench.bench.progress import Bar
+from normbench.bench.settings import StepSettings
+from normbench.train import net_size
+
+FILES = Files("step", "step", "step")
+
+
+def run(settings: StepSettings, words: Sequence[str]) -> bool:
+    """Measure and write; whether anything was measured. What was measured is written when the run is stopped, too."""
+    device = outcome.prepared(settings.device, settings.threads)
+    rounds = list(_rounds(settings))
+    base = rounds[0].base
+    source = Source(base.cell, net_size(base.cell, base.description))
+    result = outcome.begin(settings.out, device, words)
+    result.notes += _notes(settings, rounds, device)
+    rows: list[LoopRow] = []
+    try:
+        with Bar(result.console, len(rounds)) as bar:
+            for now in rounds:
+                bar.at(f"{settings.arch} batch={now.batch} workers={settings.workers}")
+                found = loops.measure(now, source, device, Rule(settings.rounds, settings.seconds))
+                rows += [replace(row, **result.facts) for row in found]
+                bar.advance(1)
+    except KeyboardInterrupt:
+        result.notes.append("stopped before all was measured")
+        raise
+    finally:
+        if rows:
+            result.write(
+                FILES,
+                rows,
+                lambda: steptable.make(rows, result.notes, result.told),
+                lambda: stepplot.draw(rows, result.told),
+            )
+    return any(row.measured and row.kind == "norm" for row in rows)
+
+
+def _rounds(settings: StepSettings) -> Iterator[Round]:
+    """Every batch, its cells checked. Raises UnknownName, ConfigError, DataError."""
+    check = ours.Checks()
+    shared: dict[str, Any] = {"data": settings.data, "root": settings.root, "memory_format": settings.memory_format}
+    shared |= {"amp": settings.amp, "device": settings.device}
+    for batch in settings.batch:
+        base = ours.cell(settings.arch, "bn", batch * settings.workers, **shared)
+        cells = [
+            ours.cell(settings.arch, norm, batch, workers=settings.workers, **shared)
+            for norm in ours.chosen(settings.norm)
+        ]
+        yield Round(check(base), [check(cell) for cell in cells], settings.loaders)
+
+
+def _notes(settings: StepSettings, rounds: Sequence[Round], device: torch.device) -> list[str]:
+    """What a reader must know of both loops."""
+    pinned = ", pinned memory, non_blocking" if device.type == "cuda" else ""
+    loaders = f"{settings.loaders} loader processes" if settings.loaders else "no loader process"
+    notes = [
+        f"{loops.PLAIN}: DataLoader with {loaders}{pinned}, torchvision's transforms on uint8 tensors, nn.BatchNorm2d, "
+        "SGD at torch's defaults, the loss read at every step; its loaders stand still while others are timed",
+        f"{loops.BASELINE}: the untouched network in our loop, at batch × workers images; ratio: over its time",
+        "both loops run in one process, so the memory that is kept for the next tensor favours the plain loop too",
+        "shares: of steps under torch's profiler, which slows small operators down",
+    ]
+    alone = [one.cell.norm.name for one in rounds[0].cells if one.at_once < settings.workers]
+    if alone:
+        notes.append(f"workers one by one, {settings.workers} forwards a step: {', '.join(alone)}")
+    return notes
