@@ -226,3 +226,17 @@ def test_what_cannot_be_prepared_says_so(copies, tmp_path):
     shutil.copytree(copies / "both", tmp_path / "domains" / "one")
     with pytest.raises(DataError, match="is a prepared copy; expected the domain's own pictures"):
         describe(DataOptions("domains", root=str(tmp_path / "domains")))
+
+
+def test_a_sweep_on_a_copy_end_to_end(sweep, results, source, copies, tmp_path, capsys):
+    words = ("norm=bn", "arch=resnet8", "arch.size=16", "data=imagenet", "data.loaders=0", "batch=4", "steps=2")
+    named = (f"data.prepared={copies / 'both'}", "device=cpu", "name=copy")
+    assert sweep(*words, *named, f"data.root={source}") == 0
+    (row,) = results("copy")
+    assert (row["status"], row["data"]) == ("ok", "imagenet")
+    assert sweep(*words, *named, "plan=true") == 0  # the same cell, without its source
+    assert "1 done" in capsys.readouterr().out
+    changed = shutil.copytree(source, tmp_path / "changed")
+    (changed / "train/ant/0.JPEG").unlink()
+    assert sweep(*words, *named, f"data.root={changed}") == 2
+    assert "does not match its source" in capsys.readouterr().err
