@@ -24,9 +24,10 @@ from normbench.options import AUTO, ArchOptions, DataOptions, EvalOptions, Recip
 VERSION = 1
 AMP = ("none", "bfloat16")
 MEMORY_FORMATS = ("contiguous", "channels_last")
-# Where the pictures lie and who decodes them cannot change a number; the fingerprint of the pictures stands in the id.
+# Where the pictures lie and how many processes decode them cannot change a number; the fingerprint of the pictures,
+# which tells a prepared copy from its originals and one way of decoding from another, stands in the id.
 NOT_IN_ID = {
-    "data": {"root", "download", "loaders"},
+    "data": {"root", "download", "prepared", "loaders", "decoder"},
     "recipe": {"source", "base_lr", "base_batch", "lr_rule", "epochs", "steps"},
 }
 # Options that are younger than the oldest ids: they count only where they are not what they were before they were.

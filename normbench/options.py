@@ -15,6 +15,7 @@ SCHEDULES = ("cosine", "step", "constant")
 LR_RULES = ("linear", "sqrt", "none")
 RAMPS = ("linear", "cosine")
 ANCHORS = ("zero", "one", "init")
+DECODERS = ("torchvision", "pillow", "cuda")
 AUTO = "auto"
 
 
@@ -61,7 +62,10 @@ class DataOptions:
     size: side in pixels that pictures are stored at; None: as they are, or the net's size when they are streamed.
     pad, flip: augmentation of in-memory pictures: zero-pad by ``pad`` and crop back; mirror at random.
     stream: read pictures from disk at every epoch; None: only if they do not fit in memory.
+    prepared: folder of a prepared copy that is read in place of ``root``; ``root``, if it is there, is what the copy is
+        compared with.
     loaders: processes that decode when streaming; None: one per core, shared out among slots and ranks.
+    decoder: of streamed pictures, and who crops and resizes them: see normbench/data/view.py.
     eval_batch: pictures of one evaluation forward.
     options: what else a user's own callable takes.
     """
@@ -77,7 +81,9 @@ class DataOptions:
     pad: int = 0
     flip: bool = False
     stream: bool | None = None
+    prepared: str | None = None
     loaders: int | None = None
+    decoder: str = "torchvision"
     eval_batch: int = 256
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -86,6 +92,7 @@ class DataOptions:
         at_least("data.size", self.size, 1)
         at_least("data.pad", self.pad, 0)
         at_least("data.loaders", self.loaders, 0)
+        one_of("data.decoder", self.decoder, DECODERS)
         at_least("data.eval_batch", self.eval_batch, 1)
         for name in ("valid", "tune"):
             if not 0 <= (got := getattr(self, name)) < 1:

@@ -16,7 +16,7 @@ from torch import nn
 
 from normbench import graph, machine, models, norms, surgery
 from normbench.cell import Cell
-from normbench.data import Description, describe
+from normbench.data import Description, check_decoder, describe
 from normbench.errors import ConfigError, InputError, NormbenchError, UnknownName, one_line
 from normbench.grid import Grid
 from normbench.options import DataOptions
@@ -79,6 +79,9 @@ class Preflight:
         self.mixed = len({item.cell.norm.name for item in grid.cells}) > 1
         for item in grid.cells:
             check_ranks(item.cell, grid.settings["ranks"])
+            # What device=auto will be on a cluster's node is not known here.
+            if item.cell.device != "auto" or grid.settings["launch"] == "local":
+                check_decoder(item.cell.data, machine.device(item.cell.device))
             found = self.check(item.cell, item.changed, store)
             planned.setdefault(found.cell_id, found)
         return _labelled(list(planned.values()))

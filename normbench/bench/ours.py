@@ -73,7 +73,7 @@ class Checks:
                 f"data={cell.data.name} has {description.train} to train on; take a smaller batch"
             )
         ahead.check_options(cell)
-        shapes = ahead.site_shapes(cell, description)
+        shapes, _ = ahead.outline(cell, description)
         ahead.check_wiring(cell, description)
         skip = ahead.skip_reason(cell, shapes)
         at_once = Step.workers_at_once(cell)

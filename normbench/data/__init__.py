@@ -3,16 +3,18 @@
 description.py          what the rest of normbench sees: Description, Pictures, Feed
 sources.py              a name → the pictures behind it
 digits official folder domains user     the kinds of source
-tree archive picture files      names → classes, archives, decoding
+tree listing archive picture files      names → classes, archives, decoding
+packs prepared prepare          a resized copy: its files, its checks, how it is made (and __main__, the command)
 arrays.py cache.py      decoded sets in memory, and on disk between runs
 split.py                limit, held-out share, our own splits
 tuned.py                a held-out share beside the test set
 share.py                the steps left of an epoch, and one rank's part of them
 memory.py stream.py     the two ways pictures are handed out
+view decode cut         how a streamed picture becomes pixels
 progress.py             what a person sees meanwhile
 """
 
 from normbench.data.description import Description, Feed, Pictures, feed
-from normbench.data.sources import describe, names, open_pictures
+from normbench.data.sources import check_decoder, describe, names, open_pictures
 
-__all__ = ["Description", "Feed", "Pictures", "describe", "feed", "names", "open_pictures"]
+__all__ = ["Description", "Feed", "Pictures", "check_decoder", "describe", "feed", "names", "open_pictures"]

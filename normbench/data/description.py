@@ -19,8 +19,8 @@ class Description:
     height, width: of a stored picture in pixels; None when streamed at the net's size, or not known yet.
     channels: as stored, 1 or 3; always handed out as 3.
     streamed: read from disk at every epoch.
-    fingerprint: of the content, 16 hex digits, the same wherever and however the pictures are stored;
-        empty when it cannot be known before the pictures are there (only with ``fetch=False``).
+    fingerprint: of the content, 16 hex digits, the same wherever and however the pictures are stored; of streamed ones
+        also of how they are decoded; empty when it cannot be known before they are there (only with ``fetch=False``).
     domains: what the training pictures are of, if they say; then labels to train on are class + classes · domain.
     """
 

@@ -15,7 +15,8 @@ import numpy as np
 
 from normbench.data import archive, arrays, folder
 from normbench.data.arrays import Arrays
-from normbench.data.folder import Listing
+from normbench.data.listing import Listing, sha256
+from normbench.data.prepared import is_copy
 from normbench.data.progress import Tick
 from normbench.data.tree import Tree
 from normbench.errors import DataError, UnknownName
@@ -43,6 +44,8 @@ def find(options: DataOptions, *, verify: bool = True, progress: Tick | None = N
         for i, (name, place) in enumerate(places.items()):
             tick = None if progress is None else (lambda share, i=i: progress((i + share) / len(places)))
             own = replace(options, root=str(place), stream=stream)
+            if is_copy(place):
+                raise DataError(f"{place}: is a prepared copy; expected the domain's own pictures; {EXPECTED}")
             found[name] = folder.find(own, verify=verify, progress=tick)
         return found
 
@@ -51,7 +54,7 @@ def find(options: DataOptions, *, verify: bool = True, progress: Tick | None = N
         found = parts(True)
     _check_classes(found, root)
     mark = [options.held_out, {name: part.fingerprint for name, part in found.items()}]
-    fingerprint = folder.sha256(json.dumps(mark))[:16]
+    fingerprint = sha256(json.dumps(mark))[:16]
     in_memory = {name: part for name, part in found.items() if isinstance(part, Arrays)}
     if in_memory:
         return _joined(in_memory, domains, root, fingerprint)

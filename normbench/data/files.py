@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from normbench.data.arrays import Arrays
 from normbench.data.picture import pixels
 from normbench.data.tree import Tree
 from normbench.errors import DataError
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 # Pictures a thread decodes at a time: enough that handing them over costs nothing beside it.
 BLOCK = 64
@@ -44,17 +48,33 @@ def content(data: bytes | Path, name: str) -> bytes:
 def decoded(sources: Iterable[Source], size: int | None) -> Iterator[tuple[str, np.ndarray]]:
     """(name, uint8 (H, W) or (H, W, 3)) of every source, in order. Raises DataError naming one that is damaged."""
 
-    def block(part: list[Source]) -> list[tuple[str, np.ndarray]]:
-        return [(name, pixels(content(data, name), name, size)) for name, data in part]
+    def decode(source: Source) -> tuple[str, np.ndarray]:
+        name, data = source
+        return name, pixels(content(data, name), name, size)
 
-    sources, waiting = iter(sources), deque[Future[list[tuple[str, np.ndarray]]]]()
-    with ThreadPoolExecutor(cores()) as pool:
-        while part := list(islice(sources, BLOCK)):
+    return in_order(decode, sources, cores())
+
+
+def in_order(work: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
+    """``work(item)`` of every item, in order; Pillow works without Python's lock, so threads do.
+
+    No more items are taken than keep the threads at work.
+    """
+
+    def block(part: list[T]) -> list[R]:
+        return [work(item) for item in part]
+
+    items, waiting = iter(items), deque[Future[list[R]]]()
+    pool = ThreadPoolExecutor(threads)
+    try:
+        while part := list(islice(items, BLOCK)):
             waiting.append(pool.submit(block, part))
-            if len(waiting) > 2 * cores():
+            if len(waiting) > 2 * threads:
                 yield from waiting.popleft().result()
         while waiting:
             yield from waiting.popleft().result()
+    finally:  # after an error or Ctrl-C nobody waits for what nobody wants
+        pool.shutdown(cancel_futures=True)
 
 
 def stacked(found: dict[str, np.ndarray], tree: Tree, where: str) -> Arrays:

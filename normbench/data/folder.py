@@ -2,46 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from normbench.data import archive, cache
+from normbench.data import archive, cache, prepared
 from normbench.data.arrays import Arrays
-from normbench.data.files import Source, content, decoded, stacked
+from normbench.data.files import decoded, stacked
+from normbench.data.listing import Listing, scan
 from normbench.data.picture import pixels
 from normbench.data.progress import Tick, shown
-from normbench.data.tree import EXPECTED, SPLITS, Tree, arrange, base
+from normbench.data.tree import EXPECTED, SPLITS, arrange
 from normbench.errors import ConfigError, DataError
 from normbench.options import DataOptions
 
 # Decoded bytes up to which a set is held in memory; a larger one is streamed.
 IN_MEMORY = 4 * 2**30
-
-
-@dataclass(frozen=True)
-class Listing:
-    """Pictures on disk, none decoded yet.
-
-    root: what the names in ``tree`` start from.
-    signature: of names, sizes and times; a cache made from another one does not count.
-    fingerprint: of names and sizes, for sets that are never decoded as a whole.
-    sizes: name → bytes.
-    """
-
-    root: Path
-    tree: Tree
-    sizes: Mapping[str, int]
-    signature: str
-    fingerprint: str
-
-
-# name → (bytes, time of the last change in ns)
-Stats = Mapping[str, tuple[int, int]]
 
 
 def find(
@@ -52,11 +30,20 @@ def find(
     verify: bool = True,
     progress: Tick | None = None,
 ) -> Arrays | Listing:
-    """The pictures at ``options.root``: decoded where they fit in memory, listed where they are to be streamed."""
-    root = rooted(options, expected)
-    if root.is_dir():
+    """The pictures at ``options.root``: decoded where they fit in memory, listed where they are to be streamed.
+
+    Those of a prepared copy where ``options.prepared`` names one, or ``options.root`` is one.
+    """
+    copy = Path(options.prepared).expanduser() if options.prepared else None
+    root = root_of(options) if copy else rooted(options, expected)
+    if copy and root.is_file():
+        raise ConfigError(f"data.root={root} with data.prepared: expected the folder that the copy was made from")
+    if copy or root.is_dir():
         try:
-            listing = scan(root, splits, expected)
+            if copy or prepared.is_copy(root):
+                listing = prepared.find(copy or root, root if copy else None, splits, expected)
+            else:
+                listing = scan(root, splits, expected)
         except OSError as error:
             raise DataError(
                 f"{error.filename}: cannot be listed ({error.strerror}); {expected}; change its permissions"
@@ -112,69 +99,21 @@ def open_listing(
     return cache.kept(listing.root, listing.signature, options.size, decode, verify=verify)
 
 
-def scan(root: Path, splits: Sequence[str], expected: str) -> Listing:
-    """List the pictures under ``root``, or under the one folder in it that has a train/."""
-    upper = sorted(name for name in os.listdir(root) if not name.startswith("."))
-    below = [f"{name}/train" for name in upper if (root / name / "train").is_dir()]
-    root = root / base([*upper, *below], str(root), expected)
-    stats: dict[str, tuple[int, int]] = {}
-    folders: list[str] = []
-    # The first split that is there is the one used: a second is not worth a walk.
-    evaluated = next((split for split in splits if (root / split).is_dir()), "")
-    for split in filter(None, ("train", evaluated)):
-        folders.append(split)
-        walk(root / split, f"{split}/", stats, folders)
-    return listed(root, arrange(stats, folders, str(root), splits, expected), stats)
-
-
-def walk(folder: Path, prefix: str, stats: dict[str, tuple[int, int]], folders: list[str]) -> None:
-    """Fill ``stats`` and ``folders`` with what lies below ``folder``, hidden things excepted; links are followed."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            name = prefix + entry.name
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                folders.append(name)
-                walk(Path(entry.path), f"{name}/", stats, folders)
-            elif entry.is_file():
-                status = entry.stat()
-                stats[name] = status.st_size, status.st_mtime_ns
-
-
-def listed(root: Path, tree: Tree, stats: Stats) -> Listing:
-    """A listing whose signature and fingerprint cover the pictures of ``tree``."""
-    names = sorted({*tree.train, *tree.test})
-    sizes = {name: stats[name][0] for name in names}
-    marks = "".join(f"{name} {size}\n" for name, size in sizes.items())
-    signs = "".join(f"{name} {size}\n{stats[name][1]}" for name, size in sizes.items())
-    # The labels too: the same files can be split anew.
-    signature, fingerprint = sha256(signs + "\n".join(tree.train)), sha256("\n".join(tree.classes) + marks)
-    return Listing(root, tree, sizes, signature, fingerprint[:16])
-
-
-def sha256(text: str) -> str:
-    """Hex digits of the SHA-256 of ``text``, in which file names may be any bytes."""
-    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
-
-
 def decoded_bytes(listing: Listing, size: int | None) -> int:
     """What ``listing`` would take in memory, judged by its first picture where no size is given."""
     tree = listing.tree
     first = tree.train[0]
-    one = 3 * size**2 if size else pixels(content(listing.root / first, first), first, None).size
+    one = 3 * size**2 if size else pixels(listing.shelf([first]).read(0), first, None).size
     return one * (len(tree.train) + len(tree.test))
 
 
 def from_files(listing: Listing, options: DataOptions, progress: Tick | None) -> Arrays:
     """Decode every picture of ``listing``."""
-    names = sorted({*listing.tree.train, *listing.tree.test})
-    found = {}
-    with shown(f"decoding {len(names)} pictures of {options.name} (kept for next time)", progress) as tick:
-        sources: Iterator[Source] = ((name, listing.root / name) for name in names)
-        for done, (name, picture) in enumerate(decoded(sources, options.size), 1):
+    found, total = {}, len(listing.tree.train) + len(listing.tree.test)
+    with shown(f"decoding {total} pictures of {options.name} (kept for next time)", progress) as tick:
+        for done, (name, picture) in enumerate(decoded(listing.sources(), options.size), 1):
             found[name] = picture
-            tick(done / len(names))
+            tick(done / total)
     return stacked(found, listing.tree, str(listing.root))
 
 

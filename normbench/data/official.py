@@ -22,7 +22,8 @@ import numpy as np
 
 from normbench.data import arrays, cache, split
 from normbench.data.arrays import Arrays, refuse_stream
-from normbench.data.folder import Listing, listed, open_listing, root_of, walk
+from normbench.data.folder import open_listing, root_of
+from normbench.data.listing import Listing, listed, walk
 from normbench.data.picture import one_line
 from normbench.data.progress import Tick
 from normbench.data.tree import Tree

@@ -10,7 +10,7 @@ import torch
 from normbench.data import digits, domains, folder, official, split, tuned, user
 from normbench.data.arrays import Arrays, refuse_stream
 from normbench.data.description import Description, Pictures
-from normbench.data.folder import Listing
+from normbench.data.listing import Listing, sha256
 from normbench.data.memory import InMemory
 from normbench.data.progress import Tick
 from normbench.data.tree import Tree
@@ -19,6 +19,8 @@ from normbench.options import DataOptions
 from normbench.targets import is_target
 
 IMAGENET = "expected train/<wnid>/*.JPEG and val/<wnid>/*.JPEG, as torchvision.datasets.ImageNet unpacks them"
+# Sets of which a prepared copy can be made.
+PREPARED = ("imagenet", "folder")
 IMAGENET_TRAIN, IMAGENET_TEST, IMAGENET_CLASSES = 1_281_167, 50_000, 1_000
 
 
@@ -62,6 +64,7 @@ def open_pictures(
         pictures = tuned.Tuned(*both)
         same(pictures.description, described)
         return pictures
+    check_decoder(options, torch.device(device))
     found = find(options, progress=progress)
     assert found is not None  # only a plan may leave the pictures where they are
     if isinstance(found, user.Own):
@@ -83,6 +86,7 @@ def open_pictures(
         crop=options.size,
         size=size,
         loaders=options.loaders,
+        decoder=options.decoder,
         device=device,
     )
 
@@ -111,6 +115,16 @@ def find(
             f"{error.filename or name}: cannot be read ({error.strerror or one_line(error)}); expected the pictures "
             f"of {name}; change its permissions, put it back, or give data.root=…"
         ) from error
+
+
+def check_decoder(options: DataOptions, device: torch.device) -> None:
+    """Raise ConfigError if ``data.decoder`` cannot work beside ``device``."""
+    if options.decoder == "cuda" and device.type != "cuda":
+        there = "" if torch.cuda.is_available() else ", and this machine has no CUDA device"
+        raise ConfigError(
+            f"data.decoder=cuda with device={device}{there}: expected device=cuda, whose GPU decodes; take "
+            "data.decoder=torchvision"
+        )
 
 
 def _check_tune(options: DataOptions) -> None:
@@ -163,6 +177,11 @@ def check(options: DataOptions) -> None:
             f"data.held_out: got {options.held_out!r}, but {options.name} has no domains; expected nothing; "
             "data=domains data.root=… reads pictures of several"
         )
+    if options.prepared is not None and options.name not in PREPARED:
+        raise ConfigError(
+            f"data.prepared: got {options.prepared!r}, but {options.name} cannot be prepared; expected nothing; "
+            f"it goes with data={' and data='.join(PREPARED)}"
+        )
     if options.options:
         option = next(iter(options.options))
         raise ConfigError(
@@ -174,9 +193,9 @@ def check(options: DataOptions) -> None:
 def imagenet(options: DataOptions, *, fetch: bool, verify: bool, progress: Tick | None) -> Arrays | Listing | None:
     """ImageNet in torchvision's layout: streamed unless that is refused. It cannot be fetched."""
     root = folder.root_of(options)
-    if not fetch and options.root is None and not root.exists():
+    if not fetch and options.root is None and options.prepared is None and not root.exists():
         return None  # a plan can be made before the pictures are there; a place that was named must be
-    if options.stream is None and not root.is_file():
+    if options.stream is None and (options.prepared is not None or not root.is_file()):
         options = replace(options, stream=True)
     return folder.find(options, splits=("val",), expected=IMAGENET, verify=verify, progress=progress)
 
@@ -194,11 +213,20 @@ def chosen(found: Arrays | Listing, options: DataOptions) -> tuple[Description, 
     train_at, test_at = split.choose(train_y, test_y, valid=options.valid, limit=options.limit, name=options.name)
     streamed, evaluated = isinstance(found, Listing), "valid" if options.valid else options.held_out or "test"
     C, H, W = shape
+    fingerprint = seen_as(found, options.decoder) if isinstance(found, Listing) else found.fingerprint
     description = Description(
-        options.name, set_.classes, len(train_at), len(test_at), evaluated, H, W, C, streamed, found.fingerprint,
+        options.name, set_.classes, len(train_at), len(test_at), evaluated, H, W, C, streamed, fingerprint,
         domains=set_.domains,
     )  # fmt: skip
     return description, train_at, test_at
+
+
+def seen_as(listing: Listing, decoder: str) -> str:
+    """The fingerprint of streamed pictures, by ``decoder``: what the network sees follows from both.
+
+    Pillow's is that of the files alone, as it was when there was no other decoder: what was recorded then stands.
+    """
+    return listing.fingerprint if decoder == "pillow" else sha256(f"{listing.fingerprint} {decoder}")[:16]
 
 
 def published(options: DataOptions) -> Description:

@@ -2,7 +2,8 @@
 
 Training: random resized crop (8 to 100 % of the area) and mirroring. Evaluation: shorter side to size · 256/224,
 centre crop. Normalised with ImageNet's mean and standard deviation, on the device. A picture's draws come from
-(seed, epoch, its index) alone, so they are the same for any number of loader processes and any batch.
+(seed, epoch, its index) alone, so they are the same for any number of loader processes and any batch. Which decoder
+and which resizing is ``data.decoder``: see view.py.
 """
 
 from __future__ import annotations
@@ -11,21 +12,20 @@ import multiprocessing
 import multiprocessing.context
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.transforms import v2
 
 from normbench.data import share
 from normbench.data.arrays import fit
 from normbench.data.description import Description
-from normbench.data.files import content, cores
-from normbench.data.folder import Listing
-from normbench.data.picture import read
+from normbench.data.files import cores
+from normbench.data.listing import Listing
+from normbench.data.packs import Shelf
+from normbench.data.view import View, decoded_on, views
 from normbench.errors import DataError
 
 # The side of ImageNet pictures where neither the data nor the net asks for one.
@@ -37,53 +37,25 @@ STD = (0.229, 0.224, 0.225)
 Wanted = tuple[int, int]
 
 
-class Names:
-    """Many strings in one block of bytes: a million of them reach a loader process in a fraction of a second."""
-
-    def __init__(self, names: list[str]) -> None:
-        encoded = [name.encode(errors="surrogateescape") for name in names]
-        self.block = b"".join(encoded)
-        self.ends = np.cumsum([0, *map(len, encoded)])
-
-    def __len__(self) -> int:
-        return len(self.ends) - 1
-
-    def __getitem__(self, i: int) -> str:
-        return self.block[self.ends[i] : self.ends[i + 1]].decode(errors="surrogateescape")
-
-
 @dataclass
-class Files(Dataset[tuple[Tensor, int] | str]):
-    """Picture i as uint8 (3, size, size) and its label; a message (str) where it cannot be read or decoded.
+class Files(Dataset[tuple[Any, int] | str]):
+    """What ``view`` makes of picture i, and its label; a message (str) where it cannot be read or decoded."""
 
-    sizes: of the files in bytes when they were listed; one of another size is another picture, or half of one.
-    """
-
-    root: Path
-    names: Names
-    sizes: np.ndarray
+    shelf: Shelf
     labels: np.ndarray
-    transform: v2.Transform
+    view: View
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.shelf)
 
-    def __getitem__(self, wanted: Wanted) -> tuple[Tensor, int] | str:
+    def __getitem__(self, wanted: Wanted) -> tuple[Any, int] | str:
         i, seed = wanted
-        path = self.root / self.names[i]
-        try:
-            data = content(path, self.names[i])
-            if len(data) != self.sizes[i]:
-                raise DataError(
-                    f"{path}: holds {len(data)} bytes, expected the {self.sizes[i]} it had when the pictures were "
-                    "listed; it has changed meanwhile; put it back, or start again"
-                )
-            image = read(data, str(path)).convert("RGB")
-        except DataError as error:
-            return str(error)  # an exception would come out of a loader process as a page of traceback
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return self.transform(image), int(self.labels[i])
+            try:
+                return self.view(self.shelf.read(i), self.shelf.where(i)), int(self.labels[i])
+            except DataError as error:
+                return str(error)  # an exception would come out of a loader process as a page of traceback
 
 
 class Batches(Sampler[list[Wanted]]):
@@ -99,13 +71,13 @@ class Batches(Sampler[list[Wanted]]):
         return len(self.batches)
 
 
-def collate(samples: list[tuple[Tensor, int] | str]) -> tuple[Tensor, Tensor] | str:
-    """uint8 (B, 3, size, size) and int64 (B,); the first message if there is one."""
+def collate(samples: list[tuple[Any, int] | str]) -> tuple[Any, Tensor] | str:
+    """uint8 (B, 3, size, size), or what is still to be decoded, and int64 (B,); the first message if there is one."""
     for sample in samples:
         if isinstance(sample, str):
             return sample
     x, y = zip(*samples, strict=True)
-    return torch.stack(x), torch.tensor(y)
+    return torch.stack(x) if isinstance(x[0], Tensor) else list(x), torch.tensor(y)
 
 
 class Streamed:
@@ -115,6 +87,7 @@ class Streamed:
     ``description.split`` is ``valid``.
     crop: side in pixels that pictures are cropped to.  size: that they are handed out at (None: as cropped).
     loaders: processes that decode; None: one per core, shared out among the ranks; 0: this process.
+    decoder: see view.py.
     """
 
     def __init__(
@@ -127,6 +100,7 @@ class Streamed:
         crop: int | None,
         size: int | None,
         loaders: int | None,
+        decoder: str,
         device: torch.device | str,
     ) -> None:
         self.description, self.num_classes = description, len(description.classes)
@@ -138,12 +112,10 @@ class Streamed:
         self.train_at = train_at
         self.count = len(test_at)
         seen = [names[i] for i in test_at]
-        train, test = Names([*tree.train]), Names(seen)
+        train, test = views(decoder, crop)
         self.loaders = loaders
-        self.training = self.loader(Files(listing.root, train, sizes(listing, tree.train), tree.train_y, augment(crop)))
-        self.testing = self.loader(
-            Files(listing.root, test, sizes(listing, seen), labels[test_at] % self.num_classes, centre(crop))
-        )
+        self.training = self.loader(Files(listing.shelf(tree.train), tree.train_y, train))
+        self.testing = self.loader(Files(listing.shelf(seen), labels[test_at] % self.num_classes, test))
         self.mean = torch.tensor(MEAN).mul(255).view(1, 3, 1, 1).to(device)
         self.std = torch.tensor(STD).mul(255).view(1, 3, 1, 1).to(device)
 
@@ -198,8 +170,10 @@ class Streamed:
         for found in loader:
             if isinstance(found, str):
                 raise DataError(found)
-            x, y = (part.to(self.device, non_blocking=True) for part in found)
-            yield self.normalised(x), y
+            x, y = found
+            if not isinstance(x, Tensor):
+                x = decoded_on(self.device, x)
+            yield self.normalised(x.to(self.device, non_blocking=True)), y.to(self.device, non_blocking=True)
 
     def normalised(self, x: Tensor) -> Tensor:
         """uint8 (B, 3, crop, crop) as float32 (B, 3, H, W) at ``size``."""
@@ -207,21 +181,6 @@ class Streamed:
         if self.size is not None:
             x = fit(x, self.size)
         return (x - self.mean).div_(self.std)
-
-
-def sizes(listing: Listing, names: Sequence[str]) -> np.ndarray:
-    """Bytes of the files ``names`` when they were listed. int64 (N,)."""
-    return np.fromiter((listing.sizes[name] for name in names), dtype=np.int64, count=len(names))
-
-
-def augment(crop: int) -> v2.Transform:
-    """The training transform: PIL picture to uint8 (3, crop, crop)."""
-    return v2.Compose([v2.RandomResizedCrop(crop, antialias=True), v2.RandomHorizontalFlip(), v2.PILToTensor()])
-
-
-def centre(crop: int) -> v2.Transform:
-    """The evaluation transform: PIL picture to uint8 (3, crop, crop)."""
-    return v2.Compose([v2.Resize(round(crop * 256 / 224), antialias=True), v2.CenterCrop(crop), v2.PILToTensor()])
 
 
 def context() -> multiprocessing.context.BaseContext:

@@ -39,6 +39,10 @@ def find(options: DataOptions) -> Arrays | Own:
         raise DataError(
             f"{options.name}: raised {type(error).__name__} ({' '.join(str(error).split())}); {EXPECTED}"
         ) from error
+    if options.prepared is not None:
+        raise ConfigError(
+            f"data.prepared: got {options.prepared!r}, but {options.name} chooses its own pictures; expected nothing"
+        )
     if options.held_out is not None:
         raise ConfigError(
             f"data.held_out: got {options.held_out!r}, but {options.name} chooses its own pictures; expected nothing"

@@ -11,7 +11,7 @@ from data_files import CLASSES, encoded, noise, one_line, pack, write_tree
 
 from normbench.data import describe, open_pictures
 from normbench.data.domains import find
-from normbench.data.folder import Listing
+from normbench.data.listing import Listing
 from normbench.errors import ConfigError, DataError, UnknownName
 from normbench.options import DataOptions
 

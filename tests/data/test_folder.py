@@ -11,7 +11,7 @@ from PIL import Image
 
 from normbench.data import cache, folder, open_pictures, split
 from normbench.data.arrays import Arrays
-from normbench.data.folder import Listing
+from normbench.data.listing import Listing
 from normbench.errors import ConfigError, DataError
 from normbench.options import DataOptions
 

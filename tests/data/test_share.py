@@ -10,7 +10,7 @@ import pytest
 import torch
 from data_files import pack, write_tree
 
-from normbench.data import Description, open_pictures, share, stream
+from normbench.data import Description, open_pictures, packs, share, stream
 from normbench.errors import ConfigError, DataError
 from normbench.options import DataOptions
 
@@ -206,8 +206,8 @@ def test_what_is_left_out_is_not_read(tmp_path, monkeypatch, loaders, asked):
     pictures = open_pictures(options, size=SIDE, device="cpu")
     alone = open_pictures(DataOptions("imagenet", root=str(root), loaders=0), size=SIDE, device="cpu")
     read: list[Path] = []
-    content = stream.content
-    monkeypatch.setattr(stream, "content", lambda path, name: (read.append(path), content(path, name))[1])
+    content = packs.content
+    monkeypatch.setattr(packs, "content", lambda path, name: (read.append(path), content(path, name))[1])
     expected = list(alone.train(seed=0, epoch=0, batch=4, **asked))
     rank, ranks = asked.get("rank", 0), asked.get("ranks", 1)
     tested = list(alone.test(2, rank=rank, ranks=ranks))

@@ -12,7 +12,8 @@ from torchvision.transforms.v2 import functional as TF
 
 from normbench.data import describe, open_pictures
 from normbench.data.description import Pictures
-from normbench.data.stream import MEAN, STD, Names
+from normbench.data.packs import Names
+from normbench.data.stream import MEAN, STD
 from normbench.errors import DataError
 from normbench.options import DataOptions
 
