@@ -23,7 +23,7 @@ from normbench.errors import ConfigError
 from normbench.norms import get
 
 FILES = Files("fit", "fit", "fit")
-MOST = {"cpu": 256}  # the largest batch tried, unless one is given
+MOST = {"cpu": 256}  # images of one forward at most, unless a number is given
 MOST_ELSEWHERE = 65536
 PICTURES = 10**9  # as many as any step takes
 PEAK = {"cuda": "the peak of the tensors"}
@@ -79,7 +79,8 @@ class Finder:
         known: dict[str, Any] = {}
         if alone and alone.batch:
             known = {"first": alone.batch // at_once, "each": alone.each * at_once if alone.each > 0 else 0.0}
-        return largest(partial(self._peak, question), self.limit, most=self.most, least=least, **known), at_once
+        most = max(least, self.most // at_once)
+        return largest(partial(self._peak, question), self.limit, most=most, least=least, **known), at_once
 
     def _peak(self, question: Question, batch: int) -> float:
         checked = self.checked(question, batch)
@@ -99,7 +100,7 @@ def run(settings: FitSettings, words: Sequence[str]) -> bool:
     peak = PEAK.get(device.type, PEAK_ELSEWHERE)
     result.notes.append(
         f"limit: {finder.limit:.0f} MiB for {peak}, over {trial.STEPS} steps of noise at {settings.size} px; the data "
-        f"set comes on top; no batch above {finder.most} was tried"
+        f"set comes on top; no forward of more than {finder.most} images was tried"
     )
     rows: list[FitRow] = []
     try:

@@ -130,7 +130,7 @@ class FitSettings:
 
     arch: str = key("resnet20", text, "the network")
     size: int = key(32, count, "the side of its pictures")
-    norm: tuple[str, ...] = key(("all",), names, NORMS)
+    norm: tuple[str, ...] = key(("bn", "gn", "bgn", "frn"), names, NORMS)
     device: str = key("auto", text, DEVICE)
     threads: int | None = key(None, optional(count), THREADS)
     memory_format: str = key("contiguous", choice(*FORMATS), "layout of pictures and maps")
@@ -143,7 +143,7 @@ class FitSettings:
     )
     workers: int = key(8, count, "groups of a batch in one step, for the columns with workers")
     chunk: int = key(1, count, "of them in one forward, for the columns with chunk")
-    most: int | None = key(None, optional(count), "no larger batch is tried; none: 256 on a CPU, 65536 on a GPU")
+    most: int | None = key(None, optional(count), "images of one forward at most; none: 256 on a CPU, 65536 on a GPU")
     quick: bool = key(False, flag, "a small network, two normalizers, small batches, to see that it works")
     out: str = key("bench", text, OUT)
 

@@ -1,6 +1,6 @@
 """One try of ``fit``: real training steps at a batch, and the memory they took at their peak.
 
-On a CPU in a process of its own, forked from a server that has torch imported and has done nothing else, so that the
+On a CPU in a process of its own, forked from a server that has imported torch and done nothing else, so that the
 peak is this try's alone: all that the process ever held, torch itself included, as a sweep's peak_memory_mib counts it.
 On a GPU in this process, which gives all memory back between tries: the tensors' peak.
 """
@@ -23,6 +23,7 @@ from normbench.bench import ours
 from normbench.bench.ours import Checked
 from normbench.errors import one_line
 
+KERNELS = "normbench.norms.cpu"  # imported before the fork too, so that every try has them, and soon
 STEPS = 3  # the optimizer has its state from the second on; the third finds the memory that these leave
 # A process that takes so many times the limit is not let go on: a machine must not swap for a try.
 GUARD, ITS_OWN = 1.5, 4096  # MiB that libraries and threads reserve and never touch
@@ -84,7 +85,7 @@ def _emptied(device: torch.device) -> None:
 
 def _in_child(asked: Try, device: torch.device) -> float:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload([__name__, KERNELS])
     receive, send = context.Pipe(duplex=False)
     child = context.Process(target=_child, args=(asked, device, send), daemon=True)
     child.start()

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from normbench.bench import breakdown, loops, ours
+from normbench.bench import breakdown, loops, ours, stepplot, steptable
 from normbench.bench.plainloop import PlainLoop, Source
 from normbench.bench.statistics import BASELINE
 from normbench.data import open_pictures
@@ -28,6 +28,7 @@ SMALL = ("step", "arch=resnet8", "data=digits", "rounds=2")
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loops, "SLICE", 0.0)
+    monkeypatch.setattr(loops, "WARM_UP", 1)
 
 
 @pytest.fixture
@@ -145,6 +146,19 @@ def test_backward_operators_belong_to_what_their_forward_was_called_by() -> None
     assert breakdown.by_operator(events) == {
         "data": 2, "convolution": 256, "norm": 4 + 8 + 32 + 64, "optimizer": 512, "other": 16 + 128, "python": 1,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("batches", [(2,), (2, 8)])
+def test_a_plot_of_whatever_was_measured(batches: tuple[int, ...]) -> None:
+    """One batch or several; not profiled; the plain loop failed, so that there is nothing to compare with."""
+    row = loops.LoopRow("bn", "norm", "resnet8", "noise", 2, 4, 8, 1, "contiguous", "none", 0, median_ms=8.0)
+    over = {"images_per_s": 100.0, "over_plain": 2.0, "over_plain_q25": 1.9, "over_plain_q75": 2.2, "ratio": 1.0}
+    alone = [replace(row, batch=batch, images=4 * batch, images_per_s=50.0 * batch) for batch in batches]
+    for rows in (alone, [replace(one, **over) for one in alone], [*alone, replace(row, median_ms=float("nan"))]):
+        found = stepplot.draw(rows, "here")
+        assert found["png"].startswith(b"\x89PNG")
+        assert b"</svg>" in found["svg"]
+        steptable.make(rows, [], "here").markdown()
 
 
 def test_kernels_are_told_apart_by_name() -> None:
