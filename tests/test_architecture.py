@@ -26,6 +26,7 @@ FLOORS = [
     {"optimize", "evaluate", "step", "meter", "weighing"},
     {"train", "rehearse"},
     {"choices"},
+    {"steptime"},
     {"grid"},
     {"preflight"},
     {"progress"},
