@@ -45,7 +45,7 @@ COMMAND = (sys.executable, "-m", "normbench.sweep")
 def shared_mib() -> float:
     """MiB that a small cell at work shares with the fork server: the second, which finds all imported that is."""
     words = ("norm=bn", "batch=2", "data=pictures.py:load", "steps=2600", "seed=0,1", "name=shared")
-    process = subprocess.Popen([*COMMAND, *words], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([*COMMAND, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     found: Sequence[Path] = ()
     while not found and process.poll() is None:
         time.sleep(0.1)
