@@ -1,39 +1,30 @@
 """What ``auto`` comes to: memory format, bfloat16 and threads, measured once and then the same for every normalizer.
 
     runs/<name>/.choices/<arch>-<images>-<mark>.json   what was chosen for a sweep's cells: made once, then it stands
-    ~/.cache/normbench/choices/<mark>.json             the same by machine, for the sweeps to come
 
 What is measured are whole training steps of the untouched network, with nn.BatchNorm2d, so that no normalizer's own
-speed decides for the others. A question of format has one answer in a sweep, wherever its cells run; one of threads has
-one for each number of cores that a process may have, for it changes no number.
+speed decides for the others (steptime.py). A question of format has one answer in a sweep, wherever its cells run; one
+of threads has one for each number of cores that a process may have, for it changes no number.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 import json
 import os
-import random
-import statistics
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from normbench import machine, models
 from normbench.cell import AMP, MEMORY_FORMATS, Cell
 from normbench.data import Description
-from normbench.errors import StoreError, one_line
-from normbench.files import cache_folder, read_json, temporary, write_json
+from normbench.errors import StoreError
+from normbench.files import read_json, temporary, write_json
 from normbench.options import AUTO
-from normbench.step import classification_loss
-from normbench.train import fed_size, picture_size
+from normbench.train import fed_size
 
 SCHEMA = 1
 FOLDER = ".choices"
@@ -43,8 +34,6 @@ THREADS = "threads"
 # Times within this share of the best are equal, and then the plainest wins. bfloat16 changes numbers: it must be faster
 # by the second share at least.
 TIE, CLEARLY = 0.03, 0.10
-# Seconds for all candidates together, rounds at the least, and rounds that are not counted.
-SECONDS, LEAST, WARM_UP = 1.5, 3, 2
 
 Setting = dict[str, Any]
 
@@ -182,18 +171,6 @@ def path_in(folder: Path, question: Question) -> Path:
     return folder / FOLDER / f"{arch}-{question.images}-{question.mark()}.json"
 
 
-def path_of_cache(question: Question, threads: int, images: int) -> Path:
-    """Where the user's cache has it, for this machine, torch and as many threads; images: those of one process."""
-    where = {**machine_of(torch.device(question.device)), THREADS: threads}
-    return cache_folder() / "choices" / f"{question.mark(where, images)}.json"
-
-
-def machine_of(device: torch.device) -> dict[str, Any]:
-    """What times depend on."""
-    about = machine.provenance(device, 1)
-    return {key: about[key] for key in ("torch", "device", "machine", "processor", "cores")}
-
-
 def read(path: Path, question: Question) -> Choice | None:
     """The answer in a file; None if there is none. Raises StoreError for one that is damaged or answers another."""
     if not path.exists():
@@ -218,67 +195,3 @@ def keep(path: Path, question: Question, choice: Choice) -> Choice:
         except FileExistsError:
             return read(path, question) or choice
     return choice
-
-
-# Measuring, in a process of its own.
-
-
-def measure(cell: Cell, description: Description, question: Question, ranks: int = 1) -> Choice:
-    """Time the candidates on this process's threads, in turn; what cannot run is left out."""
-    device = machine.device(cell.device)
-    machine.seed(0)
-    net = models.build(cell.arch, num_classes=question.classes, picture_size=picture_size(cell, description))
-    images = max(1, question.images // ranks)
-    x = torch.randn(images, 3, *question.side, device=device)
-    y = torch.randint(question.classes, (images,), device=device)
-    threads, steps, why = torch.get_num_threads(), {}, ""
-    for setting in question.candidates():
-        try:
-            step = _stepper(net, x, y, setting, min(question.at_once, images), question.classes)
-            for _ in range(WARM_UP):
-                step()
-            steps[label(setting)] = step
-        except Exception as error:  # such as BatchNorm's for a single value, or no memory
-            why = why or f"it could not be measured: {type(error).__name__}: {one_line(error)[:200]}"
-    where = {**machine_of(device), THREADS: question.most or threads}
-    if not steps:
-        return Choice(question.candidates()[0], {}, where, why)
-    times = race(steps)
-    return Choice(choose(question.candidates(), times), times, where)
-
-
-def race(steps: Mapping[str, Callable[[], object]], seconds: float = SECONDS) -> dict[str, float]:
-    """Median milliseconds of each, called in turn, in another order every round."""
-    found: dict[str, list[float]] = {name: [] for name in steps}
-    until = time.perf_counter() + seconds
-    while min(map(len, found.values())) < LEAST or time.perf_counter() < until:
-        for name in random.sample(list(steps), len(steps)):
-            begun = time.perf_counter()
-            steps[name]()
-            found[name].append(1000 * (time.perf_counter() - begun))
-    return {name: statistics.median(times) for name, times in found.items()}
-
-
-def _stepper(
-    plain: nn.Module, x: torch.Tensor, y: torch.Tensor, setting: Setting, at_once: int, classes: int
-) -> Callable[[], object]:
-    """A training step of a copy of ``plain`` as the setting has it; with rate 0 every one does the same work."""
-    layout = torch.channels_last if setting.get("memory_format") == MEMORY_FORMATS[1] else torch.contiguous_format
-    half = setting.get("amp", AMP[0]) != AMP[0]
-    net = copy.deepcopy(plain).to(x.device).to(memory_format=layout).train()
-    update = torch.optim.SGD(net.parameters(), lr=0.0, momentum=0.9)
-
-    def step() -> float:
-        if THREADS in setting:
-            torch.set_num_threads(setting[THREADS])
-        update.zero_grad(set_to_none=True)
-        total = torch.zeros((), device=x.device)
-        for part, labels in zip(x.split(at_once), y.split(at_once), strict=True):
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
-                loss = classification_loss(net(part.contiguous(memory_format=layout)), labels, 0.0)
-            (loss * (len(part) / len(x))).backward()
-            total = total + loss.detach()
-        update.step()
-        return float(total)  # waits for the device
-
-    return step

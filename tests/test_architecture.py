@@ -27,6 +27,7 @@ FLOORS = [
     {"graph"},
     {"train", "rehearse"},
     {"choices"},
+    {"steptime"},
     {"grid"},
     {"preflight"},
     {"progress"},

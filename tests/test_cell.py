@@ -42,7 +42,7 @@ def identity(**changed: Any) -> str:
         ({"workers": 2, "chunk": 3}, "chunk: got 3, expected at most workers=2"),
         ({"lr": "fast"}, "lr: got 'fast' (text), expected a number"),
         ({"memory_format": "channel_last"}, "did you mean 'channels_last'?"),
-        ({"amp": "fp16"}, "amp: got 'fp16', expected true or false, or none or bfloat16"),
+        ({"amp": "fp16"}, "amp: got 'fp16', expected true or false, or none, bfloat16 or auto"),
         ({"bacth": 8}, "Did you mean 'batch'?"),
         ({"recipe": {"weight_deacy": 0.1}}, "Did you mean 'recipe.weight_decay'?"),
         ({"recipe": {"schedule": "cosin"}}, "did you mean 'cosine'?"),

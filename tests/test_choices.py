@@ -1,13 +1,11 @@
-"""What auto comes to: the rule, the questions, the files, and a measurement."""
+"""What auto comes to: the rule, the questions, the files."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from normbench import choices, grid
 from normbench.cell import Cell
@@ -108,24 +106,3 @@ def test_an_answer_is_kept_once_and_what_is_damaged_or_foreign_is_said(digits: D
         path.write_text(broken)
         with pytest.raises(StoreError, match="damaged, or answers another question"):
             choices.read(path, asked)
-
-
-def test_candidates_are_timed_on_the_untouched_network(digits: Description, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choices, "SECONDS", 0.0)
-    threads = torch.get_num_threads()
-    found = choices.measure(cell(*AUTO, "batch=4", "workers=2", "chunk=1"), digits, question(digits, "batch=8"))
-    assert set(found.times_ms) == {choices.label(setting) for setting in question(digits).candidates()}
-    assert all(ms > 0 for ms in found.times_ms.values())
-    assert found.where["threads"] == threads
-    assert torch.get_num_threads() == threads
-
-
-def test_what_cannot_be_measured_is_the_plainest_with_the_reason(digits: Description) -> None:
-    """BatchNorm refuses a single value per channel."""
-    one = cell(*AUTO, "batch=1", "arch=resnet18", "arch.stem=imagenet", "norm=gn")
-    asked = choices.of_format(one, digits)
-    assert asked is not None
-    found = choices.measure(one, digits, asked)
-    assert found.values == choices.PLAIN
-    assert "more than 1 value per channel" in found.why
-    assert choices.Question.read(asked.plain()) == dataclasses.replace(asked, side=(8, 8))

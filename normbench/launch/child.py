@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from normbench import checkpoint, choices, machine, norms, surgery
+from normbench import checkpoint, choices, machine, norms, steptime, surgery
 from normbench.attempt import Attempt
 from normbench.cell import Cell
 from normbench.checkpoint import CheckpointError, Clock
@@ -155,7 +155,8 @@ def _answer(order: Order, parent: Parent) -> int:
     if order.threads is not None:
         torch.set_num_threads(order.threads)
     with machine.numerics(cell.deterministic, order.values, order.exactly):
-        parent.tell(choice=dataclasses.asdict(choices.measure(cell, description, question, order.ranks)))
+        choice, complaint = steptime.answer(cell, description, question, order.ranks)
+    parent.tell(choice=dataclasses.asdict(choice), complaint=complaint)
     return DONE
 
 

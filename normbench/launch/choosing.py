@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
+import json
+import os
+import select
+import signal
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,15 +14,17 @@ from typing import Any
 
 import torch
 
-from normbench import choices, machine
+from normbench import choices
 from normbench.attempt import writing
 from normbench.choices import Choice, Question
 from normbench.errors import StoreError
+from normbench.launch import forkserver
+from normbench.launch.order import Order
 from normbench.launch.places import Places
 from normbench.options import AUTO
 from normbench.preflight import Planned
 
-# Measures a question with a cell, on so many threads, in a process of its own; None: it was stopped.
+# Answers a question with a cell, on so many threads, in a process of its own; None: it was stopped.
 Measure = Callable[[Planned, Question, int | None], Choice | None]
 
 
@@ -88,13 +94,13 @@ class Choosing:
         mark = question.mark()
         if mark not in self.found:
             path = choices.path_in(self.folder, question)
-            with writing(self.folder):
-                choice = self._read(path, question)
-                if choice is None:
-                    choice = self._new(item, question, threads)
-                    if choice is None:
-                        return None
-                    choice = choices.keep(path, question, choice)
+            choice = self._read(path, question)
+            if choice is None:
+                measured = self.measure(item, question, threads)
+                if measured is None:
+                    return None
+                with writing(self.folder):
+                    choice = choices.keep(path, question, measured)
             self.note(f"{question.what} auto for {question.name}: {choice.told()}")
             self.found[mark] = choice
         return self.found[mark]
@@ -105,26 +111,9 @@ class Choosing:
             return choices.read(path, question)
         except StoreError as error:
             self.note(str(error))
-            path.unlink(missing_ok=True)
+            with writing(self.folder):
+                path.unlink(missing_ok=True)
             return None
-
-    def _new(self, item: Planned, question: Question, threads: int | None) -> Choice | None:
-        """An answer from the user's cache, or by measuring."""
-        count = question.most or threads or self._own_threads(item)
-        cached = choices.path_of_cache(question, count, max(1, question.images // self.places.ranks))
-        choice = self._read(cached, question)
-        if choice is not None:
-            return choice
-        choice = self.measure(item, question, threads)
-        if choice is not None and choice.times_ms:
-            with contextlib.suppress(OSError, StoreError):  # a cache that cannot be written costs only time
-                choices.keep(cached, question, choice)
-        return choice
-
-    def _own_threads(self, item: Planned) -> int:
-        """Threads that a process of the cell has where nobody chose."""
-        small = machine.threads_for(item.values) == 1
-        return 1 if small else self.places.threads or torch.get_num_threads()
 
     def _record(self, values: Mapping[str, str], answers: Mapping[str, Choice]) -> dict[str, Any]:
         """What result.json, results.csv and provenance.json say."""
@@ -137,3 +126,38 @@ class Choosing:
                 for what, found in answers.items()
             }
         return record
+
+
+class Answer:
+    """A question at work in a process of its own. fork: starts one on an order's text, with its ends of two files."""
+
+    def __init__(self, order: Order, fork: Callable[[str, int, int], int]) -> None:
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115  (closed by ``read`` or ``kill``)
+        talk, child_end = os.pipe()
+        self.line = os.fdopen(talk, "rb")
+        with os.fdopen(child_end, "wb") as own:
+            self.pid = fork(order.text(), own.fileno(), self.log.fileno())
+
+    def ready(self, seconds: float) -> bool:
+        """Whether there is an answer, or the process has gone; waits so long for it."""
+        return bool(select.select([self.line], [], [], seconds)[0])
+
+    def kill(self) -> None:
+        forkserver.end(self.pid, signal.SIGKILL)
+        self._close()
+
+    def read(self, question: Question) -> tuple[Choice, str]:
+        """The choice, the plainest if the process died; what is to be said of the user's cache."""
+        said = self.line.read()
+        self.log.seek(0)
+        words = self.log.read().decode(errors="replace").strip().splitlines()
+        self._close()
+        if said:
+            told = json.loads(said)
+            return Choice(**told["choice"]), told["complaint"]
+        why = f"it could not be measured: its process died{': ' + words[-1][:200] if words else ''}"
+        return Choice(question.candidates()[0], {}, {}, why), ""
+
+    def _close(self) -> None:
+        self.line.close()
+        self.log.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import select
 import signal
@@ -20,7 +19,7 @@ from normbench.display import Display
 from normbench.errors import StoreError
 from normbench.files import read_json, shorten
 from normbench.launch import child, ends, forkserver
-from normbench.launch.choosing import Choosing
+from normbench.launch.choosing import Answer, Choosing
 from normbench.launch.forkserver import ForkServer, ServerError
 from normbench.launch.order import Order
 from normbench.launch.places import Places
@@ -167,22 +166,16 @@ class Local:
     def _measure(self, item: Planned, question: Question, threads: int | None) -> Choice | None:
         """A question answered by a process of its own; None if it was stopped."""
         order = dataclasses.replace(self._order(item, 0), question=question.plain(), exactly=threads)
-        talk, child_end = os.pipe()
-        with tempfile.TemporaryFile() as log, os.fdopen(talk, "rb") as line:
-            with os.fdopen(child_end, "wb") as own:
-                pid = self._fork(order.text(), own.fileno(), log.fileno())
-            while not self.asked and not select.select([line], [], [], TICK)[0]:
-                self.display.refresh()
-            if self.asked:
-                forkserver.end(pid, signal.SIGKILL)
-                return None
-            said = line.read()
-            log.seek(0)
-            words = log.read().decode(errors="replace").strip().splitlines()
-        if said:
-            return Choice(**json.loads(said)["choice"])
-        why = f"it could not be measured: its process died{': ' + words[-1][:200] if words else ''}"
-        return Choice(question.candidates()[0], {}, {}, why)
+        answer = Answer(order, self._fork)
+        while not self.asked and not answer.ready(TICK):
+            self.display.refresh()
+        if self.asked:
+            answer.kill()
+            return None
+        choice, complaint = answer.read(question)
+        if complaint:
+            self.display.note(complaint)
+        return choice
 
     def _fork(self, order: str, line: int, log: int) -> int:
         """A process on ``order``. A server that has just gone away gets one successor."""
