@@ -230,6 +230,13 @@ class Twice(Block):
         return self.relu(self.branch(x))
 
 
+class Siblings(Block):
+    """Two calls of one BatchNorm meet in a sum."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.branch(x) + self.bn(self.shortcut[0](x)))
+
+
 class Overwritten(Block):
     """The BatchNorm's input changes before the sum."""
 
@@ -249,7 +256,7 @@ class NoConvolution(Block):
 
 @pytest.mark.parametrize(
     "kind",
-    [IntoTheResidual, TwoReaders, Weighed, Number, Itself, Twice, Overwritten, NoConvolution],
+    [IntoTheResidual, TwoReaders, Weighed, Number, Itself, Twice, Siblings, Overwritten, NoConvolution],
     ids=lambda kind: kind.__name__,
 )
 def test_a_sum_that_somebody_else_sees_stays(kind: type[Block]) -> None:

@@ -42,12 +42,13 @@ def find_taken(found: Found, modules: Mapping[str, nn.Module]) -> dict[str, list
     taken: dict[str, list[Taken]] = {}
     gone: set[fx.Node] = set()
     for site in sorted(found.uses, key=lambda name: name.count(".")):  # which keeps the order of calls
-        sums = [_taken(use, modules) for use in found.uses[site]]
-        several = len({repr(None if sum_ is None else sum_.activation) for sum_ in sums}) > 1
-        if several or any(sum_ is None or sum_.addition in gone for sum_ in sums):
-            continue
-        taken[site] = [sum_ for sum_ in sums if sum_ is not None]
-        gone.update(sum_.addition for sum_ in taken[site])
+        sums = [sum_ for use in found.uses[site] if (sum_ := _taken(use, modules)) is not None]
+        additions = {sum_.addition for sum_ in sums}
+        alike = len({repr(sum_.activation) for sum_ in sums}) == 1
+        # Fewer additions than calls: some have no sum, or two meet in one.
+        if alike and len(additions) == len(found.uses[site]) and not additions & gone:
+            taken[site] = sums
+            gone |= additions
     return taken
 
 
