@@ -275,6 +275,26 @@ def input_is_left_alone(subject: Subject) -> None:
                 raise Broken(f"{mode}: its input changed; work out of place, and give no view of the input back")
 
 
+def adds_a_residual(subject: Subject) -> None:
+    """adds what it is given as ``residual`` before the activation, where its forward takes one"""
+    if not subject.row.takes_residual:
+        raise Skipped("its forward takes no residual: where one is added, that is done behind it")
+    residual = subject.pictures(seed=4)
+    for mode, training in MODES.items():
+        unit = subject.unit(training=training, trained=1)
+        bare = subject.unit(training=training, trained=1, activation=None)
+        for what, added in (("a residual", residual), ("one that broadcasts", residual[:1, :, :1, :1])):
+            x, again = (subject.pictures().requires_grad_() for _ in range(2))
+            got = copy.deepcopy(unit)(x, added)
+            expected = (forward(copy.deepcopy(bare), again) + added).relu()
+            alike(got, expected, EXACT, f"{what} in {mode}")
+            got.square().sum().backward()
+            expected.square().sum().backward()
+            assert x.grad is not None
+            assert again.grad is not None
+            alike(x.grad, again.grad, 1e-8, f"gradient with {what} in {mode}")
+
+
 def takes_batchnorms_weights(subject: Subject) -> None:
     """takes weight and bias from a BatchNorm2d's state_dict"""
     unit = subject.unit(torch.float32)
@@ -345,6 +365,7 @@ ALL: tuple[Promise, ...] = (
     keeps_shape_and_dtype, half_precision_statistics, computes_in_float64, any_memory_format, one_image, one_pixel,
     the_modes_differ_as_claimed, mixes_as_claimed, workers_are_apart, evaluation_is_of_one_image,
     evaluation_changes_nothing, state_goes_there_and_back, copies_are_equal, autocast_changes_nothing, compiles,
-    a_step_can_be_recorded, gradients_are_true, parameters_learn, input_is_left_alone, takes_batchnorms_weights,
+    a_step_can_be_recorded, gradients_are_true, parameters_learn, input_is_left_alone, adds_a_residual,
+    takes_batchnorms_weights,
     trains_in_a_network,
 )  # fmt: skip

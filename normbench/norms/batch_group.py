@@ -89,20 +89,22 @@ class GhostGroupNorm(nn.Module):
         running.add(self, num_features, device=device, dtype=dtype)
         self.register_load_state_dict_pre_hook(running.take_statistics)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         N, *_ = core.check_input(x, self.num_features, "batch_group")
         G = self.num_groups
         if self.training:
             workers = core.workers(N, self.batch, "batch_group")
             ghosts = N // groups.ghost(N // workers, self.ghost_size, "batch_group")
             track = running.total(self, workers)
-            return core.standardize(x, ghosts, G, self.eps, *core.affine(self), track=track, by_channel=True)
+            return core.standardize(
+                x, ghosts, G, self.eps, *core.affine(self), track=track, by_channel=True, residual=residual
+            )
         if self.running_mean is None:
-            return core.standardize(x, 1, G, self.eps, *core.affine(self))
+            return core.standardize(x, 1, G, self.eps, *core.affine(self), residual=residual)
         kept = plain.pool(*running.statistics(self), 1, G)
         if self.example_weight:
             kept = running.mixed(self.example_weight, plain.pool(*plain.moments(x), N, G), kept)
-        return core.normalize(x, kept[0], kept[1], self.eps, *core.affine(self))
+        return core.normalize(x, kept[0], kept[1], self.eps, *core.affine(self), residual=residual)
 
     def values_per_statistic(self, H: int, W: int, batch: int) -> int:
         """How many values stand behind one training statistic, in the smallest group."""

@@ -94,12 +94,20 @@ class BatchGroupNorm(nn.Module):
         running.add(self, self.num_groups, device=device, dtype=dtype)
         self.register_load_state_dict_pre_hook(_load)
 
-    def forward(self, x: Tensor) -> Tensor:
-        N, _, H, W = core.check_input(x, self.num_features, "bgn")
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        _, C, H, W = core.check_input(x, self.num_features, "bgn")
         self._settle(H, W, plain.at_least_float32(x.dtype))
+        if residual is not None and (C % (self.num_groups or 1) or not (self.training or self.eval_stats == "running")):
+            return plain.ended(self._forward(x, None) + residual, self.activation)
+        return self._forward(x, self.activation, residual)
+
+    def _forward(self, x: Tensor, activation: nn.Module | None, residual: Tensor | None = None) -> Tensor:
+        """activation(normalized x + residual); a residual only where groups are whole channels, and not in pieces."""
+        N, _, H, W = x.shape
         if self.training:
             workers = core.workers(N, self.batch, "bgn")
-            return self._standardize(x, workers, running.variance(self, workers, self._unbiased(N // workers, H, W)))
+            track = running.variance(self, workers, self._unbiased(N // workers, H, W))
+            return self._standardize(x, workers, track, activation, residual)
         if self.eval_stats == "running":
             kept = running.statistics(self)
             if self.example_weight:
@@ -107,11 +115,11 @@ class BatchGroupNorm(nn.Module):
                 whole = self.num_features % G == 0
                 own = plain.pool(*plain.moments(x), N, G) if whole else self._statistics(x, N, G, D)
                 kept = running.mixed(self.example_weight, own, kept)
-            return self._normalize(x, *kept)
+            return self._normalize(x, *kept, activation, residual)
         n = min(self.batch or N, N)
         if N % n:  # evaluation sees every picture, so the last few are a smaller group of their own
-            return torch.cat([self.forward(x[: N - N % n]), self.forward(x[N - N % n :])])
-        return self._standardize(x, N // n, None)
+            return torch.cat([self._forward(part, activation) for part in x.tensor_split([N - N % n])])
+        return self._standardize(x, N // n, None, activation, residual)
 
     def values_per_statistic(self, H: int, W: int, batch: int) -> int:
         """How many values stand behind one training statistic, in the smallest group."""
@@ -124,13 +132,15 @@ class BatchGroupNorm(nn.Module):
             f"momentum={self.momentum}, batch={self.batch}, eval_stats={self.eval_stats}"
         )
 
-    def _standardize(self, x: Tensor, workers: int, track: Track | None) -> Tensor:
+    def _standardize(
+        self, x: Tensor, workers: int, track: Track | None, activation: nn.Module | None, residual: Tensor | None
+    ) -> Tensor:
         """y by the moments of (workers, G), which move the running statistics of ``track``."""
         C, G = self.num_features, self.num_groups
         assert G is not None
-        weight, bias, activation = core.affine(self)
+        weight, bias, _ = core.affine(self)
         if C % G == 0:
-            return core.standardize(x, workers, G, self.eps, weight, bias, activation, track=track)
+            return core.standardize(x, workers, G, self.eps, weight, bias, activation, track=track, residual=residual)
         D = x[0].numel()
         if G % C == 0 and D % G == 0 and x.is_contiguous():  # strips of a map, as if they were maps
             strips = x.view(len(x), G, D // G, 1)
@@ -139,7 +149,7 @@ class BatchGroupNorm(nn.Module):
         mean, var = self._statistics(x, workers, G, D)
         if track is not None:
             running.move(track, mean.detach(), var.detach())
-        return self._normalize(x, mean, var)
+        return self._normalize(x, mean, var, activation)
 
     def _statistics(self, x: Tensor, workers: int, G: int, D: int) -> tuple[Tensor, Tensor]:
         """Mean and biased variance, (workers, G) each, of pieces that are not whole maps."""
@@ -148,10 +158,12 @@ class BatchGroupNorm(nn.Module):
         mean, var = plain.mean_var(x.reshape(workers, -1, D), (1,))
         return plain.pool(mean, var, workers, G)
 
-    def _normalize(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+    def _normalize(
+        self, x: Tensor, mean: Tensor, var: Tensor, activation: nn.Module | None, residual: Tensor | None = None
+    ) -> Tensor:
         """x by statistics of (workers, G), or (1, G)."""
         if self.num_features % mean.shape[1] == 0:
-            return core.normalize(x, mean, var, self.eps, self.weight, self.bias, self.activation)
+            return core.normalize(x, mean, var, self.eps, self.weight, self.bias, activation, residual=residual)
         D, maps = x[0].numel(), (len(mean), 1, *x.shape[1:])
         mean, var = (plain.spread(value, len(value), D).expand(-1, D).reshape(maps) for value in (mean, var))
         weight, bias = (None if p is None else p[:, None, None] for p in (self.weight, self.bias))
@@ -160,8 +172,7 @@ class BatchGroupNorm(nn.Module):
         # x first: the output takes the layout of the first operand
         y = (x.unflatten(0, (len(mean), -1)) - mean) * a
         y = y if bias is None else y + bias
-        y = y.flatten(0, 1).to(x.dtype)
-        return y if self.activation is None else self.activation(y)
+        return plain.ended(y.flatten(0, 1).to(x.dtype), activation)
 
     def _unbiased(self, images: int, H: int, W: int) -> float | Tensor:
         """What turns the groups' biased variance into the unbiased estimate."""

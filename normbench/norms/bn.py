@@ -59,14 +59,14 @@ class BatchNorm(nn.Module):
         running.add(self, num_features, device=device, dtype=dtype)
         self.register_load_state_dict_pre_hook(running.take_statistics)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         N, C, H, W = core.check_input(x, self.num_features, "bn")
         if self.training or self.running_mean is None:
             workers = core.workers(N, self.batch if self.training else None, "bn")
             track = running.variance(self, workers, running.unbiased(N // workers * H * W))
-            return core.standardize(x, workers, C, self.eps, *core.affine(self), track=track)
+            return core.standardize(x, workers, C, self.eps, *core.affine(self), track=track, residual=residual)
         mean, var = running.evaluation(self, x)
-        return core.normalize(x, mean, var, self.eps, *core.affine(self))
+        return core.normalize(x, mean, var, self.eps, *core.affine(self), residual=residual)
 
     def values_per_statistic(self, H: int, W: int, batch: int) -> int:
         """How many values stand behind one training statistic."""

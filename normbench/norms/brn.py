@@ -98,7 +98,7 @@ class BatchRenorm(nn.Module):
         running.weigh_examples(self)
         self.register_load_state_dict_pre_hook(_load)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         N, C, *_ = core.check_input(x, self.num_features, "brn")
         mean, std = self._buffers["running_mean"], self._buffers["running_std"]
         assert mean is not None
@@ -111,11 +111,13 @@ class BatchRenorm(nn.Module):
             if self.example_weight:
                 own_mean, own_var = plain.moments(x)
                 kept = running.mixed(self.example_weight, (own_mean, own_var + self.eps), kept)
-            return core.normalize(x, kept[0], kept[1], 0.0, *core.affine(self))
+            return core.normalize(x, kept[0], kept[1], 0.0, *core.affine(self), residual=residual)
         workers = core.workers(N, self.batch, "brn")
         renorm = Renorm(mean, std, self._next_bounds())
         track = running.deviation(self, workers)
-        return core.standardize(x, workers, C, self.eps, *core.affine(self), renorm=renorm, track=track)
+        return core.standardize(
+            x, workers, C, self.eps, *core.affine(self), renorm=renorm, track=track, residual=residual
+        )
 
     def bounds(self) -> Tensor:
         """r_max and d_max of the step that comes next, (2,)."""

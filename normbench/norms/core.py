@@ -85,6 +85,7 @@ def standardize(
     after: After | None = None,
     track: Track | None = None,
     by_channel: bool = False,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """activation(γ (x − μ) / √(σ² + ε) + β) by the moments of x itself.
 
@@ -97,15 +98,21 @@ def standardize(
     - ``gate``: γ times a factor of each channel of each image (iebn);
     - ``after``: scale and shift behind the activation (proxy);
     - ``track``: running statistics to move by μ and σ² (running.py), or, ``by_channel``, by those of each channel,
-      (rows, C), whatever the groups are (not with a gate).
+      (rows, C), whatever the groups are (not with a gate);
+    - ``residual``: added before the activation, or threshold; what broadcasts with x.
     """
     if threshold is None and after is None and gate is None and renorm is None:
         parts = Parts(weight, bias)
     else:
         parts = Parts(weight, bias, threshold, *(after or NEITHER), *(gate or NEITHER), *(renorm or NONE_OF_THREE))
     kernels = fused.kernels_for(x, eps, parts, activation)
+    if residual is not None and not fused.joins(kernels, residual, x, parts):
+        apart: dict[str, Any] = {"centered": centered, "renorm": renorm, "gate": gate, "by_channel": by_channel}
+        bare = standardize(x, rows, groups, eps, weight, bias, track=track, **apart)
+        return plain.ended(bare + residual, activation, threshold, after)
     if kernels is not None:
-        return fused.standardize(kernels, x, rows, groups, eps, activation, parts, centered, by_channel, track)[0]
+        own = centered, by_channel, track, residual
+        return fused.standardize(kernels, x, rows, groups, eps, activation, parts, *own)[0]
     options: dict[str, Any] = {"threshold": threshold, "renorm": renorm, "gate": gate, "after": after}
     options |= {"centered": centered, "by_channel": by_channel}
     y, mean, var = plain.standardize(x, rows, groups, eps, weight, bias, activation, **options)
@@ -152,13 +159,22 @@ def normalize(
     *,
     threshold: Tensor | None = None,
     gate: Gate | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
-    """activation(γ (x − μ) / √(σ² + ε) + β) by given moments: x (N, C, H, W); mean, var (rows, groups); γ, β (C,)."""
+    """activation(γ (x − μ) / √(σ² + ε) + β) by given moments: x (N, C, H, W); mean, var (rows, groups); γ, β (C,).
+
+    ``residual`` as in ``standardize``.
+    """
     parts = Parts(weight, bias, threshold, *NEITHER, *(gate or NEITHER))
     kernels = fused.kernels_for(x, eps, parts, activation)
-    if kernels is None or mean.requires_grad or var.requires_grad or isinstance(eps, Tensor):
+    if mean.requires_grad or var.requires_grad or isinstance(eps, Tensor):
+        kernels = None
+    if residual is not None and not fused.joins(kernels, residual, x, parts):
+        bare = normalize(x, mean, var, eps, weight, bias, gate=gate)
+        return plain.ended(bare + residual, activation, threshold)
+    if kernels is None:
         return plain.normalize(x, mean, var, eps, weight, bias, activation, threshold=threshold, gate=gate)
-    return fused.normalize(kernels, x, (mean, var), eps, activation, parts)
+    return fused.normalize(kernels, x, (mean, var), eps, activation, parts, residual)
 
 
 def kernels_here(x: Tensor) -> bool:

@@ -71,6 +71,16 @@ def kernels_for(x: Tensor, eps: float | Tensor, parts: Parts, activation: nn.Mod
     return _cpu() if on_cpu else _cuda()
 
 
+def joins(kernels: ModuleType | None, residual: Any, x: Tensor, parts: Parts) -> bool:
+    """Whether these kernels, which take the call without it, take a residual too."""
+    if kernels is None or kernels is operators or not x.is_cpu or residual.__class__ is not Tensor:
+        return False
+    if parts.threshold is not None or parts.scale is not None:  # then y does not tell what was let through
+        return False
+    alike = residual.shape == x.shape and residual.dtype is x.dtype and residual.is_cpu
+    return alike and residual.layout is torch.strided and _eager(residual)
+
+
 def standardize(
     kernels: Any,
     x: Tensor,
@@ -82,6 +92,7 @@ def standardize(
     centered: bool = True,
     by_channel: bool = False,
     track: Track | None = None,
+    residual: Tensor | None = None,
 ) -> tuple[Tensor, Call | Moments]:
     """y by the moments of x, and what has these, or each channel's; moves the running statistics of ``track``."""
     low, high = CLIPS[type(activation)]
@@ -98,8 +109,8 @@ def standardize(
     elif track is not None:
         call.track = kernels.tracked(track, x, groups, by_channel)
         if call.track is not None:
-            return call.run(x, eps), call
-    y = call.run(x, eps)
+            return call.run(x, eps, residual), call
+    y = call.run(x, eps, residual)
     if track is not None:
         running.move(track, *call.tensors())
     return y, call
@@ -119,12 +130,13 @@ def normalize(
     eps: float | Tensor,
     activation: nn.Module | None,
     parts: Parts,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """y by given statistics."""
     shape = Shape(*given[0].shape, _number(eps), True, *CLIPS[type(activation)])  # type: ignore[call-arg]
     if kernels is operators:
         return operators.normalize(dense(x), shape, parts, given)
-    return Call(kernels, shape, parts, given).run(x, eps)
+    return Call(kernels, shape, parts, given).run(x, eps, residual)
 
 
 def positional(
@@ -194,7 +206,7 @@ def _cuda() -> ModuleType | None:
 class Call:
     """One use of the kernels: what is asked of them, and then what they leave for the backward."""
 
-    __slots__ = ("by_channel", "eps", "given", "kernels", "layout", "parts", "saved", "shape", "track")
+    __slots__ = ("by_channel", "eps", "given", "joined", "kernels", "layout", "parts", "saved", "shape", "track")
 
     def __init__(
         self,
@@ -209,8 +221,9 @@ class Call:
         self.track: Any = None
         self.saved: Any = None
         self.layout: tuple[int, ...] = ()
+        self.joined = False  # with a residual
 
-    def run(self, x: Tensor, eps: float | Tensor) -> Tensor:
+    def run(self, x: Tensor, eps: float | Tensor, residual: Tensor | None = None) -> Tensor:
         if not x.is_contiguous():
             x = dense(x)
         tensors = [part for part in self.parts[:7] if part is not None]
@@ -218,12 +231,20 @@ class Call:
             tensors.insert(0, eps)
             self.eps = eps
         y: Tensor
-        if torch.is_grad_enabled() and (x.requires_grad or _learned(tensors)):
-            self.layout = x.stride()
-            y = _Fused.apply(self, x, *tensors)
+        wanted = x.requires_grad or _learned(tensors) or (residual is not None and residual.requires_grad)
+        if wanted and torch.is_grad_enabled():
+            self.layout, self.joined = x.stride(), residual is not None
+            y = _Fused.apply(self, x, residual, *tensors)
         else:
-            y, self.saved = self.kernels.forward(x, self.shape, self.parts, self.given, self.by_channel, self.track)
+            y = self.forward(x, residual)
         self.track = None  # so that a graph does not hold the unit's buffers
+        return y
+
+    def forward(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        """y, by the kernels."""
+        more = () if residual is None else (residual,)
+        y: Tensor
+        y, self.saved = self.kernels.forward(x, self.shape, self.parts, self.given, self.by_channel, self.track, *more)
         return y
 
     def tensors(self) -> tuple[Tensor, Tensor]:
@@ -233,8 +254,8 @@ class Call:
         return mean, var
 
     def plain(self, x: Tensor, learned: Tensor | None, parts: Parts) -> Tensor:
-        """What the call computes, in plain PyTorch."""
-        shape, activation = self.shape, _activation(self.shape)
+        """What the call computes, in plain PyTorch; of one with a residual, what comes before that is added."""
+        shape, activation = self.shape, None if self.joined else _activation(self.shape)
         gate: Any = None if parts.gate_weight is None else Gate(parts.gate_weight, cast(Tensor, parts.gate_bias))
         after: Any = None if parts.scale is None else After(parts.scale, cast(Tensor, parts.shift))
         eps = shape.eps if learned is None else learned
@@ -278,43 +299,56 @@ def dense(x: Tensor) -> Tensor:
 
 
 class _Fused(torch.autograd.Function):
-    """Saves its input and small tensors; its backward reads memory twice."""
+    """Saves its input and small tensors; its backward reads memory twice.
+
+    With a residual it saves its output instead of that: where the activation cut, it is ``low`` or ``high``, and the
+    next layer keeps it too.
+    """
 
     @staticmethod
-    def forward(ctx: Any, call: Call, x: Tensor, *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, call: Call, x: Tensor, residual: Tensor | None, *tensors: Tensor) -> Tensor:
         ctx.call = call
-        ctx.save_for_backward(x, *tensors)  # all of them, so that an edit in place is noticed
-        y: Tensor
-        y, call.saved = call.kernels.forward(x, call.shape, call.parts, call.given, call.by_channel, call.track)
+        y = call.forward(x, residual)
+        cut = residual is not None and call.shape.low > -math.inf
+        ctx.save_for_backward(x, y if cut else None, *tensors)  # all of them, so that an edit in place is noticed
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         call: Call = ctx.call
-        dy, saved, wants = grads[0], ctx.saved_tensors, ctx.needs_input_grad
+        dy, (x, y, *tensors), wants = grads[0], ctx.saved_tensors, ctx.needs_input_grad
         if torch.is_grad_enabled():  # somebody wants to differentiate this once more
-            return _again(call, saved, dy, wants)
-        x, layout = saved[0], call.layout
+            return _again(call, x, y, tensors, dy, wants)
+        layout = call.layout
         if x.stride() != layout:  # a hook on saved tensors gave it back another way
             x = torch.empty_strided(x.shape, layout, dtype=x.dtype, device=x.device).copy_(x)
         if dy.stride() != layout or dy.dtype is not x.dtype:
             dy = torch.empty_like(x).copy_(dy)
         dtype = dy.dtype
-        if any([tensor.dtype is not dtype for tensor in saved]):  # noqa: C419  (a list is quicker than a generator)
+        if any([tensor.dtype is not dtype for tensor in tensors]):  # noqa: C419  (a list is quicker than a generator)
             raise InputError(
                 f"a unit's parameters are of another type in its backward than its input, {dtype}: it was converted "
                 "after its forward; convert a model before a step, or after it"
             )
         eps = call.eps
-        dx, found, dvar = call.kernels.backward(
-            dy, x, call.shape, call.parts, call.saved, call.given is not None, wants[1], eps is not None
-        )
+        asked = call.shape, call.parts, call.saved, call.given is not None, wants[1], eps is not None
+        if y is None:
+            dz = dy
+            dx, found, dvar = call.kernels.backward(dy, x, *asked)
+        else:
+            if y.stride() != layout:
+                y = torch.empty_like(x).copy_(y)
+            dz = torch.empty_like(x)
+            dx, found, dvar = call.kernels.backward(dy, x, *asked, (y, dz))
+        residual = dz if wants[2] else None
         if eps is None:
-            return (None, dx, *found)
-        return (None, dx, dvar.sum().to(eps.dtype).view(eps.shape), *found)
+            return (None, dx, residual, *found)
+        return (None, dx, residual, dvar.sum().to(eps.dtype).view(eps.shape), *found)
 
 
-def _again(call: Call, inputs: Sequence[Tensor], dy: Tensor, wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
+def _again(
+    call: Call, x: Tensor, y: Tensor | None, tensors: Sequence[Tensor], dy: Tensor, wanted: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
     """The gradients by autograd, over the plain form, and so differentiable themselves."""
     if call.parts.to_std is not None:
         raise InputError(
@@ -323,14 +357,17 @@ def _again(call: Call, inputs: Sequence[Tensor], dy: Tensor, wanted: Sequence[bo
         )
     with torch.enable_grad():
         # Views, since one input may be made of another, and the gradient asked for is this function's alone.
-        x, *tensors = views = [tensor.view_as(tensor) for tensor in inputs]
+        if y is not None:
+            dy = dy.masked_fill((y <= call.shape.low) | (y >= call.shape.high), 0)
+        x, *tensors = views = [tensor.view_as(tensor) for tensor in (x, *tensors)]
         eps = None if call.eps is None else tensors.pop(0)
         given = iter(tensors)
         parts = Parts(*(None if part is None else next(given) for part in call.parts[:7]))
-        y = call.plain(x, eps, parts)
-        chosen = [view for view, want in zip(views, wanted[1:], strict=True) if want]
-        found = iter(torch.autograd.grad(y, chosen, dy, create_graph=True))
-    return (None, *(next(found) if want else None for want in wanted[1:]))
+        chosen = [view for view, want in zip(views, (wanted[1], *wanted[3:]), strict=True) if want]
+        found = iter(torch.autograd.grad(call.plain(x, eps, parts), chosen, dy, create_graph=True) if chosen else ())
+        residual = (dy if want else None for want in wanted[2:3])
+        dx = next(found) if wanted[1] else None
+    return (None, dx, *residual, *(next(found) if want else None for want in wanted[3:]))
 
 
 def proxy(gamma: Tensor, beta: Tensor, grid: Tensor, ends: Tensor, eps: float, again: Again) -> tuple[Tensor, Tensor]:

@@ -69,17 +69,17 @@ class GhostBatchNorm(nn.Module):
         running.add(self, num_features, device=device, dtype=dtype)
         self.register_load_state_dict_pre_hook(running.take_statistics)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         N, C, *_ = core.check_input(x, self.num_features, "gbn")
         if self.training:
             workers = core.workers(N, self.batch, "gbn")
             ghosts = N // groups.ghost(N // workers, self.ghost_size, "gbn")
             track = running.total(self, workers)
-            return core.standardize(x, ghosts, C, self.eps, *core.affine(self), track=track)
+            return core.standardize(x, ghosts, C, self.eps, *core.affine(self), track=track, residual=residual)
         if self.running_mean is None:
-            return core.standardize(x, 1, C, self.eps, *core.affine(self))
+            return core.standardize(x, 1, C, self.eps, *core.affine(self), residual=residual)
         mean, var = running.evaluation(self, x)
-        return core.normalize(x, mean, var, self.eps, *core.affine(self))
+        return core.normalize(x, mean, var, self.eps, *core.affine(self), residual=residual)
 
     def values_per_statistic(self, H: int, W: int, batch: int) -> int:
         """How many values stand behind one training statistic."""

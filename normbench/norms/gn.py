@@ -61,9 +61,9 @@ class GroupNorm(nn.Module):
         core.add_affine(self, num_features, affine, device=device, dtype=dtype)
         self.register_load_state_dict_pre_hook(running.leave_statistics_out)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         N, *_ = core.check_input(x, self.num_features, "gn")
-        return core.standardize(x, N, self.num_groups, self.eps, *core.affine(self))
+        return core.standardize(x, N, self.num_groups, self.eps, *core.affine(self), residual=residual)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, num_groups={self.num_groups}, eps={self.eps}"

@@ -47,9 +47,9 @@ class LayerNorm(nn.Module):
         core.add_affine(self, num_features, affine, device=device, dtype=dtype)
         self.register_load_state_dict_pre_hook(running.leave_statistics_out)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         N, *_ = core.check_input(x, self.num_features, "ln")
-        return core.standardize(x, N, 1, self.eps, *core.affine(self))
+        return core.standardize(x, N, 1, self.eps, *core.affine(self), residual=residual)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}"

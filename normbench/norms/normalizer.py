@@ -103,6 +103,11 @@ class Normalizer:
         """Whether the unit applies the activation itself."""
         return "activation" in self.parameters
 
+    @cached_property
+    def takes_residual(self) -> bool:
+        """Whether the unit's forward takes a residual to add before the activation: ``forward(x, residual=None)``."""
+        return "residual" in inspect.signature(self.unit.forward).parameters
+
     @property
     def takes_batch(self) -> bool:
         """Whether images share statistics by ``batch``."""

@@ -247,7 +247,15 @@ def normalize(
         factor = torch.sigmoid(torch.addcmul(gate.bias, moments(x)[0], gate.weight))
         weight = factor if weight is None else factor * weight
     a, b = coefficients(spread(mean, N, C), spread(var, N, C), eps, weight, bias)
-    y = scale_shift(x, a, b, activation)
+    return ended(scale_shift(x, a, b), activation, threshold, after)
+
+
+def ended(
+    y: Tensor, activation: nn.Module | None, threshold: Tensor | None = None, after: After | None = None
+) -> Tensor:
+    """What comes after scale and shift: the activation or a threshold, and scale and shift again."""
+    if activation is not None:
+        y = activation(y)
     if threshold is not None:
         y = thresholded(y, threshold)
     return y if after is None else scale_shift(y, after.scale, after.shift)

@@ -9,6 +9,7 @@ check_traceable(model, "frn")        whether a method that needs the graph can h
 tree.py      shallow copies of the containers on the way to what is replaced; the rest is shared
 trace.py     the forward as torch.fx graphs, one for training and one for evaluation
 sites.py     sites and residual sums in a graph
+sums.py      which sums a unit takes into itself
 rewrite.py   the units, and the graphs with them
 forward.py   a module that runs generated code
 report.py  shapes.py

@@ -13,7 +13,7 @@ KEY = "_normbench_record"
 
 @dataclass(frozen=True)
 class Replaced:
-    """A site as it was: name, channels, name of the convolution before it, the activation after it."""
+    """A site as it was: name, channels, name of the convolution before it, the activation after it or its sum."""
 
     name: str
     num_features: int
@@ -34,7 +34,8 @@ class Left:
 class Record:
     """What ``apply`` writes on a model it made: plain values, which copies and pickles of the model keep.
 
-    added: the names of all modules that the model given has nothing like, those after sums included.
+    added: the names of all modules that the model given has nothing like, those after sums included. taken: the sites
+    whose units add the residual before the activation.
     """
 
     norm: str
@@ -43,6 +44,7 @@ class Record:
     sums: tuple[str, ...]
     left: tuple[Left, ...]
     added: tuple[str, ...] = ()
+    taken: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,9 @@ class SiteRow:
 class Report:
     """What ``apply`` made of a model.
 
-    ``rows``: one for each site. ``sums``: activations after residual sums and their parameters. ``left``: what stayed.
-    ``traced``: False if units were exchanged without a graph, so that convolutions and activations are not known.
+    ``rows``: one for each site. ``sums``: activations after residual sums and their parameters. ``taken``: sites whose
+    units add the residual themselves, before the activation. ``left``: what stayed. ``traced``: False if units were
+    exchanged without a graph, so that convolutions and activations are not known.
     ``str()`` gives a table.
     """
 
@@ -72,6 +75,7 @@ class Report:
     rows: tuple[SiteRow, ...]
     sums: dict[str, int]
     left: tuple[Left, ...]
+    taken: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> int:
@@ -85,6 +89,7 @@ class Report:
 
     def _totals(self) -> list[str]:
         sums = f", {len(self.sums)} activations after residual sums" if self.sums else ""
+        sums += f", {len(self.taken)} of them with a residual sum" if self.taken else ""
         lines = [f"{self.norm}: {len(self.rows)} sites{sums}, {self.parameters:,} parameters"]
         if not self.traced:
             lines.append("not traced: units were exchanged one by one, and activations stay where they were")
@@ -108,7 +113,7 @@ def report(model: nn.Module) -> Report:
     record: Record = vars(made)[KEY]
     sums = {name: _parameters(made.get_submodule(name)) for name in record.sums}
     rows = tuple(_row(made, record.norm, site) for site in record.sites)
-    return Report(record.norm, record.traced, rows, sums, record.left)
+    return Report(record.norm, record.traced, rows, sums, record.left, record.taken)
 
 
 def _row(model: nn.Module, norm: str, site: Replaced) -> SiteRow:

@@ -16,6 +16,7 @@ from normbench import norms
 from normbench.errors import InputError
 from normbench.norms import Normalizer, Wiring, running
 from normbench.norms.convolution import Reweighted, prepares
+from normbench.surgery import sums
 from normbench.surgery.forward import Forward, Rewritten
 from normbench.surgery.report import KEY, Left, Record, Replaced, keep
 from normbench.surgery.shapes import site_shapes
@@ -44,7 +45,8 @@ def apply(
 ) -> nn.Module:
     """A new model with the same forward and the normalizer ``name`` in place of every BatchNorm2d.
 
-    A unit takes its BatchNorm's place and name, and the activation after it where the method applies that itself. eps,
+    A unit takes its BatchNorm's place and name, and the activation after it where the method applies that itself; a
+    residual sum too, with the ReLU behind it, where the unit takes a residual (``forward(x, residual=None)``). eps,
     momentum, affine, the weights, device, dtype and mode carry over, unless the method or ``options`` say otherwise;
     running statistics where they mean the same. What is not replaced is shared with ``model``, which is left as it was.
     No random number is drawn. ``batch``: consecutive images that share statistics (None: all). ``input_shape``: (C, H,
@@ -103,9 +105,13 @@ def _rewrite(model: nn.Module, traced: Traced, choice: Choice) -> nn.Module:
     sites, row = found.sites(modules), choice.row
     if not sites:
         raise InputError("the model's forward calls none of its BatchNorm2d; apply it to the part that does")
-    units = _units(sites, modules, choice, fused=row.takes_activation)
     if row.takes_activation:
         _take_activations(found, sites)
+    taken = sums.find_taken(found, modules) if sums.takes_sums(row) else {}
+    behind = {site: same[0].activation for site, same in taken.items()}
+    whole = [replace(site, activation=behind.get(site.name, site.activation)) for site in sites]
+    units = _units(whole, modules, choice, fused=row.takes_activation)
+    sums.take(taken)
     owners = {modules[sum_.owner] for sum_ in found.sums} if row.sum_activation else set()
     if row.wire is not None:  # it may add a module anywhere
         owners |= {module for module in modules.values() if next(module.children(), None) is not None}
@@ -126,13 +132,14 @@ def _rewrite(model: nn.Module, traced: Traced, choice: Choice) -> nn.Module:
 
     kept_sums = () if row.sum_activation else tuple(found.sums)
     wiring = Wiring(tree, traced.graphs, units, before, partial(activation, modules=modules), kept_sums, make)
-    sums = _place_sums(found, wiring, modules, row) if row.sum_activation else ()
+    placed = _place_sums(found, wiring, modules, row) if row.sum_activation else ()
     if row.wire is not None:
         row.wire(wiring)
     result = Rewritten(tree, Forward.of(traced.train), Forward.of(traced.eval), row.around)
     if wiring.added:
         result.register_load_state_dict_pre_hook(_keep_added)
-    return keep(result, Record(row.name, True, _records(sites, wiring.changed), sums, left, tuple(wiring.added)))
+    records = _records(whole, wiring.changed)
+    return keep(result, Record(row.name, True, records, placed, left, tuple(wiring.added), tuple(taken)))
 
 
 def _exchange(model: nn.Module, choice: Choice) -> nn.Module:

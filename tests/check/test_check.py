@@ -180,6 +180,15 @@ class input_is_left_alone(Good):
         return x.mul_(2.0) if not x.requires_grad else super().forward(x)
 
 
+class adds_a_residual(Good):
+    def __init__(self, num_features, activation=None):
+        super().__init__(num_features)
+        self.activation = activation or nn.Identity()
+
+    def forward(self, x, residual=0.0):
+        return self.activation(super().forward(x)) + residual
+
+
 class takes_batchnorms_weights(Good):
     def _load_from_state_dict(self, *args, **kwargs):
         pass
@@ -204,7 +213,8 @@ def users(tmp_path: Path) -> Path:
 def test_all_of_ours_keep_their_promises(name: str) -> None:
     found = list(check(name))
     assert not [verdict for verdict in found if verdict.outcome == "broken"]
-    assert sum(verdict.outcome == "kept" for verdict in found) >= len(ALL) - 4
+    not_made = 4 if norms.get(name).takes_residual else 5
+    assert sum(verdict.outcome == "kept" for verdict in found) >= len(ALL) - not_made
 
 
 @pytest.mark.parametrize(

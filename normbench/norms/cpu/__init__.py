@@ -29,6 +29,8 @@ __all__ = [
 
 UNTRACKED = (0, 0, 0, 0, 1, 0, 0.0, 0.0, 0.0)
 NO_BOUNDS = (0.0, 0.0)
+NOT_BEHIND = (0, 0)
+_place = Tensor.data_ptr
 
 
 class Tracked(NamedTuple):
@@ -52,11 +54,15 @@ def forward(
     given: tuple[Tensor, Tensor] | None = None,
     by_channel: bool = False,
     track: Tracked | None = None,
+    residual: Tensor | None = None,
 ) -> tuple[Tensor, Saved]:
     """y, and what the backward needs. given: mean and var, (rows, groups), where they are not x's own.
 
     ``by_channel``: keep the moments of channels, whether they are needed or not. ``track``: what ``tracked`` gave.
+    ``residual``: of x's shape and type, added before the activation; not with a threshold or what follows those.
     """
+    if residual is not None and residual.stride() != x.stride():
+        residual = torch.empty_like(x).copy_(residual)
     weight, bias, threshold, scale, shift, gate_weight, gate_bias, to_mean, to_std, bounds = parts
     use = (gate_weight is not None, to_std is not None, given is not None, by_channel, track is not None)
     plan = plan_for(x, shape, use)
@@ -80,6 +86,7 @@ def forward(
         0 if gate_weight is None else gate_weight.data_ptr(), 0 if gate_bias is None else gate_bias.data_ptr(),
         0 if to_mean is None else to_mean.data_ptr(), 0 if to_std is None else to_std.data_ptr(),
         shape.eps, y.data_ptr(), r_max, d_max, *(UNTRACKED if track is None else track.numbers),
+        0 if residual is None else residual.data_ptr(),
     )  # fmt: skip
     if way.alone:
         way.kernel.call(space.address)
@@ -91,11 +98,20 @@ def forward(
 
 
 def backward(
-    dy: Tensor, x: Tensor, shape: Shape, parts: Parts, saved: Saved, fixed: bool, wants_x: bool, wants_var: bool
+    dy: Tensor,
+    x: Tensor,
+    shape: Shape,
+    parts: Parts,
+    saved: Saved,
+    fixed: bool,
+    wants_x: bool,
+    wants_var: bool,
+    behind: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor | None, list[Tensor], Tensor | None]:
     """The gradients of x, of those of the first seven parts that there are, and of σ², (rows, groups), if wanted.
 
-    dy must lie in memory as x does.
+    dy must lie in memory as x does. ``behind`` a residual sum and an activation: y, and where to write dz, dy as far as
+    that let it through, which is the residual's gradient; both as x lies.
     """
     work, plan = saved
     dx = torch.empty_like(x) if wants_x else None
@@ -119,7 +135,7 @@ def backward(
         x.data_ptr(), work.data_ptr(), at + 8 * plan.sums,
         *places, 0, 0 if to_std is None else to_std.data_ptr(), shape.eps,
         dy.data_ptr(), 0 if dx is None else dx.data_ptr(), at,
-        *slopes, 0 if dvar is None else dvar.data_ptr(),
+        *slopes, 0 if dvar is None else dvar.data_ptr(), *(NOT_BEHIND if behind is None else map(_place, behind)),
     )  # fmt: skip
     if way.alone:
         way.kernel.call(space.address)

@@ -93,6 +93,10 @@ class Job(NamedTuple):
     share: Any
     unbiased: Any
     running_eps: Any
+    residual: Any
+    out: Any
+    dz: Any
+    has_sum: Any
 
 
 @algebra
@@ -126,4 +130,5 @@ def unpack(block, T):
         s[14] != 0,
         a[16] != 0, a[17] != 0, a[18] != 0, a[19] != 0, a[21] != 0, a[23] != 0,
         at(a[16], T), at(a[17], T), at(a[18], WHOLE), a[19], a[20], a[21] != 0, d[22], d[23], d[24],
+        at(a[25], T), at(a[24], T), at(a[25], T), a[25] != 0,
     )  # fmt: skip

@@ -44,11 +44,13 @@ FORTH = struct.Struct(
     SHARED + "1q2d"  # y; r_max, d_max
     "6q"  # running mean and the other one, T, (G,) or (C,); their count, int64; kind; workers; whether of channels
     "3d"  # of running statistics: share of the new value (below 0: one of so many), unbiased, eps
+    "1q"  # a residual to add before the activation
 )
 BACK = struct.Struct(
     SHARED + "2q"  # dy, dx
     "1q"  # sums, float64
     "8q"  # gradients of the first seven parts; of σ², float64, (R, G)
+    "2q"  # behind a residual sum: y; dz, the residual's gradient
 )
 KINDS = {"var": 0, "std": 1, "total": 2}
 

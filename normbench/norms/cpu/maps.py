@@ -79,6 +79,34 @@ def sums(x, dy, start, length, m, a, b, cut, high):
 
 
 @reduction
+def block_masked(x, y, dy, dz, start, length, m, low, high):
+    one, two = number(x, 0.0), number(x, 0.0)
+    for j in range(start, start + length):
+        through = dy[j]
+        if y[j] <= low or y[j] >= high:
+            through = number(x, 0.0)
+        dz[j] = through
+        one += through
+        two += through * (x[j] - m)
+    return NUMBER(one), NUMBER(two)
+
+
+@reduction
+def masked(x, y, dy, dz, start, length, m, low, high):
+    """As ``sums``, where y tells what the activation let through; writes dz."""
+    if length <= BLOCK:
+        return block_masked(x, y, dy, dz, start, length, m, low, high)
+    one, two, seen = 0.0, 0.0, 0
+    while seen < length:
+        some = min(BLOCK, length - seen)
+        here, there = block_masked(x, y, dy, dz, start + seen, some, m, low, high)
+        one += here
+        two += there
+        seen += some
+    return one, two
+
+
+@reduction
 def total(dy, start, length):
     """The sum over a map."""
     result, seen = 0.0, 0
@@ -105,6 +133,18 @@ def apply(x, y, start, length, m, a, b, low, high):
 
 
 @elementwise
+def apply_sum(x, residual, y, start, length, m, a, b, low, high):
+    """As ``apply``, of y and the residual together."""
+    for j in range(start, start + length):
+        z = (x[j] - m) * a + b + residual[j]
+        if z < low:
+            z = low
+        if z > high:
+            z = high
+        y[j] = z
+
+
+@elementwise
 def scale_shift(y, start, length, a, b):
     """y a + b in place."""
     for j in range(start, start + length):
@@ -121,3 +161,10 @@ def back(x, dy, dx, start, length, m, a, b, cut, high, through, p, q):
         if z <= cut or z >= high:
             dz = number(x, 0.0)
         dx[j] = dz * through + (apart * p + q)
+
+
+@elementwise
+def back_masked(x, dz, dx, start, length, m, through, p, q):
+    """dx = dz ``through`` + (x − m) p + q."""
+    for j in range(start, start + length):
+        dx[j] = dz[j] * through + ((x[j] - m) * p + q)

@@ -177,6 +177,17 @@ def apply_pixel(x, y, at, some, m, a, b, low, high):
 
 
 @elementwise
+def apply_sum(x, residual, y, at, some, m, a, b, low, high):
+    for c in range(some):
+        z = (x[at + c] - m[c]) * a[c] + b[c] + residual[at + c]
+        if z < low[c]:
+            z = low[c]
+        if z > high:
+            z = high
+        y[at + c] = z
+
+
+@elementwise
 def scale_pixel(y, at, some, scale, shift):
     for c in range(some):
         y[at + c] = y[at + c] * scale[c] + shift[c]
@@ -198,7 +209,10 @@ def apply(w, k, first, last):
         for i in range((last - first + side - 1) // side):
             p = first + i * side
             at, length = row + p * w.C + tile, min(side, last - p) * some
-            apply_pixel(w.x, w.y, at, length, m, a, b, low, high)
+            if w.has_sum:
+                apply_sum(w.x, w.residual, w.y, at, length, m, a, b, low, high)
+            else:
+                apply_pixel(w.x, w.y, at, length, m, a, b, low, high)
             if w.has_after:
                 scale_pixel(w.y, at, length, scale, shift)
 
@@ -252,13 +266,25 @@ def sum_two(x, dy, at, next_at, some, m, a, b, cut, high, one, two):
         two[c] += dz * apart + other_dz * other
 
 
+@reduction
+def sum_masked(x, y, dy, dz, at, some, m, low, high, one, two):
+    """``sum_pixel`` behind a residual sum, where y tells what the activation let through; writes dz."""
+    for c in range(some):
+        through = dy[at + c]
+        if y[at + c] <= low or y[at + c] >= high:
+            through = number(x, 0.0)
+        dz[at + c] = through
+        one[c] += through
+        two[c] += through * (x[at + c] - m[c])
+
+
 @algebra
 def sums(w, k, first, last, out, out_at, stride, seen):
     """Add to ``out`` the sums over dz, dz (x − m), and dy where wanted, of pixels ``first`` to ``last`` of row k."""
     m, a, b, cut = scratch(w.x, TILE), scratch(w.x, TILE), scratch(w.x, TILE), scratch(w.x, TILE)
     one, two, three = scratch(w.x, TILE), scratch(w.x, TILE), scratch(w.x, TILE)
     ones, twos, threes = scratch(w.mean, TILE), scratch(w.mean, TILE), scratch(w.mean, TILE)
-    row, side, high = k * w.images * w.S * w.C, lanes(w), number(w.x, w.high)
+    row, side, high, low = k * w.images * w.S * w.C, lanes(w), number(w.x, w.high), number(w.x, w.low)
     for tile in range(0, w.C, TILE):
         some = min(TILE, w.C - tile)
         coefficients(w, k, tile, some, side, m, a, b, cut)
@@ -273,7 +299,11 @@ def sums(w, k, first, last, out, out_at, stride, seen):
             p = block
             while p < stop:
                 at, next_at = row + p * w.C + tile, row + (p + side) * w.C + tile
-                if p + 2 * side <= stop:
+                if w.has_sum:
+                    length = min(side, stop - p) * some
+                    sum_masked(w.x, w.out, w.dy, w.dz, at, length, m, low, high, one, two)
+                    p += side
+                elif p + 2 * side <= stop:
                     sum_two(w.x, w.dy, at, next_at, side * some, m, a, b, cut, high, one, two)
                     p += 2 * side
                 else:
@@ -330,6 +360,12 @@ def back_pixel(x, dy, dx, at, some, m, a, b, cut, high, through, p, q):
         dx[at + c] = dz * through[c] + (apart * p[c] + q[c])
 
 
+@elementwise
+def back_masked(x, dz, dx, at, some, m, through, p, q):
+    for c in range(some):
+        dx[at + c] = dz[at + c] * through[c] + ((x[at + c] - m[c]) * p[c] + q[c])
+
+
 @algebra
 def back(w, k, first, last):
     """Pixels ``first`` to ``last`` of row k."""
@@ -347,7 +383,10 @@ def back(w, k, first, last):
         for i in range((last - first + side - 1) // side):
             p = first + i * side
             at, length = row + p * w.C + tile, min(side, last - p) * some
-            back_pixel(w.x, w.dy, w.dx, at, length, m, a, b, cut, high, through, slope, shift)
+            if w.has_sum:
+                back_masked(w.x, w.dz, w.dx, at, length, m, through, slope, shift)
+            else:
+                back_pixel(w.x, w.dy, w.dx, at, length, m, a, b, cut, high, through, slope, shift)
 
 
 @algebra

@@ -59,7 +59,12 @@ def apply_column(w, k, c, first, last):
     for i in range(first, last):
         if w.S >= FAR and i + 1 < last:
             maps.ahead(w.x, start + w.C * w.S)
-        maps.apply(w.x, w.y, start, w.S, m, a, b, low, high)
+        if w.has_sum:
+            if w.S >= FAR and i + 1 < last:
+                maps.ahead(w.residual, start + w.C * w.S)
+            maps.apply_sum(w.x, w.residual, w.y, start, w.S, m, a, b, low, high)
+        else:
+            maps.apply(w.x, w.y, start, w.S, m, a, b, low, high)
         if w.has_after:
             maps.scale_shift(w.y, start, w.S, w.scale[c], w.shift[c])
         start += w.C * w.S
@@ -91,7 +96,29 @@ def settle_group(w, r, g):
 
 
 @algebra
+def sum_masked(w, k, c):
+    """``sum_column`` behind a residual sum: writes dz, which is the residual's gradient."""
+    j, KC = k * w.C + c, w.K * w.C
+    m, low, high = w.forth[j], number(w.x, w.low), number(w.x, w.high)
+    one, two = 0.0, 0.0
+    start = (k * w.images * w.C + c) * w.S
+    for i in range(w.images):
+        if w.S >= FAR and i + 1 < w.images:
+            maps.ahead(w.x, start + w.C * w.S)
+            maps.ahead(w.dy, start + w.C * w.S)
+            maps.ahead(w.out, start + w.C * w.S)
+        here, there = maps.masked(w.x, w.out, w.dy, w.dz, start, w.S, m, low, high)
+        one += here
+        two += there
+        start += w.C * w.S
+    w.sums[j], w.sums[KC + j] = one, two
+
+
+@algebra
 def sum_column(w, k, c):
+    if w.has_sum:
+        sum_masked(w, k, c)
+        return
     j, KC = k * w.C + c, w.K * w.C
     m, a, b = w.forth[j], w.forth[KC + j], w.forth[2 * KC + j]
     cut, high = number(w.x, w.low), number(w.x, w.high)
@@ -126,7 +153,10 @@ def back_column(w, k, c, first, last):
         if w.S >= FAR and i + 1 < last:
             maps.ahead(w.x, start + w.C * w.S)
             maps.ahead(w.dy, start + w.C * w.S)
-        maps.back(w.x, w.dy, w.dx, start, w.S, m, a, b, cut, high, through, p, q)
+        if w.has_sum:
+            maps.back_masked(w.x, w.dz, w.dx, start, w.S, m, through, p, q)
+        else:
+            maps.back(w.x, w.dy, w.dx, start, w.S, m, a, b, cut, high, through, p, q)
         start += w.C * w.S
 
 

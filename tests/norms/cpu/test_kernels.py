@@ -26,7 +26,7 @@ LARGE = {(2, 5, 120, 120): [(1, 5), (1, 2)], (3, 700, 8, 8): [(3, 4), (1, 700)],
 class Use(NamedTuple):
     """What of the family is used: the tensors beside x by name, and the rest as it is asked for."""
 
-    tensors: tuple[str, ...] = ()
+    tensors: tuple[str, ...] = ()  # the residual is a map, all others are one value a channel
     activation: type[nn.Module] | None = None
     centered: bool = True
     learned_eps: bool = False
@@ -56,6 +56,13 @@ USES = {
     "measured": Use(AFFINE, nn.ReLU6, way="measured"),
     "measured-by-channel": Use(AFFINE, nn.ReLU, way="channels"),
     "given": Use(AFFINE, nn.ReLU, way="given"),
+    "residual": Use(("residual",)),
+    "residual-relu": Use((*AFFINE, "residual"), nn.ReLU),
+    "residual-relu6": Use((*AFFINE, "residual"), nn.ReLU6),
+    "residual-uncentered-eps": Use((*AFFINE, "residual"), nn.ReLU, centered=False, learned_eps=True),
+    "residual-gate": Use((*AFFINE, *GATE, "residual"), nn.ReLU),
+    "residual-renorm": Use((*AFFINE, "renorm", "residual"), nn.ReLU),
+    "residual-given": Use((*AFFINE, "residual"), nn.ReLU, way="given"),
     "given-gate-threshold": Use((*AFFINE, "threshold", *GATE), way="given"),
 }
 
@@ -71,7 +78,9 @@ class Case:
         C = shape[1]
         self.x = (self.draw(*shape) * 2 + 1).contiguous(memory_format=memory_format).requires_grad_()
         self.dy = self.draw(*shape).contiguous(memory_format=memory_format)
-        self.parts = {name: self.draw(C).requires_grad_() for name in use.tensors if name != "renorm"}
+        # The residual lies in memory as it is drawn, whatever x's format is.
+        shapes = {name: shape if name == "residual" else (C,) for name in use.tensors if name != "renorm"}
+        self.parts = {name: self.draw(*size).requires_grad_() for name, size in shapes.items()}
         self.eps: Any = 1e-3
         if use.learned_eps:
             self.eps = torch.tensor(1e-3, dtype=dtype, requires_grad=True)
@@ -98,7 +107,8 @@ class Case:
         after = core.After(*(self.parts[name] for name in AFTER)) if "scale" in self.parts else None
         if use.way == "given":
             mean, var = self.draw(rows, groups), self.draw(rows, groups).square() + 0.1
-            return core.normalize(self.x, mean, var, *affine, threshold=part("threshold"), gate=gate), {}
+            more = {"threshold": part("threshold"), "gate": gate, "residual": part("residual")}
+            return core.normalize(self.x, mean, var, *affine, **more), {}
         if use.way in ("measured", "channels"):
             by_channel = use.way == "channels"
             y, found = core.measured(
@@ -106,8 +116,9 @@ class Case:
             )
             return y, dict(zip(("mean", "var"), found.tensors(), strict=True))
         y = core.standardize(
-            self.x, rows, groups, *affine, centered=use.centered, threshold=part("threshold"), gate=gate, after=after
-        )
+            self.x, rows, groups, *affine, centered=use.centered, threshold=part("threshold"), gate=gate, after=after,
+            renorm=self.renorm, residual=part("residual"),
+        )  # fmt: skip
         return y, {}
 
     def by_hand(self, rows: int, groups: int) -> dict[str, Tensor]:
