@@ -2,6 +2,7 @@
 
 Pictures of 500 × 375 with the spectrum of photographs (amplitude 1/f), of 110 kB or so at quality 90, as ImageNet's are
 on average; or the pictures of ``folder``. All on one thread, everyone in turn in every round, medians of milliseconds:
+of processor time but for reading, so that other work on the machine shows less.
 
     decoding    Pillow, Pillow at half the scale (``draft``, other numbers), torchvision
     the way     from the file's bytes to 224 × 224, augmented: data.decoder=pillow, data.decoder=torchvision
@@ -85,22 +86,22 @@ def the_way(decoder: str) -> Callable[[bytes], object]:
     view, _ = views(decoder, 224)
 
     def go(data: bytes) -> object:
-        torch.manual_seed(len(data))
+        torch.default_generator.manual_seed(len(data))
         return view(data, "picture")
 
     return go
 
 
 def race(calls: dict[str, Callable[[], object]], each: int, rounds: int) -> dict[str, float]:
-    """Median milliseconds of each call over ``each``, everyone in turn."""
+    """Median milliseconds of processor time of each call over ``each``, everyone in turn."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         call()
     for _ in range(rounds):
         for name in random.sample(list(calls), len(calls)):
-            start = time.perf_counter()
+            start = time.process_time()
             calls[name]()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.process_time() - start)
     return {name: 1000 * statistics.median(times) / each for name, times in seconds.items()}
 
 

@@ -66,8 +66,8 @@ def find(folder: Path, source: Path | None, splits: Sequence[str], expected: str
         for split in ("train", *held[:1]):
             compare(folder, index, originals, split)
     stats = {
-        name: (int(size), 0)
-        for name, size in zip(index.names, index.rows[:, SIZE], strict=True)
+        name: (size, 0)
+        for name, size in zip(index.names, index.rows[:, SIZE].tolist(), strict=True)
         if name.split("/", 1)[0] in ("train", *held)
     }
     root = folder
@@ -156,8 +156,8 @@ def compare(folder: Path, index: Index, originals: Listing, split: str) -> None:
     """Raise DataError unless the pictures of ``split`` are, by names and sizes, those that ``index`` was made from."""
     of_split = f"{split}/"
     made_from = {
-        name: int(size)
-        for name, size in zip(index.names, index.rows[:, SOURCE], strict=True)
+        name: size
+        for name, size in zip(index.names, index.rows[:, SOURCE].tolist(), strict=True)
         if name.startswith(of_split)
     }
     there = {name: size for name, size in originals.sizes.items() if name.startswith(of_split)}

@@ -228,7 +228,8 @@ def test_what_cannot_be_prepared_says_so(copies, tmp_path):
         describe(DataOptions("domains", root=str(tmp_path / "domains")))
 
 
-def test_a_sweep_on_a_copy_end_to_end(sweep, results, source, copies, tmp_path, capsys):
+def test_a_sweep_on_a_copy_end_to_end(sweep, results, source, copies, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("NORMBENCH_KERNELS", "off")  # this folder's tests have a cache of their own, without kernels
     words = ("norm=bn", "arch=resnet8", "arch.size=16", "data=imagenet", "data.loaders=0", "batch=4", "steps=2")
     named = (f"data.prepared={copies / 'both'}", "device=cpu", "name=copy")
     assert sweep(*words, *named, f"data.root={source}") == 0
