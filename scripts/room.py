@@ -18,21 +18,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from slots import PICTURES
+
 from normbench import grid
 from normbench.files import read_json
 from normbench.launch import room
 from normbench.preflight import Planned, Preflight
 from normbench.records import Store
 
-PICTURES = """
-import numpy as np
-
-def load(side=32, train=520, test=16):
-    draw = np.random.default_rng(0)
-    x = draw.integers(0, 255, (train + test, side, side, 3), dtype=np.uint8)
-    y = np.arange(train + test) % 10
-    return x[:train], y[:train], x[train:], y[train:]
-"""
 GRIDS = (
     ("arch=resnet8,resnet20", "norm=bn,gn,frn,nf,bnp,none,evonorm_s0,ic,dyt,cbn,mbn", "batch=2,32,128"),
     ("arch=resnet50,mobilenet_v2,densenet121,preresnet20,resnet18", "norm=bn,gn", "batch=2,32,128"),
@@ -66,7 +59,7 @@ def measured(item: Planned, folder: Path) -> float | None:
 def main(given: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         os.chdir(temporary)
-        Path("pictures.py").write_text(PICTURES)
+        Path("pictures.py").write_text(PICTURES.format(train=520))
         shared, ratios = shared_mib(), []
         print(f"shared {shared:.0f} MiB")
         for number, keys in enumerate([given] if given else GRIDS):
