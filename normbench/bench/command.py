@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from dataclasses import Field, fields
 from typing import Any, NoReturn
 
+from normbench.bench import loader
 from normbench.bench.settings import MODES, FitSettings, Settings, StepSettings
-from normbench.bench.values import shown
+from normbench.bench.values import asks_for_help, shown
 from normbench.errors import ConfigError, UnknownName
 
 Mode = type[Settings] | type[StepSettings] | type[FitSettings]
-AnySettings = Settings | StepSettings | FitSettings
+AnySettings = Settings | StepSettings | FitSettings | loader.Settings
+# The mode whose keys are those of a cell.
+LOADER = "loader"
 
 HELP = """\
 {usage} [KEY=VALUE[,VALUE...] ...]
@@ -29,7 +32,7 @@ measured is written.
 ABOUT = {
     "": """\
 Measures forward + backward of every normalizer with its activation, beside nn.BatchNorm2d + ReLU and beside a memory
-copy of the same bytes, and leaves bench.csv, summary.md, bench.png, bench.svg and bench.json. Two more modes, each
+copy of the same bytes, and leaves bench.csv, summary.md, bench.png, bench.svg and bench.json. More modes, each
 with keys of its own (python -m normbench.bench step --help):
 
 {modes}""",
@@ -59,8 +62,10 @@ EXAMPLES = {
 
 def read(words: Sequence[str]) -> AnySettings | None:
     """The settings that ``words`` give; None if help is asked for. Raises ConfigError."""
-    if any(word in ("--help", "-h", "help") for word in words):
+    if asks_for_help(words):
         return None
+    if words and words[0] == LOADER:
+        return loader.read(words[1:])
     mode, words = _mode(words)
     known, given = _keys(mode), dict[str, str]()
     for word in words:
@@ -79,6 +84,8 @@ def read(words: Sequence[str]) -> AnySettings | None:
 
 def help_text(words: Sequence[str] = ()) -> str:
     """The mode that ``words`` begin with: every key with its default."""
+    if words and words[0] == LOADER:
+        return loader.HELP
     mode = MODES[words[0] if words and words[0] in MODES else ""]
     known = _keys(mode)
     usage = {name: f"{name}={shown(known[name].default)}" for name in known}
@@ -88,7 +95,8 @@ def help_text(words: Sequence[str] = ()) -> str:
         lines.append(f"  {usage[name]:<{width}}  {found.metadata['text']}")
         if found.metadata["more"]:
             lines.append(f"  {'':<{width}}  {found.metadata['more']}")
-    modes = "\n".join(f"  python -m normbench.bench {word}   {MODES[word].about}" for word in MODES if word)
+    others = {**{word: MODES[word].about for word in MODES if word}, LOADER: loader.ABOUT}
+    modes = "\n".join(f"  python -m normbench.bench {word:<6}  {about}" for word, about in others.items())
     return HELP.format(
         usage=f"python -m normbench.bench {mode.word}".strip(),
         about=ABOUT[mode.word].format(modes=modes),
@@ -111,9 +119,9 @@ def _keys(mode: Mode) -> dict[str, Field[Any]]:
 def _refuse(word: str, mode: Mode) -> NoReturn:
     if word.startswith("-"):
         raise ConfigError(f"unknown flag {word!r}; keys have no dashes: {word.lstrip('-').split('=')[0]}=…; see --help")
-    if word in MODES:
+    if word in (*MODES, LOADER):
         raise ConfigError(f"{word}: the mode stands first, python -m normbench.bench {word} KEY=VALUE…")
-    choices = [*_keys(mode), *([] if mode.word else filter(None, MODES))]
+    choices = [*_keys(mode), *([] if mode.word else [*filter(None, MODES), LOADER])]
     raise UnknownName("command or key", word, choices, f"Give keys as {word}=…; see --help.")
 
 

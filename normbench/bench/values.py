@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import field
 from typing import Any
 
@@ -10,6 +10,10 @@ from normbench.errors import ConfigError
 from normbench.options import one_of
 
 Parser = Callable[[str, str], Any]
+
+
+def asks_for_help(words: Sequence[str]) -> bool:
+    return any(word in ("--help", "-h", "help") for word in words)
 
 
 def key(default: Any, parse: Parser, text: str, more: str = "") -> Any:
@@ -25,6 +29,11 @@ def names(key: str, value: str) -> tuple[str, ...]:
     if len(set(words)) < len(words):
         raise ConfigError(f"{key}: got {value!r}, in which a value stands twice")
     return tuple(words)
+
+
+def list_of(parse: Parser) -> Parser:
+    """Values with a comma between them, each once."""
+    return lambda key, value: tuple(parse(key, word) for word in names(key, value))
 
 
 def counts(key: str, value: str) -> tuple[int, ...]:

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from normbench.bench.loader import Row, main, read, verdict
+from normbench.bench.__main__ import main
+from normbench.bench.loader import read
+from normbench.bench.loaderjob import Row, verdict
 
 
 @pytest.fixture
@@ -28,7 +30,7 @@ def root(tmp_path, monkeypatch):
 @pytest.mark.parametrize("loaders", ["0", pytest.param("0,2", marks=pytest.mark.slow)])
 def test_a_tiny_run_leaves_its_files(root, tmp_path, capsys, loaders):
     words = (f"data.root={root}", "arch=resnet8", "arch.size=16", "batch=4", f"loaders={loaders}", "rounds=2")
-    assert main([*words, "seconds=0", "device=cpu"]) == 0
+    assert main(["loader", *words, "seconds=0", "device=cpu"]) == 0
     with (tmp_path / "bench/loader.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["processes"] for row in rows] == [*loaders.split(","), ""]
@@ -66,14 +68,15 @@ def test_the_verdict(measured, expected):
 
 def test_what_is_not_given_is_resnet50_on_imagenet():
     settings = read(["data.root=x", "loaders=3"])
+    assert settings is not None
     assert (settings.cell.arch.name, settings.cell.data.name, settings.loaders) == ("resnet50", "imagenet", (3,))
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["loaders=1,x"], "loaders: got '1,x', expected numbers of processes"),
-        (["loaders=1,1"], "each once"),
+        (["loaders=1,x"], "loaders: got 'x', expected a whole number"),
+        (["loaders=1,1"], "in which a value stands twice"),
         (["loaders=1", "loaders=2"], "loaders: given twice"),
         (["lodaers=1"], "unknown key 'lodaers'. Did you mean 'loaders'?"),
         (["slots=2"], "unknown key 'slots'"),
@@ -89,12 +92,12 @@ def test_what_is_not_given_is_resnet50_on_imagenet():
     ],
 )
 def test_a_bad_command_is_one_line(root, words, message, capsys):
-    assert main([word.replace("ROOT", str(root)) for word in words]) == 2
+    assert main(["loader", *(word.replace("ROOT", str(root)) for word in words)]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
 
 
 def test_help(capsys):
-    assert main(["--help"]) == 0
+    assert main(["loader", "--help"]) == 0
     assert "loaders=0,1,2,4" in capsys.readouterr().out
