@@ -11,17 +11,15 @@ from typing import Any
 
 import torch
 
-from normbench.bench import breakdown, ours
+from normbench.bench import ours
 from normbench.bench.measure import Call, Rule, Samples, Slice, race
 from normbench.bench.ours import Checked, Loop
-from normbench.bench.plainloop import PlainLoop, Source
+from normbench.bench.plainprocess import AHEAD, WARM_UP, PlainProcess, parts
 from normbench.bench.statistics import BASELINE, quartiles, ratios
 from normbench.data import Pictures, open_pictures
 from normbench.train import net_size
 
 PLAIN = "plain loop"
-WARM_UP = 3  # steps before anything is timed, and as many more as the plain loop's loaders work ahead
-AHEAD = 2  # batches that each of torch's loaders works ahead
 SLICE = 0.25  # seconds of a turn at least
 
 
@@ -89,33 +87,34 @@ class Round:
         return self.cells[0].cell.batch
 
 
-def measure(now: Round, source: Source, device: torch.device, rule: Rule) -> list[LoopRow]:
+def measure(now: Round, device: torch.device, rule: Rule) -> list[LoopRow]:
     """A row per loop: the plain one, the untouched network, every normalizer."""
     pictures = open_pictures(now.base.cell.data, size=net_size(now.base.cell, now.base.description), device=device)
-    loops: dict[str, Loop | PlainLoop] = {}
+    loops: dict[str, Loop | PlainProcess] = {}
     names = [PLAIN, BASELINE, *(one.cell.norm.name for one in now.cells)]
     able = [name for name in names if _checked(now, name).skip is None]
     with contextlib.ExitStack() as stack:
 
         def made(name: str) -> Call:
-            loop = loops[name] = _loop(now, source, pictures, device, name)
+            loop = loops[name] = _loop(now, pictures, device, name)
             stack.callback(loop.close)
+            if isinstance(loop, PlainProcess):
+                return Call(lambda: None, elsewhere=loop.train)
             with loop.turn():
-                for _ in range(WARM_UP + (AHEAD * now.loaders if name == PLAIN else 0)):
+                for _ in range(WARM_UP):
                     loop.train(loop.fetch())
             return Call(lambda: loop.train(loop.fetch()), turn=loop.turn)
 
         makers = {name: partial(made, name) for name in able}
         found = race(makers, device, rule, Slice(SLICE, AHEAD * max(1, now.loaders)))
-        parts = {name: _parts(loop, device) for name, loop in loops.items() if not found[name].reason}
-    return [_row(now, name, found, parts, loops) for name in names]
+        shares = {name: _parts(loop, device) for name, loop in loops.items() if not found[name].reason}
+    return [_row(now, name, found, shares, loops) for name in names]
 
 
-def _loop(now: Round, source: Source, pictures: Pictures, device: torch.device, name: str) -> Loop | PlainLoop:
+def _loop(now: Round, pictures: Pictures, device: torch.device, name: str) -> Loop | PlainProcess:
     checked = _checked(now, name)
     if name == PLAIN:
-        net = ours.untouched(checked, device, torch.contiguous_format)
-        return PlainLoop(checked.cell, net, source, device, checked.cell.images, now.loaders)
+        return PlainProcess(checked, device, now.loaders)
     net = ours.untouched(checked, device) if name == BASELINE else ours.network(checked, device)
     return Loop(checked, net, pictures, device)
 
@@ -125,20 +124,19 @@ def _checked(now: Round, name: str) -> Checked:
     return next((one for one in now.cells if one.cell.norm.name == name), now.base)
 
 
-def _parts(loop: Loop | PlainLoop, device: torch.device) -> dict[str, float]:
-    """Where the time goes, and the threads it goes in."""
+def _parts(loop: Loop | PlainProcess, device: torch.device) -> dict[str, float]:
+    if isinstance(loop, PlainProcess):
+        return loop.parts()
     with loop.turn():
-        threads = {"step_threads": torch.get_num_threads()}
-        shares = breakdown.breakdown(loop, device) if device.type in ("cpu", "cuda") else {}
-        return {**threads, **shares}
+        return parts(loop, device)
 
 
 def _row(
     now: Round,
     name: str,
     found: dict[str, Samples],
-    parts: dict[str, dict[str, float]],
-    loops: dict[str, Loop | PlainLoop],
+    shares: dict[str, dict[str, float]],
+    loops: dict[str, Loop | PlainProcess],
 ) -> LoopRow:
     checked = _checked(now, name)
     cell, base = checked.cell, now.base.cell
@@ -152,7 +150,7 @@ def _row(
     own = found[name]
     if own.reason or not own.seconds:
         return replace(row, status="failed", reason=own.reason or "no round was finished")
-    return replace(row, **_measures(row.images, own, found), **parts.get(name, {}))  # type: ignore[arg-type]
+    return replace(row, **_measures(row.images, own, found), **shares.get(name, {}))  # type: ignore[arg-type]
 
 
 def _measures(images: int, own: Samples, found: dict[str, Samples]) -> dict[str, Any]:

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normbench import machine, models
+from normbench import graph, machine, models
 from normbench.cell import Cell, make
-from normbench.data import Description, Pictures
+from normbench.data import Description, Pictures, feed
 from normbench.errors import ConfigError
+from normbench.graph import CudaRecorder, Recorded
 from normbench.grid import GROUPS, Configs
 from normbench.meter import Meter
 from normbench.norms import names
@@ -94,7 +95,8 @@ class Trainer:
     def __init__(self, checked: Checked, net: nn.Module, device: torch.device) -> None:
         self.cell, self.net = checked.cell, net.train()
         tell_steps(net, 1)  # no burn-in, no warm-up: what a step costs in most of a run
-        self.update = optimizer(net, self.cell.recipe, self.cell.peak_lr)
+        recorded = graph.wanted(self.cell, device, 1)
+        self.update = optimizer(net, self.cell.recipe, self.cell.peak_lr, recorded=recorded)
         classes = checked.description.domain_classes
         self.step = Step(self.cell, net, net, self.update, device, classes=classes)
         self.meter = Meter(1, 0, self.cell.images, device, Onlooker())
@@ -116,9 +118,18 @@ class Loop(Trainer):
         super().__init__(checked, net, device)
         self.batches = _endless(pictures, self.cell)
         self.turn = partial(machine.numerics, False, checked.values)
+        self.recorded = _recorded(self.step, pictures, device)
 
-    def fetch(self) -> Batch:
-        return next(self.batches)
+    def fetch(self) -> Batch | None:
+        """A step's pictures; None for one that is recorded, which fetches its own."""
+        return None if self.recorded else next(self.batches)
+
+    def train(self, batch: Batch | None) -> None:
+        """See ``Trainer``."""
+        if batch is None:
+            self.meter.add(next(self.recorded or iter(())))
+        else:
+            super().train(batch)
 
     def close(self) -> None:
         """Nothing of it works in the background."""
@@ -129,6 +140,25 @@ def _endless(pictures: Pictures, cell: Cell) -> Iterator[Batch]:
     while True:
         epoch += 1
         yield from pictures.train(seed=cell.seed, epoch=epoch, batch=cell.images)
+
+
+def _recorded(step: Step, pictures: Pictures, device: torch.device) -> Iterator[Tensor] | None:
+    """The losses of recorded steps, without end, where a sweep's cell would record them."""
+    cell = step.cell
+    source = feed(pictures, cell.images) if graph.wanted(cell, device, 1) else None
+    if source is None:
+        return None
+    steps = pictures.train_steps(cell.images)
+    return _replayed(Recorded(step, source, steps, CudaRecorder(device), strict=False), steps, cell.seed)
+
+
+def _replayed(recorded: Recorded, steps: int, seed: int) -> Iterator[Tensor]:
+    epoch = 0
+    while True:
+        epoch += 1
+        recorded.begin([0.0] * steps, seed=seed, epoch=epoch, start=0)
+        for _ in range(steps):
+            yield recorded()
 
 
 def network(checked: Checked, device: torch.device) -> nn.Module:

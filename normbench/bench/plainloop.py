@@ -101,7 +101,7 @@ class PlainLoop:
         self.loader = DataLoader(
             Pictures(source.x, source.y, length, source.transform), batch_size=images, shuffle=True, drop_last=True,
             num_workers=loaders, persistent_workers=loaders > 0, pin_memory=self.on_gpu,
-            worker_init_fn=_end_with_parent,
+            worker_init_fn=end_with_parent,
         )  # fmt: skip
         before = set(multiprocessing.active_children())
         self.batches: Iterator[list[Tensor]] | None = iter(self.loader)
@@ -148,7 +148,7 @@ class PlainLoop:
                     os.kill(process, getattr(signal, name))
 
 
-def _end_with_parent(_: int) -> None:
+def end_with_parent(_: int) -> None:
     """A loader that was stopped sees nothing of its parent's end, unless the system ends it (Linux)."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(DEATH, signal.SIGKILL)

@@ -25,7 +25,7 @@ def run(settings: StepSettings, words: Sequence[str]) -> bool:
     device = outcome.prepared(settings.device, settings.threads)
     rounds = list(_rounds(settings))
     base = rounds[0].base
-    source = Source(base.cell, net_size(base.cell, base.description))
+    Source(base.cell, net_size(base.cell, base.description))  # raises here what it would in a process of its own
     result = outcome.begin(settings.out, device, words)
     result.notes += _notes(settings, rounds, device)
     rows: list[LoopRow] = []
@@ -33,7 +33,7 @@ def run(settings: StepSettings, words: Sequence[str]) -> bool:
         with Bar(result.console, len(rounds)) as bar:
             for now in rounds:
                 bar.at(f"{settings.arch} batch={now.batch} workers={settings.workers}")
-                found = loops.measure(now, source, device, Rule(settings.rounds, settings.seconds))
+                found = loops.measure(now, device, Rule(settings.rounds, settings.seconds))
                 rows += [replace(row, **result.facts) for row in found]
                 bar.advance(1)
     except KeyboardInterrupt:
@@ -72,7 +72,7 @@ def _notes(settings: StepSettings, rounds: Sequence[Round], device: torch.device
         f"{loops.PLAIN}: DataLoader with {loaders}{pinned}, torchvision's transforms on uint8 tensors, nn.BatchNorm2d, "
         "SGD at torch's defaults, the loss read at every step; its loaders stand still while others are timed",
         f"{loops.BASELINE}: the untouched network in our loop, at batch × workers images; ratio: over its time",
-        "both loops run in one process, so the memory that is kept for the next tensor favours the plain loop too",
+        "the plain loop runs in a process of its own, without the settings of allocator and threads that a sweep makes",
         "shares: of steps under torch's profiler, which slows small operators down",
     ]
     alone = [one.cell.norm.name for one in rounds[0].cells if one.at_once < settings.workers]

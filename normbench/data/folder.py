@@ -36,8 +36,11 @@ def find(
     """
     copy = Path(options.prepared).expanduser() if options.prepared else None
     root = root_of(options) if copy else rooted(options, expected)
-    if copy and root.is_file():
-        raise ConfigError(f"data.root={root} with data.prepared: expected the folder that the copy was made from")
+    if copy and options.root is not None and not root.is_dir():
+        raise ConfigError(
+            f"data.root={root} with data.prepared: no such folder; expected the one that the copy was made from, to "
+            "compare them; leave data.root out to take the copy for itself"
+        )
     if copy or root.is_dir():
         try:
             if copy or prepared.is_copy(root):
