@@ -94,6 +94,7 @@ class Plan(NamedTuple):
     columns: int  # where the moments of columns are in work
     coefficients: int  # K × C
     per_column: float  # 1 / values of a column
+    lone: bool = False  # whether groups are of one value, of which nothing is kept
 
 
 plans: dict[Any, Plan] = {}
@@ -193,11 +194,12 @@ def _rows(x: Tensor, shape: Shape) -> Plan:
         back=back,
         no_dx=back,
         work=3 * N * G,
-        sums=2 * N * G if G < C else 0,
+        sums=2 * N * G if C // G > TILE else 0,
         split=3 * spans * C,
         columns=0,
         coefficients=0,
         per_column=1.0,
+        lone=G == C,
     )
 
 

@@ -11,9 +11,18 @@ from __future__ import annotations
 from normbench.norms.cpu import maps
 from normbench.norms.cpu.arguments import unpack
 from normbench.norms.cpu.blocks import FINISHED, GROUP, TILE
-from normbench.norms.cpu.family import scale_after
+from normbench.norms.cpu.family import RUN, scale_after
 from normbench.norms.cpu.pixels import let_through, scale_pixel
 from normbench.norms.cpu.pointers import NUMBER, algebra, elementwise, number, reduction, root, scratch, worker
+
+# Values of a group below which to wait for a sum costs more than to go over memory that is near once more.
+SHORT = 64
+
+
+@algebra
+def tile_of(w):
+    """Channels that are gone over at once: whole groups, if a tile holds one."""
+    return TILE // w.width * w.width if w.width <= TILE else TILE
 
 
 @algebra
@@ -32,15 +41,53 @@ def affine(w, tile, some, gamma, beta, low):
             low[c] = w.threshold[tile + c]
 
 
+@reduction
+def center(x, at, length, per_value):
+    """The mean of a short run, in x's type."""
+    whole = number(x, 0.0)
+    for c in range(at, at + length):
+        whole += x[c]
+    return number(x, NUMBER(whole) * per_value)
+
+
+@reduction
+def around(x, at, length, m):
+    """Sums over x − m and its square of a short run."""
+    rest, squares = number(x, 0.0), number(x, 0.0)
+    for c in range(at, at + length):
+        apart = x[c] - m
+        rest += apart
+        squares += apart * apart
+    return NUMBER(rest), NUMBER(squares)
+
+
 @algebra
-def measure(w, n):
-    """Note the statistics of image n's groups."""
-    for i in range(n * w.G, (n + 1) * w.G):
-        mean, squares = maps.moments(w.x, i * w.width, w.width, w.per_group)
-        var = squares * w.per_group
-        if not w.centered:
-            mean, var = 0.0, var + mean * mean
-        w.mean[i], w.var[i], w.rstd[i] = mean, var, 1.0 / root(var + w.eps)
+def measure(w, first, last):
+    """Note the statistics of groups ``first`` to ``last``, RUN or fewer: step by step, none waits for the one before."""
+    m, mean, squares = scratch(w.x, RUN), scratch(w.mean, RUN), scratch(w.mean, RUN)
+    length, per_value = last - first, w.per_group
+    if w.width < SHORT:
+        for i in range(length):
+            m[i] = center(w.x, (first + i) * w.width, w.width, per_value)
+        for i in range(length):
+            mean[i], squares[i] = around(w.x, (first + i) * w.width, w.width, m[i])
+        for i in range(length):
+            left = mean[i] * per_value
+            squares[i] = max(squares[i] - left * mean[i], 0.0)
+            mean[i] = m[i] + left
+    else:
+        for i in range(length):
+            mean[i], squares[i] = maps.moments(w.x, (first + i) * w.width, w.width, per_value)
+    for i in range(length):
+        squares[i] *= per_value
+    if not w.centered:
+        for i in range(length):
+            squares[i] += mean[i] * mean[i]
+            mean[i] = 0.0
+    for i in range(length):
+        w.mean[first + i] = mean[i]
+        w.var[first + i] = squares[i]
+        w.rstd[first + i] = 1.0 / root(squares[i] + w.eps)
 
 
 @elementwise
@@ -103,10 +150,11 @@ def forward_span(w, first, last):
     scale, shift = scratch(w.x, TILE), scratch(w.x, TILE)
     t, r, high = scratch(w.x, TILE), scratch(w.x, TILE), number(w.x, w.high)
     if w.width > 1:
-        for n in range(first, last):
-            measure(w, n)
-    for tile in range(0, w.C, TILE):
-        some = min(TILE, w.C - tile)
+        for start in range(first * w.G, last * w.G, RUN):
+            measure(w, start, min(start + RUN, last * w.G))
+    wide = tile_of(w)
+    for part in range((w.C + wide - 1) // wide):
+        tile, some = part * wide, min(wide, w.C - part * wide)
         affine(w, tile, some, gamma, beta, low)
         if w.has_after:
             for c in range(some):
@@ -123,33 +171,29 @@ def forward_span(w, first, last):
 
 
 @elementwise
-def cut_off(dy, at, some, t, gamma, beta, cut, high, dz):
-    """dy as far as the activation let it through."""
+def gather(dy, at, some, t, gamma, beta, cut, high, through, one, two, g):
+    """g, of dy as far as the activation let it through, and what that adds to the sums over dz and dz t."""
     for c in range(some):
         z = t[c] * gamma[c] + beta[c]
-        through = dy[at + c]
+        dz = dy[at + c]
         if z <= cut[c] or z >= high:
-            through = number(dy, 0.0)
-        dz[c] = through
+            dz = number(dy, 0.0)
+        one[c] += dz
+        two[c] += dz * t[c]
+        g[c] = dz * through[c]
 
 
 @elementwise
-def cut_off_sum(y, dy, at, some, low, high, dz, out):
+def gather_sum(y, dy, out, at, some, t, low, high, through, one, two, g):
     """The same behind a residual sum, where y tells what the activation let through; writes dz."""
     for c in range(some):
-        through = dy[at + c]
+        dz = dy[at + c]
         if y[at + c] <= low or y[at + c] >= high:
-            through = number(dy, 0.0)
-        dz[c] = through
-        out[at + c] = through
-
-
-@elementwise
-def gather(some, t, dz, through, one, two, g):
-    for c in range(some):
-        one[c] += dz[c]
-        two[c] += dz[c] * t[c]
-        g[c] = dz[c] * through[c]
+            dz = number(dy, 0.0)
+        one[c] += dz
+        two[c] += dz * t[c]
+        g[c] = dz * through[c]
+        out[at + c] = dz
 
 
 @reduction
@@ -162,9 +206,31 @@ def total(first, last, g, t):
     return NUMBER(one), NUMBER(two)
 
 
+@elementwise
+def back(dx, at, first, last, rstd, one, two, t, g):
+    """dx of a group from its means of g and g t."""
+    r, mean_g, mean_gt = number(dx, rstd), number(dx, one), number(dx, two)
+    for c in range(first, last):
+        dx[at + c] = r * (g[c] - mean_g - t[c] * mean_gt)
+
+
 @algebra
-def total_groups(w, n, tile, some, g, t):
-    """Add a tile of image n to its groups' sums over g and g t."""
+def back_groups(w, n, tile, some, t, g):
+    """dx of a tile of image n that holds whole groups, and the gradient of σ²."""
+    at, first = n * w.C + tile, n * w.G + tile // w.width
+    for i in range(some // w.width):
+        rstd = w.rstd[first + i]
+        one, two = total(i * w.width, (i + 1) * w.width, g, t)
+        if w.wants_var:
+            w.dvar[first + i] = -0.5 * rstd * rstd * two
+        if w.has_dx:
+            one, two = one * w.per_group * w.centered, two * w.per_group
+            back(w.dx, at, i * w.width, (i + 1) * w.width, rstd, one, two, t, g)
+
+
+@algebra
+def total_tile(w, n, tile, some, t, g):
+    """Add a tile of image n, of a group that is wider than a tile, or the ends of two, to the sums over g and g t."""
     group, c = tile // w.width, tile
     while c < tile + some:
         stop, i = min((group + 1) * w.width, tile + some), 2 * (n * w.G + group)
@@ -182,7 +248,7 @@ def back_lone(dx, at, some, own, eps, g, r):
 
 
 @elementwise
-def back(x, dx, at, length, mean, rstd, one, two):
+def back_wide(x, dx, at, length, mean, rstd, one, two):
     """dx of a group, from g, which is where dx shall be."""
     m, r = number(x, mean), number(x, rstd)
     rest, mean_g, mean_gt = number(x, (mean - m) * rstd), number(x, one), number(x, two)
@@ -192,26 +258,28 @@ def back(x, dx, at, length, mean, rstd, one, two):
 
 
 @algebra
-def back_groups(w, n):
+def finish_wide(w, n):
+    """dx of image n and the gradient of σ² where groups are wider than a tile, from their sums."""
     for i in range(n * w.G, (n + 1) * w.G):
         rstd, one, two = w.rstd[i], w.sums[2 * i] * w.per_group, w.sums[2 * i + 1] * w.per_group
         if w.wants_var:
             w.dvar[i] = -0.5 * rstd * rstd * w.sums[2 * i + 1]
-        if not w.centered:
-            one = 0.0
         if w.has_dx:
-            back(w.x, w.dx, i * w.width, w.width, w.mean[i], rstd, one, two)
+            back_wide(w.x, w.dx, i * w.width, w.width, w.mean[i], rstd, one * w.centered, two)
 
 
 @algebra
 def back_tile(w, n, tile, some, t, r, g):
-    """What a tile of image n gives to dx and to the gradient of σ²; of a group of more than one value as yet g."""
+    """What a tile of image n gives to dx and to the gradient of σ²; of a group wider than a tile as yet g."""
     at = n * w.C + tile
-    if w.width > 1:
-        total_groups(w, n, tile, some, g, t)
+    if w.width > TILE:
+        total_tile(w, n, tile, some, t, g)
         if w.has_dx:
             for c in range(some):
                 w.dx[at + c] = g[c]
+        return
+    if w.width > 1:
+        back_groups(w, n, tile, some, t, g)
         return
     if w.has_dx:
         back_lone(w.dx, at, some, number(w.x, not w.centered), number(w.x, w.eps), g, r)
@@ -223,14 +291,15 @@ def back_tile(w, n, tile, some, t, r, g):
 @algebra
 def backward_span(w, i, first, last):
     gamma, beta, cut, through = scratch(w.x, TILE), scratch(w.x, TILE), scratch(w.x, TILE), scratch(w.x, TILE)
-    t, r, dz, g = scratch(w.x, TILE), scratch(w.x, TILE), scratch(w.x, TILE), scratch(w.x, TILE)
+    t, r, g = scratch(w.x, TILE), scratch(w.x, TILE), scratch(w.x, TILE)
     one, two, three = scratch(w.x, TILE), scratch(w.x, TILE), scratch(w.x, TILE)
     low, high = number(w.x, w.low), number(w.x, w.high)
-    if w.width > 1:
+    if w.width > TILE:
         for s in range(2 * first * w.G, 2 * last * w.G):
             w.sums[s] = 0.0
-    for tile in range(0, w.C, TILE):
-        some = min(TILE, w.C - tile)
+    wide = tile_of(w)
+    for part in range((w.C + wide - 1) // wide):
+        tile, some = part * wide, min(wide, w.C - part * wide)
         affine(w, tile, some, gamma, beta, cut)
         let_through(w, some, cut)
         for c in range(some):
@@ -240,10 +309,9 @@ def backward_span(w, i, first, last):
             at = n * w.C + tile
             normal(w, n, tile, some, t, r)
             if w.has_sum:
-                cut_off_sum(w.out, w.dy, at, some, low, high, dz, w.dz)
+                gather_sum(w.out, w.dy, w.dz, at, some, t, low, high, through, one, two, g)
             else:
-                cut_off(w.dy, at, some, t, gamma, beta, cut, high, dz)
-            gather(some, t, dz, through, one, two, g)
+                gather(w.dy, at, some, t, gamma, beta, cut, high, through, one, two, g)
             if w.has_threshold or w.has_after:
                 for c in range(some):
                     three[c] += w.dy[at + c]
@@ -252,9 +320,9 @@ def backward_span(w, i, first, last):
         for c in range(some):
             w.parts[place + c], w.parts[place + w.C + c] = NUMBER(one[c]), NUMBER(two[c])
             w.parts[place + 2 * w.C + c] = NUMBER(three[c])
-    if w.width > 1:
+    if w.width > TILE:
         for n in range(first, last):
-            back_groups(w, n)
+            finish_wide(w, n)
 
 
 @algebra
