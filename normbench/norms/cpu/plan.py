@@ -172,7 +172,7 @@ def _plan(x: Tensor, shape: Shape, use: Use) -> Plan:
 
 
 def goes_by_rows(x: Tensor, shape: Shape, use: Use) -> bool:
-    """Whether maps are of one pixel, and statistics of one image and even groups, with nothing asked beside (rows.py)."""
+    """Whether maps are of one pixel, statistics of one image and even groups, and nothing is asked beside (rows.py)."""
     N, C, H, W = x.shape
     return H * W == 1 and shape.rows == N and C % shape.groups == 0 and not any(use)
 

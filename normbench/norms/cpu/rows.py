@@ -4,6 +4,7 @@
 with r = 1/√(σ² + ε). A coefficient would belong to a single value, so none is kept: the backward has μ and r of the
 groups, (N, G), and where a group is one value, x itself. A piece of work is a span of images, a TILE of channels at a
 time; its sums over dz, dz t and dy go into ``parts``, (spans, 3, C), of which FINISH makes the parameters' gradients.
+``sums`` holds those over g and g t of groups wider than a tile, (N, G, 2).
 """
 
 from __future__ import annotations
@@ -14,9 +15,6 @@ from normbench.norms.cpu.blocks import FINISHED, GROUP, TILE
 from normbench.norms.cpu.family import RUN, scale_after
 from normbench.norms.cpu.pixels import let_through, scale_pixel
 from normbench.norms.cpu.pointers import NUMBER, algebra, elementwise, number, reduction, root, scratch, worker
-
-# Values of a group below which to wait for a sum costs more than to go over memory that is near once more.
-SHORT = 64
 
 
 @algebra
@@ -41,53 +39,22 @@ def affine(w, tile, some, gamma, beta, low):
             low[c] = w.threshold[tile + c]
 
 
-@reduction
-def center(x, at, length, per_value):
-    """The mean of a short run, in x's type."""
-    whole = number(x, 0.0)
-    for c in range(at, at + length):
-        whole += x[c]
-    return number(x, NUMBER(whole) * per_value)
-
-
-@reduction
-def around(x, at, length, m):
-    """Sums over x − m and its square of a short run."""
-    rest, squares = number(x, 0.0), number(x, 0.0)
-    for c in range(at, at + length):
-        apart = x[c] - m
-        rest += apart
-        squares += apart * apart
-    return NUMBER(rest), NUMBER(squares)
-
-
 @algebra
 def measure(w, first, last):
-    """Note the statistics of groups ``first`` to ``last``, RUN or fewer: step by step, none waits for the one before."""
-    m, mean, squares = scratch(w.x, RUN), scratch(w.mean, RUN), scratch(w.mean, RUN)
-    length, per_value = last - first, w.per_group
-    if w.width < SHORT:
-        for i in range(length):
-            m[i] = center(w.x, (first + i) * w.width, w.width, per_value)
-        for i in range(length):
-            mean[i], squares[i] = around(w.x, (first + i) * w.width, w.width, m[i])
-        for i in range(length):
-            left = mean[i] * per_value
-            squares[i] = max(squares[i] - left * mean[i], 0.0)
-            mean[i] = m[i] + left
-    else:
-        for i in range(length):
-            mean[i], squares[i] = maps.moments(w.x, (first + i) * w.width, w.width, per_value)
-    for i in range(length):
-        squares[i] *= per_value
+    """Note the statistics of groups ``first`` to ``last``, RUN or fewer, whose algebra is done in one go."""
+    mean, var, per_value = scratch(w.mean, RUN), scratch(w.mean, RUN), w.per_group
+    for i in range(last - first):
+        mean[i], var[i] = maps.moments(w.x, (first + i) * w.width, w.width, per_value)
+    for i in range(last - first):
+        var[i] *= per_value
     if not w.centered:
-        for i in range(length):
-            squares[i] += mean[i] * mean[i]
+        for i in range(last - first):
+            var[i] += mean[i] * mean[i]
             mean[i] = 0.0
-    for i in range(length):
+    for i in range(last - first):
         w.mean[first + i] = mean[i]
-        w.var[first + i] = squares[i]
-        w.rstd[first + i] = 1.0 / root(squares[i] + w.eps)
+        w.var[first + i] = var[i]
+        w.rstd[first + i] = 1.0 / root(var[i] + w.eps)
 
 
 @elementwise
@@ -244,7 +211,7 @@ def total_tile(w, n, tile, some, t, g):
 def back_lone(dx, at, some, own, eps, g, r):
     """dx = r (g − t² g), of which 1 − t² is ε r²; nothing if centred."""
     for c in range(some):
-        dx[at + c] = g[c] * own * eps * (r[c] * r[c] * r[c])
+        dx[at + c] = g[c] * own * (eps * r[c] * r[c]) * r[c]
 
 
 @elementwise
