@@ -41,7 +41,10 @@ class Tracked(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """What the backward needs beside x: statistics and coefficients, in one tensor (arguments.unpack)."""
+    """What the backward needs beside x: statistics and coefficients, in one tensor (arguments.unpack).
+
+    Of groups of one value it needs none, and ``work`` is x, from which ``moments`` reads them.
+    """
 
     work: Tensor
     plan: Plan
@@ -68,7 +71,7 @@ def forward(
     plan = plan_for(x, shape, use)
     y = torch.empty_like(x)
     # An operator gives work out, of which not every number is written.
-    work = (x.new_zeros if by_channel else x.new_empty)(plan.work, dtype=torch.float64)
+    work = x.detach() if plan.lone else (x.new_zeros if by_channel else x.new_empty)(plan.work, dtype=torch.float64)
     saved = Saved(work, plan)
     if given is not None:
         for here, value in zip(moments(saved, shape), given, strict=True):
@@ -146,6 +149,9 @@ def backward(
 
 def moments(saved: Saved, shape: Shape) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of the groups, (rows, groups) each, after a ``forward``."""
+    if saved.plan.lone:
+        x = saved.work.reshape(shape.rows, shape.groups).double()
+        return (x, x - x) if shape.centered else (x - x, x * x)
     size, stride = (shape.rows, shape.groups), (shape.groups, 1)
     return saved.work.as_strided(size, stride, 0), saved.work.as_strided(size, stride, shape.rows * shape.groups)
 

@@ -41,6 +41,8 @@ PIECE = 2**14
 WHOLE = 2**17
 # Values of a span of pixels.
 SPAN = 2**16
+# Images of a piece of work where a map is one pixel: so many terms are summed in the maps' own type.
+IMAGES = 16
 # Plans that are kept.
 MOST = 4096
 # Numbers that each thread holds ready, as memory is not free even where it is small.
@@ -92,6 +94,7 @@ class Plan(NamedTuple):
     columns: int  # where the moments of columns are in work
     coefficients: int  # K × C
     per_column: float  # 1 / values of a column
+    lone: bool = False  # whether groups are of one value, of which nothing is kept
 
 
 plans: dict[Any, Plan] = {}
@@ -105,7 +108,8 @@ def plan_for(x: Tensor, shape: Shape, use: tuple[bool, ...]) -> Plan:
     if plan is None:
         if len(plans) >= MOST:
             plans.clear()
-        plan = plans[key] = _plan(x, shape, Use(*use))
+        asked = Use(*use)
+        plan = plans[key] = _rows(x, shape) if goes_by_rows(x, shape, asked) else _plan(x, shape, asked)
     return plan
 
 
@@ -164,6 +168,38 @@ def _plan(x: Tensor, shape: Shape, use: Use) -> Plan:
         columns=columns,
         coefficients=K * C,
         per_column=per[1],
+    )
+
+
+def goes_by_rows(x: Tensor, shape: Shape, use: Use) -> bool:
+    """Whether maps are of one pixel, statistics of one image and even groups, and nothing is asked beside (rows.py)."""
+    N, C, H, W = x.shape
+    return H * W == 1 and shape.rows == N and C % shape.groups == 0 and not any(use)
+
+
+def _rows(x: Tensor, shape: Shape) -> Plan:
+    """The plan for maps of one pixel, which keeps the statistics of groups alone, and none of groups of one value."""
+    N, C, *_ = x.shape
+    _, G, _, centered, low, high = shape
+    spans, threads = -(-N // IMAGES), team.threads_for(x.numel())
+    chunk = max(1, min(PIECE // (IMAGES * C), spans // (4 * threads)))
+    group = Step(GROUP, spans, spans if threads == 1 else chunk, threads)
+    finish = Step(FINISH, -(-C // FINISHED), -(-C // FINISHED), 1)
+    extents = (N, C, 1, N, G, N, 1, 1, C // G)
+    fixed = FIXED.pack(*extents, centered, False, IMAGES, spans, 0, False, 0, low, high, 1.0, 1.0, G / C)
+    forward, backward = (compiler.kernel("rows", f"rows_{name}", DTYPES[x.dtype]) for name in ("forward", "backward"))
+    back = way(backward, [group, finish], fixed)
+    return Plan(
+        forth=way(forward, [group], fixed),
+        back=back,
+        no_dx=back,
+        work=3 * N * G,
+        sums=2 * N * G if C // G > TILE else 0,
+        split=3 * spans * C,
+        columns=0,
+        coefficients=0,
+        per_column=1.0,
+        lone=G == C,
     )
 
 

@@ -20,7 +20,7 @@ from normbench.norms.cpu import compiler
 SMALLEST = ("quantiles", "quantiles", "float32")
 USE_SMALLEST = f"from normbench.norms.cpu import compiler; compiler.kernel(*{SMALLEST}); "
 EVERY_KERNEL = [
-    *((layout, f"{layout}_{way}") for layout in ("planes", "pixels") for way in ("forward", "backward")),
+    *((layout, f"{layout}_{way}") for layout in ("planes", "pixels", "rows") for way in ("forward", "backward")),
     *(("positions", f"positions_{layout}_{way}") for layout in ("planes", "pixels") for way in ("forward", "backward")),
     ("quantiles", "quantiles"),
 ]

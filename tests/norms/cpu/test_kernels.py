@@ -12,8 +12,11 @@ from torch import Tensor, nn
 
 from normbench import norms
 from normbench.norms import core, fused
-from normbench.norms.cpu import plan
+from normbench.norms.call import Shape
+from normbench.norms.cpu import plan, team
 
+# Maps of one pixel: one image, odd channels, two pieces of work, groups of a tile or wider, which begin amid a tile.
+ONES = [(1, 7, 1, 1), (2, 9, 1, 1), (5, 30, 1, 1), (18, 24, 1, 1), (3, 1260, 1, 1)]
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 both_formats = pytest.mark.parametrize("memory_format", FORMATS.values(), ids=FORMATS)
 # Even and odd, one pixel, one image, maps of more than one block of sums, more channels than a tile.
@@ -195,6 +198,80 @@ def test_the_kernels_do_what_plain_pytorch_does(
         assert got["y"].stride() == got["dx"].stride() == case.x.stride()
 
 
+def goes_by_rows(case: Case, groups: int) -> bool:
+    """Whether a call of the case's takes the kernels of rows, of one image each."""
+    use = (case.use.way == "given", "gate_weight" in case.parts, case.renorm is not None, case.use.way == "channels")
+    shape = Shape(case.x.shape[0], groups, 1e-3, case.use.centered, 0.0, 6.0)
+    return plan.goes_by_rows(case.x, shape, plan.Use(*use))
+
+
+@both_formats
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+@pytest.mark.parametrize("shape", ONES, ids=str)
+def test_maps_of_one_pixel_by_statistics_of_each_image(
+    shape: tuple[int, ...], use: Use, memory_format: torch.memory_format
+) -> None:
+    """In groups that divide the channels, and in some that do not; those of one value have no spread."""
+    case = Case(use, shape, memory_format)
+    N, C = shape[:2]
+    if "threshold" in case.parts:  # where a group is one value, x̂ is 0 or the sign, and y may be at the threshold
+        case.parts["threshold"].data += 0.01
+    for groups in [1, 2, 3, C // 3, C] if case.renorm is None else [C]:
+        got, expected = case.by_kernels(N, groups), case.by_hand(N, groups)
+        assert_close(got, expected, 1e-10, f"{groups=}")
+        assert got["y"].stride() == got["dx"].stride() == case.x.stride()
+    simple = use.way in ("standardize", "measured") and not {"renorm", "gate_weight"} & set(use.tensors)
+    assert goes_by_rows(case, C) == simple
+    assert not goes_by_rows(case, C - 1)
+
+
+@both_formats
+@pytest.mark.parametrize("activation", [None, nn.ReLU, nn.ReLU6], ids=["none", "relu", "relu6"])
+@pytest.mark.parametrize("centered", [True, False], ids=["centered", "uncentered"])
+@pytest.mark.parametrize("shape", ONES, ids=str)
+def test_maps_of_one_pixel_with_a_residual(
+    shape: tuple[int, ...], centered: bool, activation: type[nn.Module] | None, memory_format: torch.memory_format
+) -> None:
+    case = Case(Use(AFFINE), shape, memory_format)
+    case.parts["residual"] = case.draw(*shape).contiguous(memory_format=memory_format).requires_grad_()
+    inputs = (case.x, *case.parts.values())
+
+    def run(groups: int) -> dict[str, Tensor]:
+        weight, bias, residual = case.parts.values()
+        options: dict[str, Any] = {"centered": centered, "residual": residual}
+        y = core.standardize(case.x, shape[0], groups, 1e-3, weight, bias, activation and activation(), **options)
+        names = ("y", "dx", "dweight", "dbias", "dresidual")
+        return dict(zip(names, (y, *torch.autograd.grad(y, inputs, case.dy)), strict=True))
+
+    for groups in (1, 3, shape[1] // 3, shape[1]):
+        got = run(groups)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fused, "kernels_for", lambda *_: None)
+            assert_close(got, run(groups), 1e-10, f"{groups=}")
+
+
+@pytest.mark.parametrize("wanted", ["weight", "bias"])
+def test_maps_of_one_pixel_whose_own_gradient_nobody_wants(wanted: str) -> None:
+    case = Case(Use(AFFINE, nn.ReLU), (5, 30, 1, 1), torch.contiguous_format)
+    for groups in (1, 3, 30):
+        whole = case.by_kernels(5, groups)
+        case.x.requires_grad_(False)
+        y, _ = case.forward(5, groups)
+        assert torch.equal(torch.autograd.grad(y, case.parts[wanted], case.dy)[0], whole[f"d{wanted}"])
+        case.x.requires_grad_()
+
+
+@pytest.mark.parametrize("use", ["affine-relu", "threshold-after", "uncentered"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_the_number_of_threads_changes_no_bit_of_maps_of_one_pixel(use: str, dtype: torch.dtype) -> None:
+    case = Case(USES[use], (130, 520, 1, 1), torch.contiguous_format, dtype)
+    assert case.x.numel() >= 2 * team.GRAIN
+    for groups in (1, 4, 20, 520):
+        alone = case.by_kernels(130, groups)
+        for threads in (2, 3):
+            assert_same(case.by_kernels(130, groups, threads), alone, f"{groups=}, {threads=}")
+
+
 @both_formats
 @pytest.mark.parametrize("use", USES.values(), ids=USES)
 @pytest.mark.parametrize("shape", LARGE, ids=str)
@@ -258,7 +335,7 @@ def test_the_kernels_of_positions_do_what_plain_pytorch_does_in_one_thread_and_i
 def test_float32_is_float64_rounded(use: Use, memory_format: torch.memory_format) -> None:
     """Without a clip, whose side a rounding may change."""
     use = use._replace(activation=None)
-    for shape in ((4, 6, 5, 3), (2, 70, 9, 9)):
+    for shape in ((4, 6, 5, 3), (2, 70, 9, 9), (18, 70, 1, 1)):
         rounded, exact = (Case(use, shape, memory_format, dtype) for dtype in (torch.float32, torch.float64))
         if "threshold" in rounded.parts:
             for case in (rounded, exact):
@@ -346,6 +423,27 @@ def test_a_mean_a_thousand_times_the_spread_costs_no_more_than_twice_what_it_cos
     ours, theirs = errors(norms.build(name, C, **options), x, dy), errors(build(C), x, dy)
     for key, error in ours.items():
         assert error <= 2 * theirs[key] + 2**-23, f"{key}: {ours} against torch's {theirs}"
+
+
+@pytest.mark.parametrize("width", [6, 24, 96, 600])
+def test_a_mean_a_thousand_times_the_spread_costs_no_more_where_maps_are_one_pixel(width: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    C = 3 * width
+    x, dy = (torch.randn(8, C, 1, 1, generator=generator) for _ in range(2))
+    unit = norms.build("gn", C, num_groups=3)
+    ours, theirs = errors(unit, x + 1000, dy), errors(nn.GroupNorm(3, C), x + 1000, dy)
+    for key, error in ours.items():
+        assert error <= 2 * theirs[key] + 2**-23, f"{key}: {ours} against torch's {theirs}"
+
+
+@pytest.mark.parametrize("eps", [1e-12, 1.0])
+def test_the_gradient_of_a_value_that_is_a_group_has_all_its_digits(eps: float) -> None:
+    """It is ε r³ γ dy, which as r (g − t² g) is left with none."""
+    case = Case(Use(AFFINE, centered=False), (4, 6, 1, 1), torch.contiguous_format, torch.float32)
+    case.eps = eps
+    x, weight = case.x.detach().double(), case.parts["weight"].detach().double().view(-1, 1, 1)
+    expected = eps * (x * x + eps) ** -1.5 * weight * case.dy
+    torch.testing.assert_close(case.by_kernels(4, 6)["dx"].double(), expected, rtol=2e-6, atol=0)
 
 
 @both_formats
