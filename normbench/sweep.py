@@ -25,6 +25,7 @@ from normbench.files import plain
 from normbench.launch import forkserver, slurm
 from normbench.options import AUTO, at_least, one_of
 from normbench.records import Store, cell_status, cells_of
+from normbench.spinning import spin_less
 
 DONE, FAILED, BAD_COMMAND, STOPPED = 0, 1, 2, 130
 FINE = ("ok", "skipped")
@@ -323,9 +324,7 @@ def _stop(signum: int, frame: Any) -> NoReturn:
 
 
 if __name__ == "__main__":
-    # OpenMP's threads spin while they wait, by default for milliseconds: on a machine shared with others that costs two
-    # to twenty times the step, on a quiet one waiting less costs about a tenth of a small one. torch's import reads it.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    spin_less()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without ± must not cost a sweep

@@ -34,14 +34,15 @@ SIDE = 32
 
 class _Through(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight, bias)
+        ctx.joined = residual is not None
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         _, weight, bias = ctx.saved_tensors
-        return grads[0], weight, bias
+        return grads[0], grads[0] if ctx.joined else None, weight, bias
 
 
 class Empty(nn.Module):
@@ -51,8 +52,8 @@ class Empty(nn.Module):
         super().__init__()
         self.weight, self.bias = unit.weight, unit.bias
 
-    def forward(self, x: Tensor) -> Tensor:
-        return _Through.apply(x, self._parameters["weight"], self._parameters["bias"])
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return _Through.apply(x, residual, self._parameters["weight"], self._parameters["bias"])
 
 
 def exchanged(net: nn.Module, which: Callable[[nn.Module], bool], made: Callable[[nn.Module], nn.Module]) -> nn.Module:

@@ -16,7 +16,7 @@ PACKAGE = Path(normbench.__file__).parent
 # From the bottom up; rooms on one line do not know each other.
 FLOORS = [
     {"errors"},
-    {"options", "targets", "files", "memory"},
+    {"options", "targets", "files", "spinning", "memory"},
     {"claim"},
     {"attempt"},
     {"cell", "records"},
@@ -37,7 +37,7 @@ FLOORS = [
 ]
 TORCH_FREE = {
     "errors", "options", "files", "claim", "attempt", "cell", "records", "report", "progress", "display", "track",
-    "grid", "sweep", "memory",
+    "grid", "sweep", "memory", "spinning",
 }  # fmt: skip
 
 

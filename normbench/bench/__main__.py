@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from normbench.bench import command
 from normbench.errors import NormbenchError, one_line
+from normbench.spinning import spin_less
 
 DONE, FAILED, BAD_COMMAND, STOPPED = 0, 1, 2, 130
 
@@ -51,12 +52,9 @@ def _stop(signum: int, frame: Any) -> NoReturn:
 
 
 if __name__ == "__main__":
-    # As the sweep does it, since the costs told here are to be those of a sweep: OpenMP's threads spin for less time
-    # while they wait. torch's import reads it.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    os.environ.setdefault(
-        "KINETO_LOG_LEVEL", "99"
-    )  # torch's profiler tells of each start, and of a GPU that is not there
+    spin_less()  # as a sweep does, since the costs told here are to be those of a sweep
+    # torch's profiler would tell of each start, and of a GPU that is not there.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without × must not cost a run

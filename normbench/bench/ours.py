@@ -48,7 +48,8 @@ def cell(arch: str, norm: str, batch: int, *, data: str | None = None, root: str
 class Checked:
     """A cell that can be: its pictures described, its sites counted.
 
-    values: in the maps of one forward. at_once: workers in one. skip: why the method cannot train so, if it cannot.
+    values: in the maps of one forward. at_once: workers in one. skip: why the method cannot train so, if it
+    cannot. threads: of the loop; None: by its size.
     """
 
     cell: Cell
@@ -56,6 +57,7 @@ class Checked:
     values: int
     at_once: int
     skip: str | None
+    threads: int | None = None
 
 
 class Checks:
@@ -117,7 +119,7 @@ class Loop(Trainer):
     def __init__(self, checked: Checked, net: nn.Module, pictures: Pictures, device: torch.device) -> None:
         super().__init__(checked, net, device)
         self.batches = _endless(pictures, self.cell)
-        self.turn = partial(machine.numerics, False, checked.values)
+        self.turn = partial(machine.numerics, False, checked.values, checked.threads)
         self.recorded = _recorded(self.step, pictures, device)
 
     def fetch(self) -> Batch | None:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from rich.console import Console
 
-from normbench import machine, norms
+from normbench import machine, norms, spinning
 from normbench.bench.results import to_csv
 from normbench.errors import one_line
 from normbench.files import write_atomically, write_json
@@ -104,7 +104,7 @@ def begin(out: str, device: torch.device, words: Sequence[str]) -> Outcome:
         **machine.provenance(device, torch.get_num_threads()),
         "kernels": norms.kernels(device),
         "command": ["python", "-m", "normbench.bench", *words],
-        "spin": os.environ.get("GOMP_SPINCOUNT"),
+        "spin": os.environ.get(spinning.VARIABLE),
     }
     outcome = Outcome(device, folder, about, Console(highlight=False))
     outcome.console.print(outcome.told, style="dim", soft_wrap=True)

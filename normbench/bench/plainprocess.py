@@ -21,12 +21,11 @@ from normbench.bench import breakdown, ours
 from normbench.bench.ours import Checked
 from normbench.bench.plainloop import PlainLoop, Source, end_with_parent
 from normbench.errors import one_line
+from normbench.spinning import COUNT, VARIABLE
 from normbench.train import net_size
 
 WARM_UP = 3  # steps before anything is timed, and as many more as the loaders work ahead
 AHEAD = 2  # batches that each of torch's loaders works ahead
-# What the bench sets as a sweep does.
-SWEEPS_OWN = ("GOMP_SPINCOUNT",)
 
 
 class PlainProcess:
@@ -39,7 +38,7 @@ class PlainProcess:
         self.line, theirs = context.Pipe()
         given = checked.cell, checked.description, device, loaders, torch.get_num_threads()
         self.process = context.Process(target=_serve, args=(theirs, *given))
-        with _without(SWEEPS_OWN):
+        with _without(VARIABLE):
             self.process.start()
         theirs.close()
         self._answer()
@@ -73,13 +72,14 @@ class PlainProcess:
 
 
 @contextlib.contextmanager
-def _without(names: tuple[str, ...]) -> Iterator[None]:
-    """These variables left out of the environment."""
-    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
+def _without(name: str) -> Iterator[None]:
+    """A variable left out of the environment, if it is as a sweep has it."""
+    kept = os.environ.pop(name) if os.environ.get(name) == COUNT else None
     try:
         yield
     finally:
-        os.environ.update(kept)
+        if kept is not None:
+            os.environ[name] = kept
 
 
 def _serve(line: Connection, cell: Any, description: Any, device: torch.device, loaders: int, threads: int) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from normbench.bench.values import (
+    auto_or,
     choice,
     chosen,
     count,
@@ -20,6 +21,7 @@ from normbench.bench.values import (
     text,
 )  # fmt: skip
 from normbench.errors import ConfigError
+from normbench.options import AUTO
 
 FORMATS = ("contiguous", "channels_last")
 DTYPES = ("float32", "bfloat16")
@@ -104,8 +106,14 @@ class StepSettings:
         "get batch × workers images at once",
     )
     device: str = key("auto", text, DEVICE)
-    threads: int | None = key(None, optional(count), THREADS)
-    memory_format: str = key("contiguous", choice(*FORMATS), "layout in our loop; the plain loop has torch's default")
+    threads: int | str | None = key(
+        AUTO,
+        auto_or(optional(count)),
+        "of our loop on a CPU; auto: as a sweep's threads=auto; none: by its size",
+    )
+    memory_format: str = key(
+        AUTO, choice(AUTO, *FORMATS), "layout in our loop, auto: as a sweep's; the plain loop has torch's default"
+    )
     amp: bool = key(False, flag, "autocast to bfloat16, in both loops")
     loaders: int = key(2, count_or_none, "processes that prepare the plain loop's pictures; 0: none but its own")
     rounds: int = key(9, count, "least rounds of a batch (three do after 5 × seconds)")

@@ -8,13 +8,16 @@ from typing import Any
 
 import torch
 
+from normbench import choices, machine, steptime
 from normbench.bench import loops, ours, outcome, stepplot, steptable
 from normbench.bench.loops import LoopRow, Round
 from normbench.bench.measure import Rule
+from normbench.bench.ours import Checked
 from normbench.bench.outcome import Files
 from normbench.bench.plainloop import Source
 from normbench.bench.progress import Bar
 from normbench.bench.settings import StepSettings
+from normbench.options import AUTO
 from normbench.train import net_size
 
 FILES = Files("step", "step", "step")
@@ -22,7 +25,7 @@ FILES = Files("step", "step", "step")
 
 def run(settings: StepSettings, words: Sequence[str]) -> bool:
     """Measure and write; whether anything was measured. What was measured is written when the run is stopped, too."""
-    device = outcome.prepared(settings.device, settings.threads)
+    device = outcome.prepared(settings.device, None)
     rounds = list(_rounds(settings))
     base = rounds[0].base
     Source(base.cell, net_size(base.cell, base.description))  # raises here what it would in a process of its own
@@ -33,7 +36,7 @@ def run(settings: StepSettings, words: Sequence[str]) -> bool:
         with Bar(result.console, len(rounds)) as bar:
             for now in rounds:
                 bar.at(f"{settings.arch} batch={now.batch} workers={settings.workers}")
-                found = loops.measure(now, device, Rule(settings.rounds, settings.seconds))
+                found = loops.measure(_settled(now, settings.threads), device, Rule(settings.rounds, settings.seconds))
                 rows += [replace(row, **result.facts) for row in found]
                 bar.advance(1)
     except KeyboardInterrupt:
@@ -62,6 +65,25 @@ def _rounds(settings: StepSettings) -> Iterator[Round]:
             for norm in ours.chosen(settings.norm)
         ]
         yield Round(check(base), [check(cell) for cell in cells], settings.loaders)
+
+
+def _settled(now: Round, threads: int | str | None) -> Round:
+    """The round with what auto comes to, for everyone the same: threads, then on so many the memory format."""
+    base, cell, described = now.base, now.base.cell, now.base.description
+    count = threads if isinstance(threads, int) else None
+    here = torch.get_num_threads()
+    if threads == AUTO and (question := choices.of_threads(cell, described, here)):
+        count = steptime.answer(cell, described, question)[0].values[choices.THREADS]
+        torch.set_num_threads(here)  # the plain loop's too
+    values: dict[str, Any] = {}
+    if question := choices.of_format(cell, described):
+        with machine.numerics(False, base.values, count):
+            values = steptime.answer(cell, described, question)[0].values
+
+    def settled(one: Checked) -> Checked:
+        return replace(one, cell=choices.resolved(one.cell, values), threads=count)
+
+    return replace(now, base=settled(base), cells=[settled(one) for one in now.cells])
 
 
 def _notes(settings: StepSettings, rounds: Sequence[Round], device: torch.device) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import field
 from typing import Any
 
 from normbench.errors import ConfigError
-from normbench.options import one_of
+from normbench.options import AUTO, one_of
 
 Parser = Callable[[str, str], Any]
 
@@ -93,6 +93,11 @@ def text(key: str, value: str) -> str:
 def optional(parse: Parser) -> Parser:
     """``none`` or ``auto`` too."""
     return lambda key, value: None if value.lower() in ("none", "auto") else parse(key, value)
+
+
+def auto_or(parse: Parser) -> Parser:
+    """``auto`` as it stands, or what ``parse`` makes of it."""
+    return lambda key, value: AUTO if value.lower() == AUTO else parse(key, value)
 
 
 def shown(default: Any) -> str:
