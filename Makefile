@@ -1,6 +1,7 @@
 # make demo    the main job on embedded real data        make test     the tests
 # make check   lint and types                            make ci       what CI runs: check, test, demo
-# make test-slow, make gpu   tests that need minutes or a Debian package, or a CUDA device
+# make test-slow             tests that need minutes or a Debian package
+# make gpu                   what only a CUDA device can show: its tests, and what steps and units cost there
 # make report  the tables and plots of runs/ again       make clean    remove .venv and caches, never runs/
 # make bench   what each normalizer costs here, quickly; all shapes:  python -m normbench.bench
 PYTHON ?= python3
@@ -26,6 +27,9 @@ test-slow: .venv/ready
 
 gpu: .venv/ready
 	$(PY) -m pytest -m gpu
+	$(PY) -m normbench.bench step device=cuda arch=resnet50 batch=2,8,32,128 norm=bn,gn,bgn out=bench/gpu
+	$(PY) -m normbench.bench device=cuda shapes=resnet50@224 batch=32,128 memory_format=channels_last out=bench/gpu
+	$(PY) scripts/slots.py --slots 1,4 --no-plain device=cuda
 
 report: .venv/ready
 	$(PY) -m normbench.report runs
