@@ -88,7 +88,7 @@ class Cell:
         if self.amp not in (*AMP, AUTO):
             raise ConfigError(f"amp: got {self.amp!r}, expected true or false, or {', '.join(AMP)} or {AUTO}")
         one_of("memory_format", self.memory_format, (*MEMORY_FORMATS, AUTO))
-        if self.graph not in (AUTO, True, False):
+        if not (isinstance(self.graph, bool) or self.graph == AUTO):
             raise ConfigError(f"graph: got {self.graph!r}, expected auto, true or false")
         if self.graph is True and self.compile:
             raise ConfigError("graph=true and compile=true are both given; they are two ways to the same end, take one")

@@ -22,12 +22,11 @@ from normbench import machine, models
 from normbench.cell import AMP, MEMORY_FORMATS, Cell
 from normbench.data import Description
 from normbench.errors import StoreError
-from normbench.files import read_json, temporary, write_json
+from normbench.files import CHOICES, read_json, temporary, write_json
 from normbench.options import AUTO
 from normbench.train import fed_size
 
 SCHEMA = 1
-FOLDER = ".choices"
 # The keys of a cell that may be auto, with what they are where nothing is gained; threads is a key of the sweep.
 PLAIN = {"memory_format": MEMORY_FORMATS[0], "amp": AMP[0]}
 THREADS = "threads"
@@ -168,7 +167,7 @@ def _fastest(settings: list[Setting], times_ms: Mapping[str, float]) -> Setting:
 def path_in(folder: Path, question: Question) -> Path:
     """Where a sweep's folder has the answer."""
     arch = "".join(c if c.isalnum() or c in "_.-" else "-" for c in str(question.arch["name"]))[-40:].strip(".-")
-    return folder / FOLDER / f"{arch}-{question.images}-{question.mark()}.json"
+    return folder / CHOICES / f"{arch}-{question.images}-{question.mark()}.json"
 
 
 def read(path: Path, question: Question) -> Choice | None:

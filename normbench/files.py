@@ -15,6 +15,9 @@ from typing import Any
 
 from normbench.errors import ConfigError
 
+# The folder of a sweep where what auto came to stands.
+CHOICES = ".choices"
+
 
 def conf_folder() -> Path:
     """conf/ inside the installed package, else beside it in a checkout."""

@@ -26,6 +26,8 @@ from normbench.step import Step
 # They are steps of the run like all others.
 FIRST = 3
 
+NO_FEED = "a step cannot be recorded in a CUDA graph where its pictures come from a disk or a loader of one's own"
+
 Work = Callable[[], None]
 
 
@@ -105,7 +107,8 @@ class Recorded:
         except Exception as error:
             if self.strict:
                 raise
-            # Nothing of the step has been done on the device.
+            # Nothing of the step has been done on the device, so what Python remembers of it is forgotten too.
+            self.step.forget()
             said = f"a step could not be recorded in a CUDA graph, so all are made without: {one_line(error)[:300]}"
             warnings.warn(said, RuntimeWarning, stacklevel=2)
             self.first = math.inf

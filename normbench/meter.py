@@ -55,7 +55,7 @@ class Meter:
         self.every = CHECK_EVERY.get(device.type, CHECK_EVERY_ELSEWHERE)
         self.steps, self.read, self.last = 0, 0.0, last
         self.unread, self.waiting = torch.zeros((), device=device), 0  # losses not read yet: their sum and number
-        self.untimed = 0
+        self.untimed, self.spent = 0, 0.0  # steps that are left out of the time, and their seconds
         self.since = time.perf_counter()
 
     @property
@@ -73,12 +73,12 @@ class Meter:
         """What ``restore`` goes on from."""
         self.check()
         kept = ("epoch", "done", "steps", "read", "last", "untimed")
-        return {**{key: getattr(self, key) for key in kept}, "seconds": self._seconds()}
+        return {**{key: getattr(self, key) for key in kept}, "seconds": self._seconds(), "spent": self.spent}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         for key in ("epoch", "done", "steps", "read", "last", "untimed"):
             setattr(self, key, state[key])
-        self.since = time.perf_counter() - state["seconds"]
+        self.since, self.spent = time.perf_counter() - state["seconds"], state.get("spent", 0.0)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -87,15 +87,20 @@ class Meter:
         yield
         self.since += time.perf_counter() - began
 
-    def restart(self) -> float:
-        """Leave what has been done so far out of the time: the first step of a compiled network. Its seconds."""
-        seconds = self._seconds()
-        self.since, self.untimed = time.perf_counter(), self.steps
-        return seconds
+    @contextlib.contextmanager
+    def preparing(self) -> Iterator[None]:
+        """A step in which something is made ready that later ones go by, such as a compiled network: not timed."""
+        self._wait()
+        began = time.perf_counter()
+        yield
+        self._wait()
+        spent = time.perf_counter() - began
+        self.since, self.spent, self.untimed = self.since + spent, self.spent + spent, self.untimed + 1
 
     def images_per_s(self, seconds: float) -> float:
-        """Over the steps that were timed; over all if there was only one."""
-        return (self.steps - self.untimed or self.steps) * self.images / seconds
+        """Over the steps that were timed, in so many seconds; over all if none was."""
+        timed = self.steps - self.untimed
+        return timed * self.images / seconds if timed else self.steps * self.images / (seconds + self.spent)
 
     def check(self) -> None:
         """Read what is left to read. Raises DivergedError."""
@@ -116,6 +121,9 @@ class Meter:
         return self._seconds()
 
     def _seconds(self) -> float:
+        self._wait()
+        return time.perf_counter() - self.since
+
+    def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        return time.perf_counter() - self.since

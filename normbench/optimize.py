@@ -50,6 +50,8 @@ def optimizer(model: nn.Module, recipe: Recipe, lr: float, *, recorded: bool = F
     else:
         nesterov = recipe.nesterov and recipe.momentum > 0
         made = torch.optim.SGD(groups, lr=lr, momentum=recipe.momentum, nesterov=nesterov, fused=True)
+    if recorded:  # its first steps are not, and that is no mistake
+        made._warned_capturable_if_run_uncaptured = True
     if anchored and _affine_decay(recipe):
         made.register_step_pre_hook(Pull(anchored, recipe))
     return made

@@ -82,13 +82,15 @@ class Preflight:
             # What device=auto will be on a cluster's node is not known here.
             if item.cell.device != "auto" or grid.settings["launch"] == "local":
                 check_decoder(item.cell.data, machine.device(item.cell.device))
+                check_machine(item.cell)
             found = self.check(item.cell, item.changed, store)
             planned.setdefault(found.cell_id, found)
         return _labelled(list(planned.values()))
 
     def check(self, cell: Cell, changed: tuple[str, ...], store: Store) -> Planned:
-        check_machine(cell)
         description = self.describe(cell.data)
+        if cell.graph is True and description.streamed:
+            raise ConfigError(f"graph=true: {graph.NO_FEED}; take graph=auto")
         if cell.images > description.train:
             most = description.train // cell.workers
             each = f"batch={cell.batch}" + (f" × workers={cell.workers}" if cell.workers > 1 else "")
@@ -173,7 +175,7 @@ def check_machine(cell: Cell) -> None:
     if cell.compile:
         machine.check_compiler(device)
     if cell.graph is True:
-        why_not = graph.why_not(cell, device) or ("pictures are read from a disk" if cell.data.stream else "")
+        why_not = graph.why_not(cell, device)
         if why_not:
             raise ConfigError(f"graph=true: a step cannot be recorded in a CUDA graph here: {why_not}; take graph=auto")
 

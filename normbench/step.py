@@ -92,6 +92,12 @@ class Step:
         self.hooks.updated(lambda: self._again(x, y, start))
         return loss
 
+    def forget(self) -> None:
+        """Leave a step that was broken off."""
+        self.update.zero_grad(set_to_none=True)
+        if self.buffers:
+            self.buffers.forget()
+
     def _parts(self, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor, float]]:
         """A chunk's pictures and labels, and its share of this rank's; running statistics settle after the last."""
         for part, labels in zip(x.split(self.images), y.split(self.images), strict=True):
@@ -165,6 +171,10 @@ class BufferMean:
         """After the last chunk: put the means in place. Counters stand as one chunk left them: one step."""
         for buffer, total in self._averaged():
             buffer.copy_(total)
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew with the next chunk."""
         self.kept, self.total = [], []
 
     def _averaged(self) -> Iterator[tuple[Tensor, Tensor]]:

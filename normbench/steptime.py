@@ -29,6 +29,8 @@ from normbench.train import picture_size
 
 # Seconds for all candidates together, rounds at the least, and rounds that are not counted.
 SECONDS, LEAST, WARM_UP = 1.5, 3, 2
+# Seconds after which no other round is begun where steps are long.
+MOST = 20.0
 
 
 def answer(cell: Cell, description: Description, question: Question, ranks: int = 1) -> tuple[Choice, str]:
@@ -72,8 +74,7 @@ def measure(cell: Cell, description: Description, question: Question, ranks: int
     for setting in question.candidates():
         try:
             step = _stepper(net, x, y, setting, min(question.at_once, images), question.classes)
-            for _ in range(WARM_UP):
-                step()
+            _warm_up(step)
             steps[label(setting)] = step
         except Exception as error:  # such as BatchNorm's for a single value, or no memory
             why = why or f"it could not be measured: {type(error).__name__}: {one_line(error)[:200]}"
@@ -83,11 +84,21 @@ def measure(cell: Cell, description: Description, question: Question, ranks: int
     return Choice(choose(question.candidates(), times), times, where)
 
 
+def _warm_up(step: Callable[[], object]) -> None:
+    """Steps that are not counted; one where they are long."""
+    begun = time.perf_counter()
+    for _ in range(WARM_UP):
+        step()
+        if time.perf_counter() - begun > SECONDS:
+            return
+
+
 def race(steps: Mapping[str, Callable[[], object]], seconds: float = SECONDS) -> dict[str, float]:
     """Median milliseconds of each, called in turn, in another order every round."""
     found: dict[str, list[float]] = {name: [] for name in steps}
     until = time.perf_counter() + seconds
-    while min(map(len, found.values())) < LEAST or time.perf_counter() < until:
+    most = time.perf_counter() + MOST
+    while time.perf_counter() < until or (min(map(len, found.values())) < LEAST and time.perf_counter() < most):
         for name in random.sample(list(steps), len(steps)):
             begun = time.perf_counter()
             steps[name]()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -169,13 +169,15 @@ class Run:
         tell_steps(net, run.total)
         if cell.eval.example_weight != AUTO:
             norms.set_example_weight(net, float(cell.eval.example_weight))
-        recorded = graph.wanted(cell, device, ranks.count)
-        self.update = optimizer(net, cell.recipe, cell.peak_lr, recorded=recorded)
+        feed = data.feed(pictures, cell.images) if graph.wanted(cell, device, ranks.count) else None
+        if feed is None and cell.graph is True:
+            raise ConfigError(f"graph=true: {graph.NO_FEED}; take graph=auto")
+        self.update = optimizer(net, cell.recipe, cell.peak_lr, recorded=feed is not None)
         warmup = warmup_steps(cell.recipe, run.per_epoch, run.total)
         self.rate = partial(learning_rate, peak=cell.peak_lr, total=run.total, warmup=warmup, recipe=cell.recipe)
         self.forward: nn.Module = torch.compile(net) if cell.compile else net  # type: ignore[assignment]
         self.step = Step(cell, net, self.forward, self.update, device, ranks, pictures.description.domain_classes)
-        self.recorded = self._recorded() if recorded else None
+        self.recorded = None if feed is None else self._recorded(feed)
         self.done, self.seconds = 0, 0.0
         # Steps until the fastest way is ready, which are not timed; those that were not; the seconds they took.
         self.unready = graph.FIRST + 1 if self.recorded else int(cell.compile)
@@ -193,9 +195,11 @@ class Run:
             self.restore(state)
         while self.done < self.length.total or self.meter.steps:
             self._epoch()
-        timed = self.done - self.untimed or self.done
+        timed, seconds = self.done - self.untimed, self.seconds
+        if not timed:
+            timed, seconds = self.done, seconds + self.compile_seconds
         measured = {
-            "images_per_s": timed * self.cell.images / self.seconds,
+            "images_per_s": timed * self.cell.images / seconds,
             "peak_memory_mib": machine.peak_memory_mib(self.device),
             "execution": self.execution,
         }
@@ -210,15 +214,16 @@ class Run:
         meter, cell, run, epoch = self.meter, self.cell, self.length, self.meter.epoch
         steps = min(run.per_epoch, run.total - meter.done)
         self.net.train()
-        for loss in itertools.islice(self._losses(epoch), steps - meter.steps):
-            meter.add(loss)
+        losses = self._losses(epoch)
+        for _ in range(steps - meter.steps):
+            with meter.preparing() if self.unready else contextlib.nullcontext():
+                meter.add(next(losses))
             self.done += 1
-            if self.unready:
-                self.unready, self.untimed = self.unready - 1, self.untimed + 1
-                self.compile_seconds += meter.restart()
+            self.unready = max(0, self.unready - 1)
             self._stop_or_save()
         epoch_seconds = meter.close()
         self.seconds += epoch_seconds
+        self.untimed, self.compile_seconds = self.untimed + meter.untimed, self.compile_seconds + meter.spent
 
         found = self._weigh()
         found |= self._measure(self.pictures.test, self.pictures.description.test)
@@ -246,11 +251,8 @@ class Run:
         for x, y in self.pictures.train(**place, batch=self.cell.images, **ranks):
             yield self.step(x, y, self.rate(self.done))
 
-    def _recorded(self) -> Recorded | None:
-        """The steps as they are recorded and replayed; None for pictures that cannot be."""
-        feed = data.feed(self.pictures, self.cell.images)
-        if feed is None:
-            return None
+    def _recorded(self, feed: data.Feed) -> Recorded:
+        """The steps as they are recorded and replayed."""
         recorder, strict = RECORDER(self.device), self.cell.graph is True
         return Recorded(self.step, feed, self.length.per_epoch, recorder, strict=strict)
 
@@ -311,6 +313,9 @@ class Run:
         try:
             self.net.load_state_dict(state["net"])
             self.update.load_state_dict(state["update"])
+            for group in self.update.param_groups:  # how steps were made before says nothing of how they are made now
+                if "capturable" in group:
+                    group["capturable"] = self.recorded is not None
             self.meter.restore(state["meter"])
             if self.ranks.rank < len(state["draws"]):  # else it goes on over more ranks than before
                 set_draws(state["draws"][self.ranks.rank], self.device)

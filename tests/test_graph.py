@@ -78,27 +78,26 @@ def test_a_recorded_step_replays_as_it_runs(norm: str) -> None:
     assert_equal(ends(cell, TapeRecorder()), ends(cell, None))
 
 
+WORDS = [
+    ("norm=bn", "workers=3", "batch=2", "chunk=2"),
+    (
+        "norm=brn",
+        "workers=2",
+        "batch=2",
+        "recipe.optimizer=adamw",
+        "recipe.affine_anchor=init",
+        "recipe.affine_weight_decay=0.01",
+    ),
+    ("norm=bn", "norm.momentum=0.3", "recipe.affine_anchor=one", "recipe.affine_weight_decay=0.01"),
+    ("norm=gn", "amp=true", "memory_format=channels_last", "recipe.label_smoothing=0.1"),
+    ("norm=ic", "norm.drop=0.5"),
+    ("norm=nf", "norm.agc=0.02"),
+    ("norm=bnp", "workers=2", "batch=2"),
+]
+
+
 @pytest.mark.usefixtures("plain")
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("norm=bn", "workers=3", "batch=2", "chunk=2"),
-        (
-            "norm=brn",
-            "workers=2",
-            "batch=2",
-            "recipe.optimizer=adamw",
-            "recipe.affine_anchor=init",
-            "recipe.affine_weight_decay=0.01",
-        ),
-        ("norm=bn", "norm.momentum=0.3", "recipe.affine_anchor=one", "recipe.affine_weight_decay=0.01"),
-        ("norm=gn", "amp=true", "memory_format=channels_last", "recipe.label_smoothing=0.1"),
-        ("norm=ic", "norm.drop=0.5"),
-        ("norm=nf", "norm.agc=0.02"),
-        ("norm=bnp", "workers=2", "batch=2"),
-    ],
-    ids=" ".join,
-)
+@pytest.mark.parametrize("words", WORDS, ids=" ".join)
 def test_whatever_a_step_consists_of(words: tuple[str, ...]) -> None:
     cell = a_cell(*words)
     # AdamW reads a recorded learning rate in float32; SGD in float32 either way.
@@ -107,12 +106,11 @@ def test_whatever_a_step_consists_of(words: tuple[str, ...]) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("norm", norms.ours())
-def test_a_cuda_graph_replays_as_eager_steps_run(norm: str) -> None:
-    if norms.get(norm).no_graph:
-        pytest.skip(norms.get(norm).no_graph)
-    device = torch.device("cuda")
-    cell = a_cell(f"norm={norm}")
+@pytest.mark.parametrize("words", [*((f"norm={norm}",) for norm in norms.ours()), *WORDS], ids=" ".join)
+def test_a_cuda_graph_replays_as_eager_steps_run(words: tuple[str, ...]) -> None:
+    cell, device = a_cell(*words), torch.device("cuda")
+    if norms.get(cell.norm.name).no_graph:
+        pytest.skip(norms.get(cell.norm.name).no_graph)
     got, expected = (ends(cell, recorder, device) for recorder in (CudaRecorder(device), None))
     assert_equal(got, expected, 1e-4)
 
@@ -193,6 +191,57 @@ def test_a_run_that_goes_on_from_a_checkpoint_ends_alike(taped: pytest.MonkeyPat
 def test_a_loss_that_is_not_finite_is_noticed() -> None:
     with pytest.raises(DivergedError):
         a_run(a_cell("norm=none", "lr=1e30", "epochs=2", "recipe.clip=null"))
+
+
+def test_adamw_goes_on_from_eager_steps_recorded_and_the_other_way(taped: pytest.MonkeyPatch) -> None:
+    cell = a_cell("norm=bn", "epochs=2", "recipe.optimizer=adamw")
+    for before in (False, True):
+        taped.setattr(graph, "wanted", lambda *_, before=before: before)
+        keep = StopAt(3)
+        with pytest.raises(StoppedError):
+            a_run(cell, keep)
+        taped.setattr(graph, "wanted", lambda *_, before=before: not before)
+        description = describe(cell.data)
+        run = train.Run(
+            cell, prepare(cell, description, CPU), open_for(cell, description, CPU), CPU, Rows(), train.Forget()
+        )
+        run.restore(keep.state)
+        assert [group["capturable"] for group in run.update.param_groups] == [not before] * len(run.update.param_groups)
+
+
+def test_steps_that_prepare_are_not_timed(taped: pytest.MonkeyPatch) -> None:
+    cell = a_cell("norm=bn", "epochs=1")
+    keep = StopAt(8)
+    with pytest.raises(StoppedError):
+        a_run(cell, keep)
+    assert (keep.state["meter"]["untimed"], keep.state["meter"]["steps"]) == (4, 9)
+    keep.state["meter"]["seconds"] = 1000.0
+    (row,), result = a_run(cell, state=copy.deepcopy(keep.state))
+    assert row["train_seconds"] >= 1000
+    assert result["images_per_s"] < 4 * 10 / 1000 * 1.01  # what one step more takes does not count
+
+
+class Garbles(TapeRecorder):
+    """Fails as a recording does that nothing of was done, and leaves nonsense in what was made in it."""
+
+    def record(self, work: Any) -> Any:
+        try:
+            with self.tape:
+                work()
+        finally:
+            for *_, out in self.tape.calls:
+                if isinstance(out, torch.Tensor) and out.untyped_storage()._cdata in self.tape.made:
+                    out.fill_(float("nan") if out.is_floating_point() else 0)
+            self.tape.undo()
+
+
+def test_a_recording_that_fails_leaves_no_trace(taped: pytest.MonkeyPatch) -> None:
+    taped.setattr(train, "RECORDER", lambda _: Garbles())
+    words = (f"norm={__name__}:Waits", "epochs=1", "batch=2", "workers=2", "chunk=1")
+    with pytest.warns(RuntimeWarning, match="could not be recorded"):
+        found = a_run(a_cell(*words))
+    taped.setattr(graph, "wanted", lambda *_: False)
+    assert numbers(a_run(a_cell(*words))) == numbers(found)
 
 
 class Waits(torch.nn.BatchNorm2d):

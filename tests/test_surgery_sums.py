@@ -77,6 +77,15 @@ def test_whoever_has_something_of_its_own_after_a_sum_or_in_the_graph_keeps_it(n
     assert surgery.report(applied).taken == ()
 
 
+@pytest.mark.parametrize("inner", [nn.ReLU(), nn.SiLU()], ids=repr)
+@pytest.mark.parametrize("outer", [nn.ReLU(), nn.Identity()], ids=repr)
+def test_an_activation_before_the_sum_stays(inner: nn.Module, outer: nn.Module) -> None:
+    model = Rectified(inner, outer)
+    for norm in ("bn", "gn"):
+        assert surgery.report(surgery.apply(copy.deepcopy(model), norm)).taken == ()
+    assert_alike(stepped(surgery.apply(copy.deepcopy(model), "bn"), X), stepped(model, X))
+
+
 def test_a_sum_without_a_rectifier_is_taken_and_another_activation_stays() -> None:
     applied = surgery.apply(network("mobilenet_v2", 32), "bn")
     report = surgery.report(applied)
@@ -88,6 +97,20 @@ def test_a_sum_without_a_rectifier_is_taken_and_another_activation_stays() -> No
 
 
 # ------------------------------------------------------------------------------------------------ blocks of one's own
+
+
+class Rectified(nn.Module):
+    """A branch that ends in an activation, the sum with its input, maybe another activation."""
+
+    def __init__(self, inner: nn.Module, outer: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.inner, self.outer = inner, outer
+        self.double()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.outer(self.inner(self.bn(self.conv(x))) + x)
+        return y
 
 
 class Block(nn.Module):

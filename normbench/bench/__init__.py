@@ -11,11 +11,15 @@ units.py networks.py   forward and backward of every unit on every case; whole t
 unitsjob.py table.py plot.py   a run, its table and its picture
 
 Training loops: step
-ours.py plainloop.py synthetic.py   the loop of a sweep's cell; the plain one; pictures for both
+ours.py plainloop.py plainprocess.py synthetic.py   the loop of a sweep's cell; the plain one, in its own process;
+                pictures for both
 loops.py breakdown.py   a row per loop; where its time goes
 stepjob.py steptable.py stepplot.py
 
 The largest batch: fit
 fit.py trial.py   the search; real steps and their peak
 fitjob.py fittable.py
+
+A streamed set's loader beside the network: loader
+loader.py ceiling.py loaderjob.py   the words; everyone's turn; the run
 """

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from normbench.bench.sheet import NOTHING, Sheet, two
 
+CHUNK = "with chunk only the step's pictures grow with the workers"
 TITLE = "The largest batch that can be trained at"
 
 
@@ -63,9 +64,6 @@ def make(rows: Sequence[FitRow], notes: Sequence[str], about: str) -> Sheet:
         lines.append(line)
     several = [f"batch: images of one worker, a step has workers × batch; {CHUNK}"] if len(ways) > 1 else []
     return Sheet(f"{TITLE} ({rows[0].network})", about, header, lines, [*several, *notes, *_reasons(rows)])
-
-
-CHUNK = "with chunk only the step's pictures grow with the workers"
 
 
 def _batch(row: FitRow | None) -> str:

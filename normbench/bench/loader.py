@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from normbench import grid
-from normbench.bench.values import asks_for_help, count, count_or_none, list_of, number, text
+from normbench.bench.values import asks_for_help, count, count_or_zero, list_of, number, text
 from normbench.cell import Cell
 from normbench.errors import ConfigError, UnknownName
+from normbench.options import AUTO
 
-PARSERS = {"loaders": list_of(count_or_none), "rounds": count, "seconds": number, "out": text}
+PARSERS = {"loaders": list_of(count_or_zero), "rounds": count, "seconds": number, "out": text}
 DEFAULTS = {"arch": "resnet50", "data": "imagenet", "norm": "bn"}
 ABOUT = "images a second that the loader of a streamed set gives, beside the network's"
 HELP = """\
@@ -74,4 +75,7 @@ def read(words: Sequence[str]) -> Settings | None:
         raise UnknownName("key", error.got, [*PARSERS, *error.choices]) from None
     if len(cells) > 1:
         raise ConfigError(f"got {len(cells)} cells; expected one value for each key but loaders")
+    auto = [key for key in ("memory_format", "amp") if getattr(cells[0].cell, key) == AUTO]
+    if auto:
+        raise ConfigError(f"{auto[0]}: got auto, which a sweep measures at its start; expected a value here")
     return Settings(cells[0].cell, **own)

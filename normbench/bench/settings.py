@@ -11,7 +11,7 @@ from normbench.bench.values import (
     choice,
     chosen,
     count,
-    count_or_none,
+    count_or_zero,
     counts,
     flag,
     key,
@@ -115,7 +115,7 @@ class StepSettings:
         AUTO, choice(AUTO, *FORMATS), "layout in our loop, auto: as a sweep's; the plain loop has torch's default"
     )
     amp: bool = key(False, flag, "autocast to bfloat16, in both loops")
-    loaders: int = key(2, count_or_none, "processes that prepare the plain loop's pictures; 0: none but its own")
+    loaders: int = key(2, count_or_zero, "processes that prepare the plain loop's pictures; 0: none but its own")
     rounds: int = key(9, count, "least rounds of a batch (three do after 5 × seconds)")
     seconds: float = key(10.0, number, "least time of all rounds of a batch together")
     quick: bool = key(False, flag, "a small network, two batches, few rounds, to see that it works")

@@ -68,7 +68,8 @@ def _here(asked: Try, device: torch.device) -> float:
     torch.cuda.set_per_process_memory_fraction(min(1.0, asked.limit_mib / total), device)
     _emptied(device)
     try:
-        _steps(asked, device)
+        with machine.numerics(False, asked.checked.values):
+            _steps(asked, device)
         return machine.peak_memory_mib(device)
     except Exception as error:
         if not machine.out_of_memory(error):

@@ -65,7 +65,7 @@ def count(key: str, value: str) -> int:
     return _whole(key, value, 1)
 
 
-def count_or_none(key: str, value: str) -> int:
+def count_or_zero(key: str, value: str) -> int:
     return _whole(key, value, 0)
 
 

@@ -1,7 +1,8 @@
 """One picture file → uint8 tensor, by the fastest decoder that is here: for every file the pixels that Pillow gives.
 
 torchvision's decoder and Pillow's are the same library (libjpeg-turbo) at the same settings; where torchvision has
-none, or refuses, Pillow decides: it decodes, or says what is wrong. So the decoder never shows in a number.
+none, or refuses, Pillow decides: it decodes, or says what is wrong. So which of the two it was
+never shows in a number.
 """
 
 from __future__ import annotations

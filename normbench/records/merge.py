@@ -9,7 +9,7 @@ from typing import Any
 
 from normbench.attempt import writing
 from normbench.errors import StoreError
-from normbench.files import read_json, temporary
+from normbench.files import CHOICES, read_json, temporary, write_atomically
 from normbench.records import Store, cell_status, cells_of, is_sweep, sweeps
 
 # Of two records of one cell the one further to the right is kept; of equal ones the later.
@@ -33,10 +33,27 @@ def merge(sources: Sequence[Path | str], target: Path | str) -> dict[str, int]:
             place = Path(target) if one else Path(target) / sweep.name
             store = Store(place.parent, place.name)
             store.create()
+            _take_choices(sweep, place)
             for cell in cells_of(sweep):
                 counts[_take(cell, store)] += 1
             store.write_results()
     return counts
+
+
+def _take_choices(sweep: Path, place: Path) -> None:
+    """What auto came to, for the sweep's cells to come. Raises StoreError where two sweeps chose another format."""
+    for found in sorted((sweep / CHOICES).glob("*.json")):
+        there = place / CHOICES / found.name
+        if not there.exists():
+            there.parent.mkdir(exist_ok=True)
+            write_atomically(there, found.read_text())
+            continue
+        own, other = (read_json(path).get("values") for path in (found, there))
+        if own != other and "memory_format" in (own or {}):
+            raise StoreError(
+                f"{str(found)!r} says {own}, {str(there)!r} says {other}: cells of the two are not alike; merge them "
+                "into different folders"
+            )
 
 
 def _take(cell: Path, store: Store) -> str:

@@ -66,6 +66,8 @@ def take(taken: Mapping[str, list[Taken]]) -> None:
 def _taken(use: Use, modules: Mapping[str, nn.Module]) -> Taken | None:
     """The sum that a call of a BatchNorm ends in, if nothing else sees a difference when that is done at the sum."""
     call, before = use.node, use.node.all_input_nodes
+    if use.after is not None:  # an activation of its own comes between it and the sum
+        return None
     if len(call.users) != 1 or len(call.args) != 1:
         return None
     # Done later, it must still find its input: a convolution's output is no view, and nobody else may write to it.

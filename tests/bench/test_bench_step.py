@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
@@ -15,6 +16,7 @@ import torch
 
 from normbench.bench import breakdown, loops, ours, stepplot, steptable
 from normbench.bench.plainloop import PlainLoop, Source
+from normbench.bench.plainprocess import PlainProcess
 from normbench.bench.statistics import BASELINE
 from normbench.data import open_pictures
 from normbench.errors import ConfigError
@@ -72,22 +74,27 @@ def test_a_run_leaves_its_files_and_sane_numbers(
 def test_a_stop_keeps_what_was_measured_and_ends_the_loaders(
     bench: Bench, rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measured, made = breakdown.breakdown, list[PlainLoop]()
+    measured, made = PlainProcess.parts, list[list[int]]()
 
-    def stops(loop: PlainLoop, device: torch.device) -> dict[str, float]:
-        if isinstance(loop, PlainLoop):
-            made.append(loop)
+    def stops(loop: PlainProcess) -> dict[str, float]:
+        own = children(loop.process.pid)
+        assert own
+        made.append([loop.process.pid or 0, *own])
         if len(made) == 2:
             raise KeyboardInterrupt
-        return measured(loop, device, 1)
+        return measured(loop)
 
-    monkeypatch.setattr(breakdown, "breakdown", stops)
+    monkeypatch.setattr(PlainProcess, "parts", stops)
     assert bench(*SMALL, "norm=bn", "batch=1,2", "loaders=1") == 130
     assert len(rows("step.csv")) == 3
-    for loop in made:
-        (process,) = loop.processes
+    for process in itertools.chain(*made):
         with pytest.raises(ProcessLookupError):
             os.kill(process, 0)
+
+
+def children(process: int | None) -> list[int]:
+    """The processes that a process has started (Linux)."""
+    return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
 def test_both_loops_are_fed_the_same_pictures() -> None:

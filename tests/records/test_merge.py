@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,15 @@ def test_what_is_at_work_or_no_store_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="is at work"):
         merge([tmp_path / "a"], tmp_path / "b")
     assert cell_status(tmp_path / "b" / "x") == "ok"
+
+
+def test_what_auto_came_to_goes_along_unless_two_differ(tmp_path: Path) -> None:
+    for name, chosen in (("a", "channels_last"), ("b", "channels_last"), ("c", "contiguous")):
+        Store(tmp_path / name, "s").create()
+        (tmp_path / name / "s" / ".choices").mkdir()
+        values = {"values": {"memory_format": chosen, "amp": "none"}}
+        (tmp_path / name / "s" / ".choices" / "resnet8-2-1.json").write_text(json.dumps(values))
+    merge([tmp_path / "a", tmp_path / "b"], tmp_path / "ab")
+    assert "channels_last" in (tmp_path / "ab" / "s" / ".choices" / "resnet8-2-1.json").read_text()
+    with pytest.raises(StoreError, match="cells of the two are not alike; merge them into different folders"):
+        merge([tmp_path / "c"], tmp_path / "ab")
