@@ -95,6 +95,7 @@ def _notes(settings: StepSettings, rounds: Sequence[Round], device: torch.device
         "SGD at torch's defaults, the loss read at every step; its loaders stand still while others are timed",
         f"{loops.BASELINE}: the untouched network in our loop, at batch × workers images; ratio: over its time",
         "the plain loop runs in a process of its own, without the settings of allocator and threads that a sweep makes",
+        "× plain loop and ratio are medians of what each round gave, not ratios of the medians beside them",
         "shares: of steps under torch's profiler, which slows small operators down",
     ]
     alone = [one.cell.norm.name for one in rounds[0].cells if one.at_once < settings.workers]
