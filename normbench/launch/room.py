@@ -38,8 +38,9 @@ def needed_mib(item: Planned, ranks: int = 1) -> float:
     """About how many MiB each process of a cell needs for itself: OWN, the maps of a step or of an evaluation batch,
     the weights, and the pictures where they are held in memory (but a user's own may hold none, and count as none).
 
-    On a CPU, `python scripts/room.py`, 7 networks at 32 px, 11 normalizers, batches 2, 32 and 128: the estimate was
-    0.43 to 1.10 of what a cell had for itself, 40 MiB to 6 GiB. It is low where a method keeps more maps than bn does
+    On a CPU, the grids of `python scripts/room.py` run in parts, 7 networks at 32 px, 11 normalizers, batches 2, 32 and
+    128: the estimate was 0.43 to 1.10 of what a cell had for itself in training, 40 MiB to 6 GiB; the rehearsal counts
+    since, where it takes more. It is low where a method keeps more maps than bn does
     or small tensors add up, and high for ResNet-50 and DenseNet-121 at batch 128, with 2.25 to 2.5 maps alive: times
     SURELY it was never more than 0.88. Where evaluation decides (ResNet-20 and -50 at batch 2) it was 0.70
     and 0.64. No GPU has been measured: tensors alone are counted there.
