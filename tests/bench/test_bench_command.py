@@ -77,7 +77,7 @@ def test_a_bad_word_is_told_how_to_mend(word: str, said: str) -> None:
         ("step most=2", "goes with python -m normbench.bench fit"),
         ("step loader=2", "Did you mean 'loaders'"),
         ("step loaders=-1", "loaders: got '-1', expected a whole number, 0 or more"),
-        ("step memory_format=contiguous,channels_last", "expected one of contiguous, channels_last"),
+        ("step memory_format=contiguous,channels_last", "expected one of auto, contiguous, channels_last"),
         ("step root=here", "root: goes with data=… only"),
         ("step fit", "fit: the mode stands first"),
         ("norm=bn step", "step: the mode stands first"),
