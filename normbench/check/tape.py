@@ -6,6 +6,7 @@ stays decided. What would wait for the device, or bring numbers to it from Pytho
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from normbench.check.subject import Broken
+from normbench.norms.fused import unfused
 
 aten = torch.ops.aten
 WAITS = (aten._local_scalar_dense.default, aten.nonzero.default, aten.equal.default, aten.masked_select.default)
@@ -27,8 +29,17 @@ class Tape(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[tuple[Any, Any, Any, Any]] = []
+        self._unfused = contextlib.ExitStack()
         self.made: set[int] = set()  # storages that operations of the tape made
         self.before: dict[int, tuple[Tensor, Tensor]] = {}  # tensors from outside that were written, as they were
+
+    def __enter__(self) -> Any:
+        self._unfused.enter_context(unfused())  # a tape sees nothing of the fused kernels
+        return super().__enter__()
+
+    def __exit__(self, *found: Any) -> None:
+        super().__exit__(*found)
+        self._unfused.close()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

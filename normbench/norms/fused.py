@@ -7,11 +7,12 @@ those in CLIPS) computes the same in plain PyTorch. NORMBENCH_KERNELS=off sends 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any, cast
 
@@ -167,9 +168,23 @@ def _eager(x: Tensor) -> bool:
     """Whether x is an ordinary tensor in ordinary eager mode, whose memory a kernel may read."""
     if (type(x) is not Tensor and type(x) is not Parameter) or x.is_neg() or torch.jit.is_tracing():
         return False
-    if torch._C._len_torch_dispatch_stack():  # somebody who wants to see every operation
+    if _seen:
         return False
     return torch._C._functorch.peek_interpreter_stack() is None and forward_ad._current_level < 0
+
+
+_seen = 0  # how many want to see every operation
+
+
+@contextlib.contextmanager
+def unfused() -> Iterator[None]:
+    """Everybody takes the plain way, in which every operation can be seen."""
+    global _seen
+    _seen += 1
+    try:
+        yield
+    finally:
+        _seen -= 1
 
 
 @functools.cache

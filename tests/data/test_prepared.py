@@ -84,7 +84,6 @@ def test_the_copy_is_found_by_either_key_and_is_one_set(source, copies):
             {"root": copies / "both"},
             {"prepared": copies / "both"},
             {"prepared": copies / "both", "root": source},
-            {"prepared": copies / "both", "root": source / "no longer there"},
         )
     ]
     assert len(set(found)) == 1
@@ -221,8 +220,10 @@ def test_what_cannot_be_prepared_says_so(copies, tmp_path):
     with pytest.raises(DataError, match=r"no such folder .*make it with python -m normbench.data prepare"):
         describe(options(prepared=tmp_path / "none"))
     (tmp_path / "set.tar").write_bytes(b"")
-    with pytest.raises(ConfigError, match="expected the folder that the copy was made from"):
+    with pytest.raises(ConfigError, match="no such folder; expected the one that the copy was made from"):
         describe(options(prepared=copies / "both", root=tmp_path / "set.tar"))
+    with pytest.raises(ConfigError, match="leave data.root out to take the copy for itself"):
+        describe(options(prepared=copies / "both", root=tmp_path / "no longer there"))
     shutil.copytree(copies / "both", tmp_path / "domains" / "one")
     with pytest.raises(DataError, match="is a prepared copy; expected the domain's own pictures"):
         describe(DataOptions("domains", root=str(tmp_path / "domains")))

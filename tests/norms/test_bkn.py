@@ -421,7 +421,7 @@ def test_what_is_understood_is_followed_and_all_else_starts_anew(between: str, p
 
 
 def test_the_graph_of_evaluation_carries_nothing() -> None:
-    ours, theirs = (apply(ResNet(8), name) for name in ("bkn", "bn"))
+    ours, theirs = (apply(ResNet(8), name) for name in ("bkn", "syncbn"))
     assert ours._eval_forward.source == theirs._eval_forward.source
     assert "convolved" in ours._train_forward.source
 
