@@ -222,7 +222,7 @@ def test_what_cannot_be_prepared_says_so(copies, tmp_path):
     (tmp_path / "set.tar").write_bytes(b"")
     with pytest.raises(ConfigError, match="no such folder; expected the one that the copy was made from"):
         describe(options(prepared=copies / "both", root=tmp_path / "set.tar"))
-    with pytest.raises(ConfigError, match="leave data.root out to take the copy for itself"):
+    with pytest.raises(ConfigError, match=r"leave data\.root out to take the copy for itself"):
         describe(options(prepared=copies / "both", root=tmp_path / "no longer there"))
     shutil.copytree(copies / "both", tmp_path / "domains" / "one")
     with pytest.raises(DataError, match="is a prepared copy; expected the domain's own pictures"):
