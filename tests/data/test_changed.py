@@ -205,14 +205,15 @@ def in_the_middle(file: Path, how: str) -> None:
     if how == "truncated":
         file.write_bytes(file.read_bytes()[:-1])
         return
-    other = encoded(noise(7, (30, 31, 3)), "JPEG")
+    if how == "another picture":  # at once: a loader may be reading meanwhile
+        (file.parent / "new").write_bytes(encoded(noise(7, (30, 31, 3)), "JPEG"))
+        (file.parent / "new").replace(file)
+        return
     file.unlink()
     if how == "a folder":
         file.mkdir()
     elif how == "a link to itself":
         file.symlink_to(file)
-    elif how == "another picture":
-        file.write_bytes(other)
 
 
 MIDDLE = {
