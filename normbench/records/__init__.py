@@ -5,6 +5,7 @@
     runs/<name>/.choices/           what auto comes to in this sweep
     runs/<name>/<cell>/config.yaml  the cell's whole configuration
                        rows.jsonl   one line per epoch
+                       correct.npy  which pictures the trained network gets right, one bit each (correct.py)
                        result.json  how the cell ended; absent until then
                        provenance.json   versions, device, threads, attempt: what may not change a number
                        running-<attempt>.json   the process that works on it, and on what; gone when it has ended
@@ -38,8 +39,8 @@ STATUSES = ("ok", "diverged", "oom", "killed", "timeout", "error", "skipped", "i
 AXES = ("arch", "data", "norm", "batch", "workers", "seed", "epochs", "lr")
 # What a row measures, or says of how the cell ended: everything that is not configuration.
 METRICS = (
-    "cell_id", "status", "reason", "top1", "top5", "loss", "train_loss", "train_seconds", "images_per_s",
-    "peak_memory_mib", "execution", "epoch", "step", "last_loss", "split", "eval_count", "sites", "groups",
+    "cell_id", "status", "reason", "top1", "top5", "loss", "batch_top1", "batch_top5", "precise_top1", "precise_top5",
+    "train_top1", "train_top5", "gap", "eval_flips", "train_loss", "train_seconds", "images_per_s", "peak_memory_mib", "execution", "epoch", "step", "last_loss", "split", "eval_count", "sites", "groups",
     "parameters", "compile_seconds", "example_weight", "chosen_memory_format", "chosen_amp", "chosen_threads",
 )  # fmt: skip
 # What a row has where some cell of the sweep compiled, or chose what auto leaves open.

@@ -1,0 +1,31 @@
+"""Which pictures a trained network gets right: a bit each, in the order of the split, beside the cell's result."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+
+from normbench.files import write_atomically
+
+NAME = "correct.npy"
+
+
+def write(folder: Path, right: np.ndarray) -> None:
+    """Keep ``right``, bool (pictures,), in a cell's folder: the number of pictures, then their bits."""
+    count = np.frombuffer(np.uint64(len(right)).tobytes(), dtype=np.uint8)
+    file = io.BytesIO()
+    np.save(file, np.concatenate([count, np.packbits(np.asarray(right, dtype=bool))]))
+    write_atomically(folder / NAME, file.getvalue())
+
+
+def read(folder: Path) -> np.ndarray | None:
+    """bool (pictures,): whether the network of a cell gets each right; None where that is not known, or damaged."""
+    try:
+        held = np.load(folder / NAME, allow_pickle=False)
+        count = int(np.frombuffer(held[:8].tobytes(), dtype=np.uint64)[0])
+        bits = np.unpackbits(held[8:])
+    except (OSError, ValueError, IndexError, TypeError):
+        return None
+    return bits[:count].astype(bool) if -(-count // 8) * 8 == len(bits) else None
