@@ -40,7 +40,8 @@ AXES = ("arch", "data", "norm", "batch", "workers", "seed", "epochs", "lr")
 # What a row measures, or says of how the cell ended: everything that is not configuration.
 METRICS = (
     "cell_id", "status", "reason", "top1", "top5", "loss", "batch_top1", "batch_top5", "precise_top1", "precise_top5",
-    "train_top1", "train_top5", "gap", "eval_flips", "train_loss", "train_seconds", "images_per_s", "peak_memory_mib", "execution", "epoch", "step", "last_loss", "split", "eval_count", "sites", "groups",
+    "train_top1", "train_top5", "gap", "eval_flips", "train_loss", "train_seconds", "images_per_s", "peak_memory_mib",
+    "execution", "epoch", "step", "last_loss", "split", "eval_count", "sites", "groups",
     "parameters", "compile_seconds", "example_weight", "chosen_memory_format", "chosen_amp", "chosen_threads",
 )  # fmt: skip
 # What a row has where some cell of the sweep compiled, or chose what auto leaves open.
@@ -52,7 +53,7 @@ COLUMNS = ("cell_id", "status", "reason", *AXES, *METRICS[3 : -len(SOMETIMES)])
 # Configuration that says where things are or run: it cannot change a number, so it tells no cells apart.
 PLACES = ("device", "data.root", "data.download", "data.loaders", "recipe.source")
 # A failed cell has no final value of these, even if some epochs were finished: the last epoch is the headline.
-FINAL = ("top1", "top5", "loss")
+FINAL = METRICS[3:14]
 
 
 class Store:

@@ -56,6 +56,7 @@ def make(folder: Path | str, rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 class Spot:
     """What stands at one line and batch: the top-1 (%) of the seeds that ended ok, and how the others ended.
 
+    seeds, cells: of the values, one each.  interval: of 95 % for the mean, where there is one.
     contest: all settings but the norm's, batch and seed; only spots of one contest are compared.
     best: the highest mean of its block, batch and contest among the complete ones, all of them where they print alike,
     none where there is nothing to compare. Complete: every seed ended ok, and no rival has more seeds there.
@@ -68,6 +69,9 @@ class Spot:
     failed: Mapping[str, int]
     contest: str = ""
     best: bool = False
+    seeds: tuple[int, ...] = ()
+    cells: tuple[str, ...] = ()
+    interval: tuple[float, float] | None = None
 
     @property
     def n(self) -> int:
@@ -253,7 +257,8 @@ def _spot(block: str, line: str, batch: int, cells: pd.DataFrame, contest: str) 
     top1 = pd.to_numeric(cells["top1"], errors="coerce")
     ok = (cells["status"] == "ok") & top1.notna()
     failed = Counter(str(status) if status != "ok" else "no top-1" for status in cells.loc[~ok, "status"])
-    return Spot(block, line, batch, tuple(map(float, top1[ok])), failed, contest)
+    values, seeds = tuple(map(float, top1[ok])), tuple(map(int, cells.loc[ok, "seed"]))
+    return Spot(block, line, batch, values, failed, contest, seeds=seeds, cells=tuple(cells.loc[ok, "cell_id"]))
 
 
 def _marked(spots: list[Spot]) -> list[Spot]:
