@@ -27,7 +27,7 @@ MEMORY_FORMATS = ("contiguous", "channels_last")
 # Where the pictures lie and how many processes decode them cannot change a number; the fingerprint of the pictures,
 # which tells a prepared copy from its originals and one way of decoding from another, stands in the id.
 NOT_IN_ID = {
-    "data": {"root", "download", "prepared", "loaders", "decoder"},
+    "data": {"title", "root", "download", "prepared", "loaders", "decoder"},
     "recipe": {"source", "base_lr", "base_batch", "lr_rule", "epochs", "steps"},
 }
 # Options that are younger than the oldest ids: they count only where they are not what they were before they were.
@@ -35,7 +35,7 @@ YOUNGER: dict[str, dict[str, Any]] = {
     "arch": {"phase": None},
     "data": {"tune": 0.0, "held_out": None},
     "recipe": {"affine_anchor": "zero"},
-    "eval": {"example_weight": 0.0},
+    "eval": {"example_weight": 0.0, "isolate": True, "pictures": 4096},
 }
 YOUNGER_KEYS: dict[str, Any] = {"graph": AUTO}
 
@@ -140,7 +140,7 @@ class Cell:
         for key, value in self.nested().items():
             if isinstance(value, dict):
                 if "name" in value:
-                    flat[key] = value["name"]
+                    flat[key] = value.get("title") or value["name"]
                 flat |= {f"{key}.{name}": _scalar(item) for name, item in value.items() if name != "name"}
             else:
                 flat[key] = value

@@ -52,6 +52,7 @@ class DataOptions:
     """A data set and how its pictures are prepared.
 
     name: one of ours, ``file.py:callable`` or ``package.module:callable``.
+    title: what tables call it; None: its name.
     root: folder or archive the pictures are in; None: ``data/<name>`` here.
     download: fetch what is missing where the data set can be fetched.
     limit: at most so many pictures of each split, balanced over the classes, always the same ones.
@@ -71,6 +72,7 @@ class DataOptions:
     """
 
     name: str
+    title: str | None = None
     root: str | None = None
     download: bool = True
     limit: int | None = None
@@ -111,11 +113,16 @@ class EvalOptions:
     example_weight: the share of an image's own moments in the statistics that it is evaluated with, beside the running
     ones, for methods that keep such (inference example weighing, Summers & Dinneen, ICLR 2020, arXiv:1906.03548); or
     ``auto``: chosen after the last epoch on the pictures that ``data.tune`` holds out.
+    isolate: after the last epoch evaluate in other ways too, which tell what the normalizer alone does (isolate.py).
+    pictures: of the training set, that take part in that.
     """
 
     example_weight: float | str = 0.0
+    isolate: bool = True
+    pictures: int = 4096
 
     def __post_init__(self) -> None:
+        at_least("eval.pictures", self.pictures, 1)
         got = self.example_weight
         if got != AUTO and (isinstance(got, str) or not 0 <= got <= 1):
             raise ConfigError(f"eval.example_weight: got {got!r}, expected a share from 0 to 1, such as 0.1, or {AUTO}")

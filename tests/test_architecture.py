@@ -24,7 +24,7 @@ FLOORS = [
     {"norms", "machine", "checkpoint"},
     {"surgery", "models", "data"},
     {"optimize", "evaluate", "step", "meter", "weighing"},
-    {"graph"},
+    {"graph", "isolate"},
     {"train", "rehearse"},
     {"choices"},
     {"steptime"},

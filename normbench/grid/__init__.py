@@ -233,6 +233,9 @@ def _put(config: dict[str, Any], key: str, value: Any) -> None:
 
 def _default_name(cells: Sequence[GridCell]) -> str:
     """<arch>-<data>: what is compared within one table."""
-    words = [dict.fromkeys(getattr(item.cell, key).name for item in cells) for key in ("arch", "data")]
+    words = [
+        dict.fromkeys(item.cell.arch.name for item in cells),
+        dict.fromkeys(item.cell.data.title or item.cell.data.name for item in cells),
+    ]
     name = "-".join("+".join(word.rsplit("/", 1)[-1].replace(":", ".") for word in group) for group in words)
     return name if len(name) <= 80 else name[:77] + "..."

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from normbench import checkpoint, choices, machine, norms, steptime, surgery
@@ -27,6 +28,7 @@ from normbench.launch.order import Order
 from normbench.meter import EndedError
 from normbench.preflight import identify
 from normbench.ranks import LostRankError, Ranks
+from normbench.records import correct
 from normbench.rehearse import rehearse
 from normbench.train import open_for, prepare, train
 
@@ -118,6 +120,10 @@ class Onlookers:
         if self.attempt is not None:
             self.attempt.append_row(row)
             self.parent.tell(row=row)
+
+    def right(self, right: np.ndarray) -> None:
+        if self.attempt is not None:
+            self.attempt.keep_correct(correct.packed(right))
 
 
 class Keeper:

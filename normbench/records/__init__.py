@@ -51,7 +51,7 @@ WORDS = ("reason", "execution", "groups", "split", "chosen_memory_format", "chos
 # What every row has.
 COLUMNS = ("cell_id", "status", "reason", *AXES, *METRICS[3 : -len(SOMETIMES)])
 # Configuration that says where things are or run: it cannot change a number, so it tells no cells apart.
-PLACES = ("device", "data.root", "data.download", "data.loaders", "recipe.source")
+PLACES = ("device", "data.title", "data.root", "data.download", "data.loaders", "recipe.source")
 # A failed cell has no final value of these, even if some epochs were finished: the last epoch is the headline.
 FINAL = METRICS[3:14]
 
