@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,15 +16,22 @@ from normbench.files import cache_folder
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.fixture(scope="session")
+def _caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Names for as many folders as there are tests; ``mktemp`` reads all names there are before each."""
+    folder = tmp_path_factory.mktemp("caches")
+    return (folder / str(number) for number in itertools.count())
+
+
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _own_cache(_caches: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or leaves decoded pictures in the user's cache. Compiled kernels are taken and kept there."""
     kernels = cache_folder() / "kernels"
     kernels.mkdir(parents=True, exist_ok=True)
-    own = tmp_path_factory.mktemp("cache")
+    own = next(_caches)
+    own.mkdir()
     (own / "kernels").symlink_to(kernels)
     monkeypatch.setenv("NORMBENCH_CACHE", str(own))
-    return
 
 
 @pytest.fixture
