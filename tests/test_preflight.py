@@ -74,7 +74,7 @@ def test_what_a_cuda_device_would_record(tmp_path: Path, monkeypatch: pytest.Mon
     assert bn.skip is None
     assert str(mbn.skip).startswith("mbn: graph=true cannot be: its second forward")
     check_machine(bn.cell)
-    with pytest.raises(ConfigError, match="ranks=2: ranks wait"):
+    with pytest.raises(ConfigError, match=r"graph=true: its ranks wait .* \(ranks=2\); take graph=auto"):
         check_ranks(bn.cell, 2)
 
 
