@@ -27,6 +27,7 @@ from normbench.launch import forkserver
 from normbench.launch.local import record_skip
 from normbench.preflight import Preflight
 from normbench.records import Store, cell_status, epochs
+from normbench.sweep import main
 
 Sweep = Callable[..., int]
 Rows = list[dict[str, str]]
@@ -124,18 +125,17 @@ def command(folder: Path, *argv: str) -> subprocess.Popen[str]:
 
 
 def test_each_end_is_its_row_and_the_others_are_untouched(sweep: Sweep, results: Results) -> None:
-    names = ("Segfault", "Hungry", "Endless", "Raises", "Nan", "Exits", "Killed")
+    names = ("Segfault", "Hungry", "Raises", "Nan", "Exits", "Killed")
     norms = ",".join(["bn", *(f"bad.py:{name}" for name in names), "gn"])
-    assert sweep(f"norm={norms}", "batch=8", *SHORT, "cell_timeout=8") == 1
+    assert sweep(f"norm={norms}", "batch=8", *SHORT) == 1
     found = by_norm(results())
     assert {name: row["status"] for name, row in found.items()} == {
-        "bn": "ok", "Segfault": "killed", "Hungry": "oom", "Endless": "timeout", "Raises": "error", "Nan": "diverged",
-        "Exits": "error", "Killed": "killed", "gn": "ok",
+        "bn": "ok", "Segfault": "killed", "Hungry": "oom", "Raises": "error", "Nan": "diverged", "Exits": "error",
+        "Killed": "killed", "gn": "ok",
     }  # fmt: skip
     for name, words in {
         "Segfault": "bad.py:",
         "Hungry": "memory",
-        "Endless": "cell_timeout=8",
         "Raises": "this norm is broken",
         "Nan": "the training loss is nan in epoch 1, step 6",
         "Exits": "exit code 3",
@@ -251,7 +251,23 @@ def test_pictures_that_go_or_change_meanwhile_are_said(sweep: Sweep, results: Re
     assert "DataError" in found["bn"]["reason"]
 
 
-GRID = ("norm=bn,brn", "batch=8,32", "data.limit=200", "epochs=8", "deterministic=true", "name=t")
+GRID = ("batch=8", "norm=bn,brn", "data.limit=200", "epochs=8", "deterministic=true", "name=t")
+LARGER = ("batch=8,32", *GRID[1:])
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> Callable[[tuple[str, ...]], Path]:
+    """``calm(grid)`` → the folder of a sweep that nobody disturbed."""
+
+    @functools.cache
+    def run(grid: tuple[str, ...]) -> Path:
+        folder = tmp_path_factory.mktemp("calm")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            assert main(list(grid)) == 0
+        return folder
+
+    return run
 
 
 def compared(rows: Rows) -> list[dict[str, str]]:
@@ -290,19 +306,14 @@ def moved(process: subprocess.Popen[str], store: Path, before: dict[Path, int]) 
     return process.poll() is not None or changes(store) != before
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.slow)])
-def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(kills: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kills", "grid"), [(2, GRID), pytest.param(50, LARGER, marks=pytest.mark.slow)])
+def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(
+    kills: int, grid: tuple[str, ...], tmp_path: Path, calm: Callable[[tuple[str, ...]], Path]
+) -> None:
     """SIGKILL to the sweep, to a cell's process, to the fork server, at random moments; then the same command again."""
-    draw = random.Random(kills)
-    calm, rough = tmp_path / "calm", tmp_path / "rough"
-    for folder in (calm, rough):
-        folder.mkdir()
-    process = command(calm, *GRID)
-    assert process.wait(timeout=120) == 0, process.communicate()
-    process.communicate()
+    draw, store = random.Random(kills), tmp_path / "runs" / "t"
     for number in range(kills):
-        process = command(rough, *GRID)
-        store = rough / "runs" / "t"
+        process = command(tmp_path, *grid)
         before = changes(store)
         if number % 2:  # in the middle of training; else at any moment from the start on
             wait_for(functools.partial(moved, process, store, before))
@@ -319,41 +330,37 @@ def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(kills: int, tmp_path
         for path in store.rglob("*.json"):
             with contextlib.suppress(FileNotFoundError):
                 json.loads(path.read_text())
-    process = command(rough, *GRID)
+    process = command(tmp_path, *grid)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, out + err
-    assert compared(read(rough)) == compared(read(calm))
-    assert weights(rough) == weights(calm)
-    for cell in (rough / "runs" / "t").glob("*/rows.jsonl"):
+    assert compared(read(tmp_path)) == compared(read(calm(grid)))
+    assert weights(tmp_path) == weights(calm(grid))
+    for cell in store.glob("*/rows.jsonl"):
         assert [row["epoch"] for row in epochs(cell.parent)] == list(range(1, 9))
         assert {path.name for path in cell.parent.iterdir()} - {"log.txt"} == {
             "config.yaml", "rows.jsonl", "result.json", "provenance.json",
         }  # fmt: skip
 
 
-def test_stopped_in_the_middle_it_goes_on_from_there(tmp_path: Path) -> None:
+def test_stopped_in_the_middle_it_goes_on_from_there(
+    tmp_path: Path, sweep: Sweep, calm: Callable[[tuple[str, ...]], Path]
+) -> None:
     """Ctrl-C once: a checkpoint, then the end; the same command goes on from it and ends as one that never stopped."""
-    grid = ("norm=bn", "batch=4", "data.limit=200", "epochs=8", "deterministic=true", "name=t")
-    for folder in (tmp_path / "calm", tmp_path / "rough"):
-        folder.mkdir()
-        process = command(folder, *grid)
-        if folder.name == "rough":
-            wait_for(functools.partial(moved, process, folder / "runs" / "t", {}))
-            process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=30) == 130
-            process.communicate()
-            (cell,) = (path.parent for path in folder.glob("runs/t/*/result.json"))
-            assert cell_status(cell) == "interrupted"
-            assert (cell / "checkpoint.pt").exists()
-            stopped = read_json(cell / "result.json")["step"]
-            process = command(folder, *grid)
-        assert process.wait(timeout=60) == 0
-        process.communicate()
+    process = command(tmp_path, *GRID)
+    wait_for(functools.partial(moved, process, tmp_path / "runs" / "t", {}))
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    (cell,) = (path.parent for path in tmp_path.glob("runs/t/*/result.json"))
+    assert cell_status(cell) == "interrupted"
+    assert (cell / "checkpoint.pt").exists()
+    stopped = read_json(cell / "result.json")["step"]
+    assert sweep(*GRID) == 0
     provenance = read_json(cell / "provenance.json")
     assert (provenance["attempt"], provenance["from_step"]) == (2, stopped)
     assert not (cell / "checkpoint.pt").exists()
-    assert compared(read(tmp_path / "rough")) == compared(read(tmp_path / "calm"))
-    assert weights(tmp_path / "rough") == weights(tmp_path / "calm")
+    assert compared(read(tmp_path)) == compared(read(calm(GRID)))
+    assert weights(tmp_path) == weights(calm(GRID))
 
 
 def test_ctrl_c_twice_ends_it_at_once(tmp_path: Path) -> None:
@@ -405,11 +412,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_disk_that_fills_stops_it_with_one_message_and_it_goes_on_later(small_disk: Path, tmp_path: Path) -> None:
+def test_a_disk_that_fills_stops_it_with_one_message_and_it_goes_on_later(
+    small_disk: Path, tmp_path: Path, sweep: Sweep
+) -> None:
     grid = ("norm=bn,gn,ln", "batch=8", *SHORT, "name=t")
-    process = command(tmp_path, *grid[:1], "batch=16", *grid[2:])
-    assert process.wait(timeout=60) == 0
-    process.communicate()
+    assert sweep(*grid[:1], "batch=16", *grid[2:]) == 0
     free = os.statvfs(small_disk)
     (small_disk / "filler").write_bytes(b"x" * (free.f_bavail * free.f_bsize - 8192))
     process = command(tmp_path, *grid)
@@ -422,9 +429,7 @@ def test_a_disk_that_fills_stops_it_with_one_message_and_it_goes_on_later(small_
     finished = [path for path in small_disk.glob("t/*/result.json") if json.loads(path.read_text())["status"] == "ok"]
     assert len(finished) >= 3
     (small_disk / "filler").unlink()
-    process = command(tmp_path, *grid)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, out + err
+    assert sweep(*grid) == 0
     assert [row["status"] for row in read(tmp_path)] == ["ok"] * 6
 
 
@@ -520,13 +525,22 @@ def test_a_skip_does_not_take_the_place_of_what_another_did_meanwhile(tmp_path: 
     assert store.attempts(planned.cell_id) == 2  # it is known
 
 
-@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_to_all_processes_costs_no_checkpoint(tmp_path: Path, sign: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("to_sweep", "to_server"),
+    [
+        (signal.SIGTERM, signal.SIGHUP),
+        pytest.param(signal.SIGHUP, signal.SIGTERM, marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_to_all_processes_costs_no_checkpoint(
+    tmp_path: Path, to_sweep: signal.Signals, to_server: signal.Signals
+) -> None:
     process = command(tmp_path, "norm=bn", "batch=8", "data.limit=200", "epochs=100", "name=t")
     store = tmp_path / "runs" / "t"
     wait_for(functools.partial(moved, process, store, {}))
-    for pid in (*at_work(store)[1:], process.pid):
-        os.kill(pid, sign)
+    _, server = at_work(store)
+    os.kill(server, to_server)
+    os.kill(process.pid, to_sweep)
     process.communicate(timeout=30)
     assert process.returncode == 130
     (cell,) = store.glob("bn-*")
@@ -542,9 +556,12 @@ def test_a_users_exit_code_means_nothing_but_an_error(sweep: Sweep, results: Res
     assert "exit code 75" in row["reason"]
 
 
-def test_how_far_a_cell_came_is_in_its_row(sweep: Sweep, results: Results) -> None:
-    assert sweep("norm=bn", "batch=2", "steps=100000", "data.limit=200", "cell_timeout=2") == 1
-    (row,) = results()
-    assert row["status"] == "timeout"
-    assert int(row["step"]) > 50
-    assert float(row["last_loss"]) > 0
+def test_a_cell_has_so_much_time_and_how_far_it_came_is_in_its_row(sweep: Sweep, results: Results) -> None:
+    """One that goes on and on, and one that hangs in a step."""
+    grid = ("norm=bn,bad.py:Endless", "batch=2", "steps=100000", "data.limit=200", "cell_timeout=2", "slots=2")
+    assert sweep(*grid) == 1
+    found = by_norm(results())
+    assert [row["status"] for row in found.values()] == ["timeout"] * 2
+    assert all("cell_timeout=2" in row["reason"] for row in found.values())
+    assert int(found["bn"]["step"]) > 50
+    assert float(found["bn"]["last_loss"]) > 0
