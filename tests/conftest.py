@@ -7,10 +7,14 @@ import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from normbench.files import cache_folder
+
+if TYPE_CHECKING:
+    import torch
 
 # On two cores shared with others, threads that wait for each other cost more than they bring; children inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -52,3 +56,22 @@ def results(tmp_path: Path) -> Callable[..., list[dict[str, str]]]:
             return list(csv.DictReader(file))
 
     return read
+
+
+@pytest.fixture(scope="module")
+def family() -> Iterator[Callable[[str], torch.nn.Module]]:
+    """torchvision's nets, made once; what is done to them must leave them as they are."""
+    import torch
+    import torchvision
+
+    made: dict[str, torch.nn.Module] = {}
+
+    def make(name: str) -> torch.nn.Module:
+        if name not in made:
+            arguments = {"init_weights": False} if name in ("inception_v3", "googlenet") else {}
+            torch.manual_seed(0)
+            made[name] = torchvision.models.get_model(name, weights=None, num_classes=10, **arguments)
+        return made[name]
+
+    yield make
+    made.clear()
