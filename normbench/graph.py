@@ -18,7 +18,7 @@ from torch import Tensor
 from normbench import models, norms
 from normbench.cell import Cell
 from normbench.data import Feed
-from normbench.errors import one_line
+from normbench.errors import ConfigError, one_line
 from normbench.options import AUTO
 from normbench.step import Step
 
@@ -27,6 +27,7 @@ from normbench.step import Step
 FIRST = 3
 
 NO_FEED = "a step cannot be recorded in a CUDA graph where its pictures come from a disk or a loader of one's own"
+WAITING = "its ranks wait for each other in every step"
 
 Work = Callable[[], None]
 
@@ -127,13 +128,18 @@ def wanted(cell: Cell, device: torch.device, ranks: int) -> bool:
     return not (own or why_not(cell, device, ranks) or why_not_by_method(cell))
 
 
+def refused(why: str) -> ConfigError:
+    """What ``graph=true`` ends with where it cannot be."""
+    return ConfigError(f"graph=true: {why}; take graph=auto")
+
+
 def why_not(cell: Cell, device: torch.device, ranks: int = 1) -> str:
     """Why a cell's steps cannot be recorded here, whatever its method; empty if they can."""
     if device.type != "cuda":
         return f"it takes a CUDA device, and this is {device.type}"
     if cell.compile:
         return "compile=true is another way to the same end"
-    return "its ranks wait for each other in every step" if ranks > 1 else ""
+    return WAITING if ranks > 1 else ""
 
 
 def why_not_by_method(cell: Cell) -> str:

@@ -90,7 +90,7 @@ class Preflight:
     def check(self, cell: Cell, changed: tuple[str, ...], store: Store) -> Planned:
         description = self.describe(cell.data)
         if cell.graph is True and description.streamed:
-            raise ConfigError(f"graph=true: {graph.NO_FEED}; take graph=auto")
+            raise graph.refused(graph.NO_FEED)
         if cell.images > description.train:
             most = description.train // cell.workers
             each = f"batch={cell.batch}" + (f" × workers={cell.workers}" if cell.workers > 1 else "")
@@ -177,7 +177,7 @@ def check_machine(cell: Cell) -> None:
     if cell.graph is True:
         why_not = graph.why_not(cell, device)
         if why_not:
-            raise ConfigError(f"graph=true: a step cannot be recorded in a CUDA graph here: {why_not}; take graph=auto")
+            raise graph.refused(f"a step cannot be recorded in a CUDA graph here: {why_not}")
 
 
 def check_ranks(cell: Cell, ranks: int) -> None:
@@ -185,7 +185,7 @@ def check_ranks(cell: Cell, ranks: int) -> None:
     if ranks == 1:
         return
     if cell.graph is True:
-        raise ConfigError(f"graph=true with ranks={ranks}: ranks wait for each other in every step; take graph=auto")
+        raise graph.refused(f"{graph.WAITING} (ranks={ranks})")
     if cell.workers % ranks:
         fewer = max(divisor for divisor in range(1, ranks) if cell.workers % divisor == 0)
         raise ConfigError(

@@ -63,6 +63,14 @@ def place(device: torch.device, threads: int) -> dict[str, Any]:
 
 def measure(cell: Cell, description: Description, question: Question, ranks: int = 1) -> Choice:
     """Time the candidates on this process's threads, in turn; what cannot run is left out."""
+    threads = torch.get_num_threads()
+    try:
+        return _measure(cell, description, question, ranks)
+    finally:
+        torch.set_num_threads(threads)  # a candidate may have its own
+
+
+def _measure(cell: Cell, description: Description, question: Question, ranks: int) -> Choice:
     device = machine.device(cell.device)
     machine.seed(0)
     net = models.build(cell.arch, num_classes=question.classes, picture_size=picture_size(cell, description))

@@ -74,7 +74,7 @@ def test_what_a_cuda_device_would_record(tmp_path: Path, monkeypatch: pytest.Mon
     assert bn.skip is None
     assert str(mbn.skip).startswith("mbn: graph=true cannot be: its second forward")
     check_machine(bn.cell)
-    with pytest.raises(ConfigError, match="ranks=2: ranks wait"):
+    with pytest.raises(ConfigError, match=r"graph=true: its ranks wait .* \(ranks=2\); take graph=auto"):
         check_ranks(bn.cell, 2)
 
 
@@ -147,15 +147,15 @@ def test_what_rerun_lets_run(tmp_path: Path) -> None:
 
 
 def test_two_thousand_cells_are_planned_in_ten_seconds(tmp_path: Path) -> None:
-    begun = time.perf_counter()
+    begun = time.process_time()
     found = plan(tmp_path, "norm=bn,gn,bgn,frn,ln", "batch=2,4,8,16,32,64,128,256", "seed=range(50)", "arch=resnet20")
     assert len(found) == 2000
-    assert time.perf_counter() - begun < 10
+    assert time.process_time() - begun < 10
 
 
 @pytest.mark.parametrize("arch", ["resnet50", "inception_v3"])
 def test_large_networks_are_checked_without_building_them(tmp_path: Path, arch: str) -> None:
-    begun = time.perf_counter()
+    begun = time.process_time()
     found = plan(tmp_path, "norm=bn,gn,bgn,frn", "batch=2,8", f"arch={arch}")
     assert [item.skip for item in found] == [None] * 8
-    assert time.perf_counter() - begun < 10
+    assert time.process_time() - begun < 10

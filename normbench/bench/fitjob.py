@@ -102,20 +102,12 @@ def run(settings: FitSettings, words: Sequence[str]) -> bool:
         f"limit: {finder.limit:.0f} MiB for {peak}, over {trial.STEPS} steps of noise at {settings.size} px; the data "
         f"set comes on top; no forward of more than {finder.most} images was tried"
     )
-    rows: list[FitRow] = []
-    try:
-        with Bar(result.console, len(names)) as bar:
-            for name in names:
-                bar.at(name)
-                for row in _rows(name, finder):
-                    rows.append(replace(row, **result.facts))
-                bar.advance(1)
-    except KeyboardInterrupt:
-        result.notes.append("stopped before all was measured")
-        raise
-    finally:
-        if rows:
-            result.write(FILES, rows, lambda: fittable.make(rows, result.notes, result.told))
+    with result.keeping(FILES, fittable.make) as rows, Bar(result.console, len(names)) as bar:
+        for name in names:
+            bar.at(name)
+            for row in _rows(name, finder):
+                rows.append(row)
+            bar.advance(1)
     return any(row.measured and row.kind != "baseline" for row in rows)
 
 

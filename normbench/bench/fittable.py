@@ -39,9 +39,6 @@ class FitRow:
     tries: int = 0
     status: str = "ok"
     reason: str = ""
-    threads: int = 0
-    device: str = ""
-    torch: str = ""
 
     @property
     def measured(self) -> bool:

@@ -65,9 +65,6 @@ class LoopRow:
     profiled_ms: float = math.nan
     status: str = "ok"
     reason: str = ""
-    threads: int = 0
-    device: str = ""
-    torch: str = ""
 
     @property
     def measured(self) -> bool:

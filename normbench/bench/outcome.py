@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +23,10 @@ class Shown(Protocol):
 
     def markdown(self) -> str: ...
     def show(self, console: Console) -> None: ...
+
+
+Table = Callable[[Sequence[Any], Sequence[str], str], Shown]  # of rows, notes and the machine on one line
+Plot = Callable[[Sequence[Any], str], Mapping[str, bytes]]  # of rows and the machine; by the kind of file
 
 
 @dataclass(frozen=True)
@@ -52,32 +57,35 @@ class Outcome:
         threads = f"{about['threads']} thread{'s' if about['threads'] > 1 else ''} on {about['cores']} cores"
         return f"{where}, {threads}, torch {about['torch']}; memory: {about['memory']}"
 
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What every row repeats of the machine."""
-        return {key: self.about[key] for key in ("threads", "device", "torch")}
+    @contextlib.contextmanager
+    def keeping(self, files: Files, table: Table, draw: Plot | None = None) -> Iterator[list[Any]]:
+        """Rows to be filled; what is there at the end is written, when the run is stopped too."""
+        rows: list[Any] = []
+        try:
+            yield rows
+        except KeyboardInterrupt:
+            self.notes.append("stopped before all was measured")
+            raise
+        finally:
+            if rows:
+                self.write(files, rows, table, draw)
 
-    def write(
-        self,
-        files: Files,
-        rows: Sequence[Any],
-        table: Callable[[], Shown],
-        draw: Callable[[], Mapping[str, bytes]] | None = None,
-    ) -> None:
+    def write(self, files: Files, rows: Sequence[Any], table: Table, draw: Plot | None = None) -> None:
         """The rows first: a plot that cannot be drawn must not cost them. Without a measured row nothing but these."""
-        write_atomically(self.folder / f"{files.rows}.csv", to_csv(rows))
+        facts = {key: self.about[key] for key in ("threads", "device", "torch")}
+        write_atomically(self.folder / f"{files.rows}.csv", to_csv(rows, facts))
         write_json(self.folder / f"{files.plot}.json", {**self.about, "notes": self.notes})
         if not any(row.measured for row in rows):
             reasons = dict.fromkeys(row.reason for row in rows if row.reason)
             self.console.print("nothing could be measured: " + "; ".join(reasons), soft_wrap=True)
             return
-        made = table()
+        made = table(rows, self.notes, self.told)
         write_atomically(self.folder / f"{files.table}.md", made.markdown())
         made.show(self.console)
         names = [f"{files.rows}.csv", f"{files.table}.md"]
         if draw is not None:
             try:
-                for kind, data in draw().items():
+                for kind, data in draw(rows, self.told).items():
                     write_atomically(self.folder / f"{files.plot}.{kind}", data)
                     names.append(f"{files.plot}.{kind}")
             except Exception as error:

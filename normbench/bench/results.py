@@ -50,9 +50,6 @@ class Row:
     repeats: int = 0
     status: str = "ok"
     reason: str = ""
-    threads: int = 0
-    device: str = ""
-    torch: str = ""
 
     @property
     def measured(self) -> bool:
@@ -92,13 +89,16 @@ def measures(name: str, samples: Mapping[str, Samples]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def to_csv(rows: Sequence[Any]) -> str:
-    """Tidy: one line per row, all dataclasses of one kind; five digits, nothing where there is no number."""
+def to_csv(rows: Sequence[Any], facts: Mapping[str, Any]) -> str:
+    """Tidy: one line per row, all dataclasses of one kind; five digits, nothing where there is no number.
+
+    facts: what every line repeats, such as the device.
+    """
     text = io.StringIO()
-    writer = csv.DictWriter(text, [f.name for f in fields(rows[0])], lineterminator="\n")
+    writer = csv.DictWriter(text, [*(f.name for f in fields(rows[0])), *facts], lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({key: _cell(value) for key, value in asdict(row).items()})
+        writer.writerow({key: _cell(value) for key, value in {**asdict(row), **facts}.items()})
     return text.getvalue()
 
 

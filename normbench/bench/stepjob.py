@@ -10,7 +10,7 @@ import torch
 
 from normbench import choices, machine, steptime
 from normbench.bench import loops, ours, outcome, stepplot, steptable
-from normbench.bench.loops import LoopRow, Round
+from normbench.bench.loops import Round
 from normbench.bench.measure import Rule
 from normbench.bench.ours import Checked
 from normbench.bench.outcome import Files
@@ -31,25 +31,12 @@ def run(settings: StepSettings, words: Sequence[str]) -> bool:
     Source(base.cell, net_size(base.cell, base.description))  # raises here what it would in a process of its own
     result = outcome.begin(settings.out, device, words)
     result.notes += _notes(settings, rounds, device)
-    rows: list[LoopRow] = []
-    try:
-        with Bar(result.console, len(rounds)) as bar:
-            for now in rounds:
-                bar.at(f"{settings.arch} batch={now.batch} workers={settings.workers}")
-                found = loops.measure(_settled(now, settings.threads), device, Rule(settings.rounds, settings.seconds))
-                rows += [replace(row, **result.facts) for row in found]
-                bar.advance(1)
-    except KeyboardInterrupt:
-        result.notes.append("stopped before all was measured")
-        raise
-    finally:
-        if rows:
-            result.write(
-                FILES,
-                rows,
-                lambda: steptable.make(rows, result.notes, result.told),
-                lambda: stepplot.draw(rows, result.told),
-            )
+    rule = Rule(settings.rounds, settings.seconds)
+    with result.keeping(FILES, steptable.make, stepplot.draw) as rows, Bar(result.console, len(rounds)) as bar:
+        for now in rounds:
+            bar.at(f"{settings.arch} batch={now.batch} workers={settings.workers}")
+            rows += loops.measure(_settled(now, settings.threads), device, rule)
+            bar.advance(1)
     return any(row.measured and row.kind == "norm" for row in rows)
 
 
@@ -71,10 +58,8 @@ def _settled(now: Round, threads: int | str | None) -> Round:
     """The round with what auto comes to, for everyone the same: threads, then on so many the memory format."""
     base, cell, described = now.base, now.base.cell, now.base.description
     count = threads if isinstance(threads, int) else None
-    here = torch.get_num_threads()
-    if threads == AUTO and (question := choices.of_threads(cell, described, here)):
+    if threads == AUTO and (question := choices.of_threads(cell, described, torch.get_num_threads())):
         count = steptime.answer(cell, described, question)[0].values[choices.THREADS]
-        torch.set_num_threads(here)  # the plain loop's too
     values: dict[str, Any] = {}
     if question := choices.of_format(cell, described):
         with machine.numerics(False, base.values, count):

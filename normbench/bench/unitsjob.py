@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -30,23 +30,11 @@ def run(settings: Settings, words: Sequence[str]) -> bool:
     counts = _counts(settings)
     result = outcome.begin(settings.out, device, words)
     result.notes += notes
-    rows: list[Row] = []
-    try:
-        found = _steps(settings, entrants, result) if settings.arch else _units(settings, counts, entrants, result)
-        for some in found:
-            rows += [replace(row, **result.facts) for row in some]
-    except KeyboardInterrupt:
-        result.notes.append("stopped before all was measured")
-        raise
-    finally:
-        if rows:
-            steps = bool(settings.arch)
-            result.write(
-                STEPS if steps else UNITS,
-                rows,
-                lambda: table.make(rows, result.notes, result.told, steps=steps),
-                lambda: plot.draw(rows, result.told, steps=steps),
-            )
+    steps = bool(settings.arch)
+    make, draw = partial(table.make, steps=steps), partial(plot.draw, steps=steps)
+    with result.keeping(STEPS if steps else UNITS, make, draw) as rows:
+        for some in _steps(settings, entrants, result) if steps else _units(settings, counts, entrants, result):
+            rows += some
     return any(row.measured and row.kind != "baseline" for row in rows)
 
 

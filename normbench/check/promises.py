@@ -221,13 +221,17 @@ def compiles(subject: Subject) -> None:
                 got = forward(run, x)  # type: ignore[arg-type]
             except Exception as error:
                 raise Broken(f"{mode}: {type(error).__name__}: {str(error).strip().splitlines()[0][:160]}") from None
-            expected = forward(plain, again)
-            alike(got, expected, EXACT, f"{mode}, step {step + 1}")
-            got.square().sum().backward()
-            expected.square().sum().backward()
-            assert x.grad is not None
-            assert again.grad is not None
-            alike(x.grad, again.grad, 1e-8, f"gradient in {mode}, step {step + 1}")
+            _alike_both_ways(got, x, forward(plain, again), again, f"{mode}, step {step + 1}")
+
+
+def _alike_both_ways(got: Tensor, x: Tensor, expected: Tensor, again: Tensor, words: str) -> None:
+    """Outputs, and the gradients of what they were made of."""
+    alike(got, expected, EXACT, words)
+    got.square().sum().backward()
+    expected.square().sum().backward()
+    assert x.grad is not None
+    assert again.grad is not None
+    alike(x.grad, again.grad, 1e-8, f"gradient, {words}")
 
 
 def gradients_are_true(subject: Subject) -> None:
@@ -287,12 +291,7 @@ def adds_a_residual(subject: Subject) -> None:
             x, again = (subject.pictures().requires_grad_() for _ in range(2))
             got = copy.deepcopy(unit)(x, added)
             expected = (forward(copy.deepcopy(bare), again) + added).relu()
-            alike(got, expected, EXACT, f"{what} in {mode}")
-            got.square().sum().backward()
-            expected.square().sum().backward()
-            assert x.grad is not None
-            assert again.grad is not None
-            alike(x.grad, again.grad, 1e-8, f"gradient with {what} in {mode}")
+            _alike_both_ways(got, x, expected, again, f"{what} in {mode}")
 
 
 def takes_batchnorms_weights(subject: Subject) -> None:
@@ -362,10 +361,26 @@ def _draws(unit: nn.Module, x: Tensor) -> bool:
 
 ALL: tuple[Promise, ...] = (
     can_be_made_and_run,
-    keeps_shape_and_dtype, half_precision_statistics, computes_in_float64, any_memory_format, one_image, one_pixel,
-    the_modes_differ_as_claimed, mixes_as_claimed, workers_are_apart, evaluation_is_of_one_image,
-    evaluation_changes_nothing, state_goes_there_and_back, copies_are_equal, autocast_changes_nothing, compiles,
-    a_step_can_be_recorded, gradients_are_true, parameters_learn, input_is_left_alone, adds_a_residual,
+    keeps_shape_and_dtype,
+    half_precision_statistics,
+    computes_in_float64,
+    any_memory_format,
+    one_image,
+    one_pixel,
+    the_modes_differ_as_claimed,
+    mixes_as_claimed,
+    workers_are_apart,
+    evaluation_is_of_one_image,
+    evaluation_changes_nothing,
+    state_goes_there_and_back,
+    copies_are_equal,
+    autocast_changes_nothing,
+    compiles,
+    a_step_can_be_recorded,
+    gradients_are_true,
+    parameters_learn,
+    input_is_left_alone,
+    adds_a_residual,
     takes_batchnorms_weights,
     trains_in_a_network,
-)  # fmt: skip
+)

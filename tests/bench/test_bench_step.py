@@ -44,7 +44,7 @@ def test_a_run_leaves_its_files_and_sane_numbers(
     (tmp_path / "mine.py").write_text(
         "from torch import nn\nclass Mine(nn.BatchNorm2d):\n    mixes_samples = True\n    least_batch = 2\n"
     )
-    assert bench(*SMALL, "norm=bn,mine.py:Mine", "batch=1,2", "workers=2", "loaders=1") == 0
+    assert bench(*SMALL, "norm=bn,mine.py:Mine", "batch=1,2", "workers=2", "loaders=0") == 0
     assert sorted(path.name for path in (tmp_path / "bench").iterdir()) == [
         f"step.{end}" for end in ("csv", "json", "md", "png", "svg")
     ]
@@ -63,7 +63,7 @@ def test_a_run_leaves_its_files_and_sane_numbers(
             assert min(float(row[part]) for part in ("convolution", "norm", "optimizer")) > 0
     assert {row["over_plain"] for row in found if row["name"] == loops.PLAIN} == {"1"}
     assert {row["ratio"] for row in found if row["name"] == BASELINE} == {"1"}
-    assert found[4]["loaders"] == "1"
+    assert found[4]["loaders"] == "0"
     table = (tmp_path / "bench" / "step.md").read_text()
     assert "workers one by one, 2 forwards a step: mine.py:Mine" in table
     assert "mine.py:Mine at 1 × 2: skipped: mine.py:Mine needs batch=2 or more" in table
@@ -86,7 +86,7 @@ def test_a_stop_keeps_what_was_measured_and_ends_the_loaders(
 
     monkeypatch.setattr(PlainProcess, "parts", stops)
     assert bench(*SMALL, "norm=bn", "batch=1,2", "loaders=1") == 130
-    assert len(rows("step.csv")) == 3
+    assert [row["loaders"] for row in rows("step.csv")] == ["1"] * 3
     for process in itertools.chain(*made):
         with pytest.raises(ProcessLookupError):
             os.kill(process, 0)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from fused_cases import every_name, is_fused, unit_of
 from norm_cases import C, gradients, pictures
-from test_fused import every_name, is_fused, unit_of
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
