@@ -155,7 +155,8 @@ def _run(planned: Sequence[Any], store: Store, settings: Mapping[str, Any], warn
                     record_skip(item, store)
                     skipped = {"status": "skipped", "reason": item.skip}
                     display.finish(item.cell_id, item.label, skipped)
-                    tracker.finish(item.cell_id, skipped)
+                    if item.status != "skipped":  # else it was told before
+                        tracker.finish(item.cell_id, skipped)
             launcher: slurm.Slurm | Local
             if settings["launch"] == "slurm":
                 launcher = slurm.Slurm(store, display, tracker, settings)

@@ -108,7 +108,8 @@ def _config(sweep: str, cell_id: str, config: Mapping[str, Any], changed: Any) -
 
 def _rows(folder: Path) -> tuple[dict[str, Any], ...]:
     """A row per epoch; of an epoch that is there twice the later one."""
-    found = {row["epoch"]: row for row in records.epochs(folder) if isinstance(row, dict) and isinstance(row.get("epoch"), int)}
+    whole = (row for row in records.epochs(folder) if isinstance(row, dict) and isinstance(row.get("epoch"), int))
+    found = {row["epoch"]: row for row in whole}
     return tuple(
         {NAMES.get(key, key): value for key, value in plain(found[epoch]).items() if value is not None}
         for epoch in sorted(found)

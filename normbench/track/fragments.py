@@ -6,7 +6,7 @@
 - one that has changed is written anew, whole, and its earlier folder goes, as long as that was not sent;
 - where it was sent (W&B puts a ``.synced`` file there), the new folder has the rows that came since.
 
-What a folder holds stands in a file of ours beside it. Without that file, or the folder, the cell counts as not written.
+What a folder holds stands in a file of ours in it. Without that file, or the folder, the cell counts as not written.
 """
 
 from __future__ import annotations

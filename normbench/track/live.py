@@ -1,7 +1,7 @@
-"""track=wandb in a running sweep: names the cells that moved to a process of its own (mirror.py), and waits for nothing.
+"""track=wandb in a running sweep: names the cells that moved to a process of its own, mirror.py, and waits for nothing.
 
-Whatever goes wrong there (no package, no account, no network, an error of theirs) is told once, in one line; tracking is
-then off and the sweep goes on. What is told is read from the store, so nothing is lost: ``push`` completes it.
+Whatever goes wrong there (no package, no account, no network, an error of theirs) is told once, in one line; tracking
+is then off and the sweep goes on. What is told is read from the store, so nothing is lost: ``push`` completes it.
 """
 
 from __future__ import annotations

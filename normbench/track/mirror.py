@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TextIO
 
 from normbench.track import cell, fragments
+from normbench.track.push import alone
 from normbench.track.runs import Runs, reason
 
 # Seconds that are waited after the end of the input: for a first answer, between two signs of life, in all.
@@ -59,15 +60,16 @@ class Moved:
 
 def main(folder: Path, stream: TextIO) -> int:
     """Follow the sweep in ``folder``; its exit code: 0, or GAVE_UP."""
-    runs, moved = Runs(folder, say), Moved(stream)
+    runs, moved = Runs(folder), Moved(stream)
     threading.Thread(target=_limit, args=(runs, moved, folder), daemon=True).start()
     told = False
     try:
-        for name in moved:
-            runs.show(cell.read(folder / name))
-            told = told or _tell_where(runs)
-        for content in [cell.read(folder / run.cell_id) for run in runs.open.values()]:
-            runs.show(content, end=True)  # left open: stopped from outside
+        with alone(folder):
+            for name in moved:
+                runs.show(cell.read(folder / name))
+                told = told or _tell_where(runs)
+            for content in [cell.read(folder / run.cell_id) for run in runs.open.values()]:
+                runs.show(content, end=True)  # left open: stopped from outside
     except (Exception, SystemExit) as error:
         say(f"W&B: {reason(error)}; tracking is off from here on, the sweep goes on, {LATER.format(folder)}")
         return GAVE_UP

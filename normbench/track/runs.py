@@ -1,8 +1,8 @@
 """Writes cells into their W&B runs, each row once, however often it is asked to.
 
-W&B drops a row whose step is not above those that the run has, and tells a resumed run where it goes on. Rows are logged
-with their epoch, counted from 0, as the step: the number of rows and the next step are then the same, and W&B takes
-either. A run is never started over: what W&B does with rows that come again under the same id is nowhere promised.
+W&B tells a resumed run at which step it goes on, and rows of earlier steps are not sent again. The step is the epoch,
+counted from 0, so that the next step and the number of rows are the same: W&B takes the one or the other for it. A run
+is never started over: what becomes of rows that are sent again under the same id is nowhere promised.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from normbench import records
-from normbench.track import Note, fragments
+from normbench.track import fragments
 from normbench.track.cell import Content, project
 
 INIT_SECONDS = 30  # W&B's own 90 would hold up whoever waits on a machine without a network
@@ -29,15 +30,15 @@ OUTCOMES = ("sent", "unchanged", "stale")
 class Runs:
     """The runs of one sweep's cells. Several may be open at once. Methods raise whatever W&B raises.
 
-    folder: the sweep's; note: takes a line for people; open: the runs that are; offline: known from the first run on;
+    folder: the sweep's; open: the runs that are; offline: known once W&B was asked for anything; url: of the project;
     moved: when something last went well (time.monotonic), waiting: whether W&B was asked and has not answered yet.
     """
 
-    def __init__(self, folder: Path, note: Note) -> None:
-        self.folder, self.note = folder, note
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.open: dict[str, _Open] = {}
         self.offline: bool | None = None
-        self.url = ""  # of the first run
+        self.url = ""
         self.moved, self.waiting = time.monotonic(), False
         self._wandb: Any = None
 
@@ -62,12 +63,29 @@ class Runs:
         self.moved = time.monotonic()
         return "stale" if run.stale else "sent"
 
+    def digests(self, contents: Sequence[Content]) -> dict[str, str]:
+        """Of those runs that W&B has, what it was given last, by their ids; asks for all at once. Offline: empty."""
+        wandb = self._package()
+        if self.offline or not contents:
+            return {}
+        with _quiet():
+            api = wandb.Api(timeout=INIT_SECONDS)
+            where = f"{os.environ.get('WANDB_ENTITY') or api.default_entity}/{project()}"
+            filters = {"group": {"$in": sorted({content.group for content in contents})}}
+            try:
+                found = list(api.runs(where, filters=filters, per_page=200, lazy=False))
+            except ValueError as error:  # of a project that is not there yet
+                if "could not find project" not in str(error).lower():
+                    raise
+                found = []
+        return {run.id: str(_held(run).get("digest", "")) for run in found}
+
     def _start(self, content: Content) -> _Open | None:
         """The cell's run, open; None if W&B has the cell as it is."""
-        wandb = self._package()
+        self._package()
         if not self.offline:
             run = self._init(content, resume="allow")
-            self.url = self.url or str(run.url or "")
+            self.url = self.url or str(run.project_url or "")
             held = _held(run)
             if held.get("digest") == content.digest:
                 run.finish(exit_code=content.exit_code)
@@ -130,7 +148,7 @@ class _Open:
     def log(self, content: Content) -> None:
         for row in content.rows:
             if row["epoch"] > self.count:
-                self.run.log(row, step=row["epoch"] - 1)
+                self.run.log(row, step=row["epoch"] - 1, commit=True)
                 self.count = row["epoch"]
         if content.status != self.status:
             self.status = content.status
