@@ -25,13 +25,14 @@ GRACE = 5.0
 
 
 class Live:
-    """The Tracker of a sweep. folder: the sweep's."""
+    """The Tracker of a sweep. folder: the sweep's; command: what is started."""
 
     def __init__(self, folder: Path, note: Note) -> None:
         self.folder, self.note = folder, note
         self._process: subprocess.Popen[bytes] | None = None
         self._over = False  # tracking, for the rest of the sweep
         self._heard = b""
+        self.command = [sys.executable, "-m", "normbench.track.mirror", str(folder)]
 
     def begin(self, cell: Mapping[str, Any]) -> None:
         self._tell(str(cell["cell_id"]))
@@ -75,10 +76,9 @@ class Live:
             pass
 
     def _start(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "normbench.track.mirror", str(self.folder)]
         pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
         # In a session of its own: Ctrl-C is for the sweep, and there is no terminal to ask at.
-        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nothing, start_new_session=True)
+        process = subprocess.Popen(self.command, stdin=pipe, stdout=pipe, stderr=nothing, start_new_session=True)
         os.set_blocking(process.stdin.fileno(), False)  # type: ignore[union-attr]
         return process
 
