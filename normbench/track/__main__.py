@@ -76,7 +76,7 @@ def _dashboard(options: argparse.Namespace) -> int:
         print(workspace.as_json(), end="")
         return DONE
     try:
-        print(workspace.save())
+        print(*workspace.save(), sep="\n")
     except NormbenchError:
         raise
     except (Exception, SystemExit) as error:

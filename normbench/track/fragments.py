@@ -59,8 +59,8 @@ def record(content: Content) -> dict[str, Any]:
 
 
 def _all(folder: Path, content: Content) -> list[Path]:
-    """The oldest first: their names begin with the time."""
-    return sorted((base(folder) / "wandb").glob(f"offline-run-*-{content.id}"))
+    """The oldest first: their names begin with the time, and end with a number where that is not enough."""
+    return sorted((base(folder) / "wandb").glob(f"offline-run-*-{content.id}*"))
 
 
 def _sent(path: Path) -> bool:

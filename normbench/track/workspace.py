@@ -11,6 +11,7 @@ import functools
 import importlib
 import json
 import os
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -168,7 +169,9 @@ def _parts() -> tuple[Any, Any, Any]:
     """W&B's workspaces, panels and filters. Raises ConfigError without the package."""
     try:
         names = ("workspaces", "reports.v2", "expr")
-        workspaces, panels, expr = (importlib.import_module(f"wandb_workspaces.{name}") for name in names)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of theirs about theirs
+            workspaces, panels, expr = (importlib.import_module(f"wandb_workspaces.{name}") for name in names)
     except ImportError as error:
         raise ConfigError(
             f"the dashboard needs the package wandb-workspaces ({error}); pip install 'normbench[workspaces]'"

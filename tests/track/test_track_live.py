@@ -63,7 +63,7 @@ def follow(tracked, home):
     return longest, took[-1]
 
 
-@pytest.mark.parametrize("kind", ["mute", "refusing"])
+@pytest.mark.parametrize("kind", ["mute", pytest.param("refusing", marks=pytest.mark.slow)])
 def test_a_dead_network_costs_nothing_but_moments_at_the_end(home, monkeypatch, kind):
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
@@ -93,6 +93,7 @@ def test_a_whole_sweep_in_a_mirror(home, monkeypatch):
     assert {run["summary"]["status"] for run in server.runs.values()} == {"ok"}
 
 
+@pytest.mark.slow
 def test_what_is_left_open_is_ended_as_the_store_has_it(home, monkeypatch):
     """Stopped from outside: the cell that was at work is one that is at work, until a push says more."""
     with Server() as server:

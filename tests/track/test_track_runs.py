@@ -2,6 +2,7 @@
 
 import sys
 import types
+from pathlib import Path
 
 import pytest
 from stored import begin, end, put, row
@@ -50,6 +51,9 @@ def wandb(monkeypatch):
 
     def init(**asked):
         fake.runs.append(FakeRun(fake, asked))
+        if fake.mode == "offline":
+            folder = Path(asked["dir"]) / "wandb" / f"offline-run-{len(fake.runs):04}-{asked['id']}"
+            folder.mkdir(parents=True)
         return fake.runs[-1]
 
     fake.init = init
@@ -147,3 +151,41 @@ def test_disabled_is_said_and_not_taken_for_sent(wandb, tmp_path):
     wandb.mode = "disabled"
     with pytest.raises(RuntimeError, match="take online or offline"):
         Runs(tmp_path / "first").show(cell.read(put(tmp_path)))
+
+
+def folders(tmp_path):
+    return sorted(path.name[12:16] for path in (tmp_path / "first" / "wandb").glob("offline-run-*"))
+
+
+def test_offline_a_run_is_written_once(wandb, tmp_path):
+    wandb.mode, folder = "offline", put(tmp_path)
+    assert [Runs(tmp_path / "first").show(cell.read(folder)) for _ in range(2)] == ["sent", "unchanged"]
+    assert wandb.runs[0].asked.get("resume") is None
+    assert folders(tmp_path) == ["0001"]
+    ours = tmp_path / "first" / "wandb" / f"offline-run-0001-{cell.read(folder).id}" / "normbench.json"
+    ours.unlink()
+    assert Runs(tmp_path / "first").show(cell.read(folder)) == "sent"
+    assert folders(tmp_path) == ["0002"], "in place of the one of which nothing is known"
+
+
+def test_offline_a_cell_that_goes_on_is_written_anew_until_it_was_sent(wandb, tmp_path):
+    wandb.mode, folder = "offline", put(tmp_path, status="killed", rows=1)
+    Runs(tmp_path / "first").show(cell.read(folder))
+    content = cell.read(end(begin(tmp_path)))
+    Runs(tmp_path / "first").show(content)
+    assert folders(tmp_path) == ["0002"]
+    assert epochs(wandb.runs[1]) == [1, 2]
+    sent = tmp_path / "first" / "wandb" / f"offline-run-0002-{content.id}"
+    (sent / "run.wandb.synced").touch()
+    assert Runs(tmp_path / "first").show(content) == "unchanged"
+    Runs(tmp_path / "first").show(cell.read(end(begin(tmp_path, rows=3), epochs=3)))
+    assert folders(tmp_path) == ["0002", "0003"]
+    assert epochs(wandb.runs[2]) == [3], "wandb sync adds them to those that it has sent"
+
+
+def test_offline_elsewhere(wandb, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "else"))
+    wandb.mode, folder = "offline", put(tmp_path)
+    assert [Runs(tmp_path / "first").show(cell.read(folder)) for _ in range(2)] == ["sent", "unchanged"]
+    assert len(list((tmp_path / "else" / "wandb").iterdir())) == 1
+    assert folders(tmp_path) == []

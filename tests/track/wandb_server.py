@@ -22,10 +22,10 @@ class Quiet(ThreadingHTTPServer):
 
 
 class Server:
-    """``with Server() as server:``; ``runs``: id → what it was sent; ``asked``: the names of the operations."""
+    """``with Server() as server:``; ``runs``: id → what it was sent; ``views``: dashboards; ``asked``: operations."""
 
     def __init__(self):
-        self.runs, self.asked = {}, []
+        self.runs, self.views, self.asked = {}, {}, []
         self.http = Quiet(("127.0.0.1", 0), type("Handler", (Handler,), {"home": self}))
         self.url = f"http://127.0.0.1:{self.http.server_port}"
 
@@ -67,6 +67,10 @@ class Server:
     def CreateRunFiles(self, asked):  # noqa: N802
         files = [{"name": name, "uploadUrl": f"{self.url}/upload"} for name in asked["files"]]
         return {"createRunFiles": {"runID": "r", "uploadHeaders": [], "files": files}}
+
+    def UpsertView2(self, asked):  # noqa: N802
+        self.views[asked["name"]] = asked
+        return {"upsertView": {"view": {"id": "w" + asked["name"], "name": asked["name"]}, "inserted": True}}
 
     def bucket(self, run):
         return {
