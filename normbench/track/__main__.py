@@ -24,7 +24,7 @@ examples:
 
 WANDB_PROJECT (normbench), WANDB_ENTITY, WANDB_MODE and WANDB_DIR are heeded.
 exit status: 0; 1 when W&B failed (the same command goes on from there); 2 for a bad command, or a folder that is
-missing, holds no sweep or was written by another schema version; 130 after Ctrl-C
+missing, holds no sweep, was written by another schema version or is being mirrored by its sweep; 130 after Ctrl-C
 """
 PUSH = """\
 Make or complete a Weights & Biases run for every cell (training run) of the sweeps. What W&B has already is left alone,

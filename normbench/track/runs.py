@@ -24,7 +24,6 @@ from normbench.track.cell import Content, project
 INIT_SECONDS = 30  # W&B's own 90 would hold up whoever waits on a machine without a network
 FINISH_SECONDS = 60  # for sending what is left of a cell; without a limit it waits for days
 MIRROR = "mirror"  # the key in a run's summary for what it holds, as in fragments.record
-OUTCOMES = ("sent", "unchanged", "stale")
 
 
 class Runs:
