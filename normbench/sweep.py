@@ -153,7 +153,10 @@ def _run(planned: Sequence[Any], store: Store, settings: Mapping[str, Any], warn
             for item in planned:
                 if item.skip is not None:
                     record_skip(item, store)
-                    display.finish(item.cell_id, item.label, {"status": "skipped", "reason": item.skip})
+                    skipped = {"status": "skipped", "reason": item.skip}
+                    display.finish(item.cell_id, item.label, skipped)
+                    if item.status != "skipped":  # else it was told before
+                        tracker.finish(item.cell_id, skipped)
             launcher: slurm.Slurm | Local
             if settings["launch"] == "slurm":
                 launcher = slurm.Slurm(store, display, tracker, settings)
@@ -167,9 +170,11 @@ def _run(planned: Sequence[Any], store: Store, settings: Mapping[str, Any], warn
         writable = False
         raise OSError(one_line(error)) from None
     finally:
-        tracker.close()
-        if writable:
-            _report(store)
+        try:
+            if writable:
+                _report(store)
+        finally:  # the results first: it may wait
+            tracker.close()
     if isinstance(launcher, slurm.Slurm) and launcher.left:  # detached
         return DONE
     statuses = Counter(cell_status(store.cell(item.cell_id)) for item in planned)

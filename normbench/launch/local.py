@@ -113,7 +113,9 @@ class Local:
         skip = self._too_large(item)
         if skip:
             record_skip(dataclasses.replace(item, skip=skip), self.store)
-            self.display.finish(item.cell_id, item.label, {"status": "skipped", "reason": skip})
+            result = {"status": "skipped", "reason": skip}
+            self.display.finish(item.cell_id, item.label, result)
+            self.tracker.finish(item.cell_id, result)
             return
         chosen = self.choosing.of(item)
         if chosen is None:  # stopped meanwhile

@@ -180,6 +180,11 @@ def epochs(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
+def read_cell(folder: Path) -> dict[str, Any]:
+    """What the store knows of a cell: ``cell_id status reason``, what was measured, ``config`` (flat), ``changed``."""
+    return _read_cell(folder)
+
+
 def to_csv(table: Iterable[Mapping[str, Any]]) -> str:
     """CSV text with a header; missing measurements read ``NaN``, missing words are empty."""
     table = list(table)
