@@ -27,15 +27,14 @@ def show(planned: Sequence[Planned], store: Store, settings: Mapping[str, Any], 
     todo = {item.cell_id for item in will_run(planned, settings["rerun"])}
     some = list(planned)
     if tuning is not None:
-        trials = {item.cell_id for item in tuning.to_run(planned)}
-        if of_them := tuning.trials(planned):
-            _table(console, of_them, trials, "trial", AXES)
-            console.print()
-        some += of_them
         for line in tuning.told(planned):
             console.print(line, soft_wrap=True)
-        planned, todo = tuning.decided(planned), todo | trials
-        todo |= {item.cell_id for item in will_run(planned, settings["rerun"])}
+        trials, runs = tuning.trials(planned), {item.cell_id for item in tuning.to_run(planned)}
+        if trials:
+            _table(console, trials, runs, "trial", AXES)
+        some += trials
+        planned = tuning.decided(planned)
+        todo |= runs | {item.cell_id for item in will_run(planned, settings["rerun"])}
     _table(console, planned, todo, "cell", AXES if tuning is None else (*AXES, "lr"))
     for line in _autos([item for item in some if item.cell_id in todo], store, settings):
         console.print(line, soft_wrap=True)

@@ -63,9 +63,11 @@ def run(
         writable = False
         raise OSError(one_line(error)) from None
     finally:
-        tracker.close()
-        if writable:
-            _report(store)
+        try:
+            if writable:
+                _report(store)
+        finally:  # the results first: it may wait
+            tracker.close()
     if waiting:
         words = "of the cells wait for trials of tune.lr that have not ended; the same command goes on with them"
         print(f"{len(waiting)} {words}", file=sys.stderr)
@@ -118,7 +120,10 @@ def _phase(
         for item in planned:
             if item.skip is not None:
                 record_skip(item, store)
-                display.finish(item.cell_id, item.label, {"status": item.skip_as, "reason": item.skip})
+                skipped = {"status": item.skip_as, "reason": item.skip}
+                display.finish(item.cell_id, item.label, skipped)
+                if item.status != item.skip_as:  # else it was told before
+                    tracker.finish(item.cell_id, skipped)
         standing = [item for item in planned if item.cell_id not in runs]
         if settings["launch"] == "slurm":
             cluster = slurm.Slurm(store, display, tracker, settings)

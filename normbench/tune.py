@@ -13,9 +13,9 @@ import dataclasses
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from normbench.cell import TRIAL_SEED, Cell
 from normbench.errors import ConfigError, DataError
@@ -29,15 +29,14 @@ if TYPE_CHECKING:
 
 # States of a trial of which nothing is known yet.
 UNFINISHED = ("new", "running", "killed", "interrupted")
-# What differs between cells of one choice: draws, and what is to be chosen.
-NOT_IN_GROUP: dict[str, Any] = {"seed": 0, "lr": None}
 
 
 def trials_of(cell: Cell) -> list[Cell]:
     """The trials that choose the rate of a cell: every rate with every seed, the rates in rising order."""
     tune = _tune(cell)
     data = dataclasses.replace(cell.data, valid=tune.valid)
-    common = dataclasses.replace(cell, tune=None, data=data, **_length(cell, tune.budget))
+    epochs, steps = _length(cell, tune.budget)
+    common = dataclasses.replace(cell, tune=None, data=data, epochs=epochs, steps=steps)
     return [
         dataclasses.replace(common, lr=rate, seed=TRIAL_SEED + number)
         for rate in tune.lr
@@ -45,13 +44,11 @@ def trials_of(cell: Cell) -> list[Cell]:
     ]
 
 
-def _length(cell: Cell, budget: float) -> dict[str, int | None]:
-    """Epochs or steps of a trial, whichever the cell counts, in whole ones; nothing where they are the cell's own."""
-    if budget == 1:
-        return {}
-    unit, other = ("epochs", "steps") if cell.length("epochs") else ("steps", "epochs")
-    exact = budget * (cell.length(unit) or 0)
-    return {unit: math.ceil(round(exact, 9)), other: None}
+def _length(cell: Cell, budget: float) -> tuple[int | None, int | None]:
+    """Epochs and steps of a trial: whichever the cell counts, in whole ones, rounded up."""
+    epochs, steps = (cell.length(unit) for unit in ("epochs", "steps"))
+    share = [math.ceil(round(budget * whole, 9)) if whole else None for whole in (epochs, steps)]
+    return share[0], share[1]
 
 
 def _tune(cell: Cell) -> TuneOptions:
@@ -96,18 +93,18 @@ def choose(ends: Mapping[float, Sequence[End]]) -> Choice:
     if waiting:
         return Choice(waiting=waiting)
     means = {
-        rate: round(statistics.fmean(end.top1 or 0.0 for end in trials), 9)  # equal but for the rounding of sums
+        rate: statistics.fmean(end.top1 or 0.0 for end in trials)
         for rate, trials in ends.items()
         if all(end.status == "ok" for end in trials)
     }
     if not means:
         return _nothing(ends, [end for end in every if end.status != "ok"])
-    best = max(means, key=lambda rate: (means[rate], -rate))
+    best = max(means, key=lambda rate: (round(means[rate], 9), -rate))  # sums of equal parts may round apart
     edge = {max(ends): "highest", min(ends): "lowest"}.get(best, "")
     return Choice(best, means[best], edge)
 
 
-def _nothing(rates: Mapping[float, Any], failed: Sequence[End]) -> Choice:
+def _nothing(rates: Iterable[float], failed: Sequence[End]) -> Choice:
     kinds = Counter(end.status for end in failed)
     counts = ", ".join(f"{count} {status}" for status, count in sorted(kinds.items()))
     tried = ", ".join(f"{rate:g}" for rate in rates)
@@ -190,7 +187,7 @@ class Tuning:
             "tune_trials": len(trials),
             "tune_top1": choice.top1,
             "tune_edge": choice.edge,
-            "trials": [trial.cell_id for trial in trials],
+            "trials": {trial.cell_id: trial.cell.lr for trial in trials},
         }
         if choice.lr is None:
             return dataclasses.replace(item, skip=choice.reason, skip_as=choice.status, told=told)
@@ -227,7 +224,8 @@ class Tuning:
 
 
 def _group(cell: Cell) -> str:
-    return repr(dataclasses.replace(cell, **NOT_IN_GROUP))
+    """What cells have in common whose rate the same trials choose."""
+    return repr(dataclasses.replace(cell, seed=0, lr=None))
 
 
 def _at(item: Planned, lr: float | None) -> Planned:

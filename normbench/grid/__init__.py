@@ -133,14 +133,10 @@ def _check_keys(axes: Sequence[Axis], defaults: Mapping[str, Any], configs: Conf
 
 
 def _check_tune(axes: Sequence[Axis], cells: Sequence[GridCell]) -> None:
-    """How a rate is chosen says something only of cells whose rate is; theirs is not given."""
-    tuned = [item.cell for item in cells if item.cell.tune is not None]
-    stray = next((axis.key for axis in axes if axis.key.startswith("tune.") and axis.key != "tune.lr"), None)
-    if stray and not tuned:
+    """How a rate is chosen says something only of cells whose rate is."""
+    stray = next((axis.key for axis in axes if axis.key.startswith("tune.")), None)
+    if stray not in (None, "tune.lr") and all(item.cell.tune is None for item in cells):
         raise ConfigError(f"{stray} is given, but no rates to choose from; add some, {TUNE_EXAMPLE}")
-    given = next((cell.lr for cell in tuned if cell.lr is not None), None)
-    if given is not None:
-        raise ConfigError(f"lr={given:g} and tune.lr are both given; expected one: the rate, or those to choose from")
 
 
 def _settings(axes: Sequence[Axis], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -219,6 +215,8 @@ def _cell(composed: dict[str, Any], scalars: Mapping[str, Any], recipe_given: bo
         except OmegaConfBaseException as error:
             raise ConfigError(f"cannot resolve {', '.join(map(str, scalars.values()))}: {one_line(error)}") from None
     cell = make(config)
+    if cell.tune is not None and cell.lr is not None:
+        raise ConfigError(f"lr={cell.lr:g} and tune.lr are both given; expected one: the rate, or those to choose from")
     changed = [*dict.fromkeys("tune" if key.startswith("tune.") else key for key in scalars)]
     changed += ["recipe"] if recipe_given else []
     if packaged is not None:
