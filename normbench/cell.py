@@ -164,7 +164,7 @@ class Cell:
     def nested(self) -> dict[str, Any]:
         """The configuration as a person reads it, with what was resolved: lr, epochs or steps."""
         own = {key.name: getattr(self, key.name) for key in dataclasses.fields(self)}
-        resolved = {"epochs": self.length("epochs"), "steps": self.length("steps")}
+        resolved: dict[str, Any] = {"epochs": self.length("epochs"), "steps": self.length("steps")}
         resolved["lr"] = None if self.undecided else self.peak_lr
         resolved["chunk"] = None if self.chunk == self.workers else self.chunk
         resolved["tune"] = None if self.tune is None else _options(self.tune)

@@ -219,12 +219,16 @@ class TuneOptions:
         if not 0 < self.budget <= 1:
             raise ConfigError(f"tune.budget: got {self.budget}, expected a share of the run above 0 and up to 1")
 
+    @property
+    def rates(self) -> str:
+        """``0.01, 0.1``."""
+        return ", ".join(f"{rate:g}" for rate in self.lr)
+
     def told(self) -> str:
         """``0.01, 0.1 on a held-out 10 % of the training set (1 seed, full length)``."""
-        rates = ", ".join(f"{rate:g}" for rate in self.lr)
         seeds = f"{self.seeds} seed{'s'[: self.seeds > 1]}"
         length = "full length" if self.budget == 1 else f"{100 * self.budget:g} % of the length"
-        return f"{rates} on a held-out {100 * self.valid:g} % of the training set ({seeds}, {length})"
+        return f"{self.rates} on a held-out {100 * self.valid:g} % of the training set ({seeds}, {length})"
 
 
 def one_of(key: str, got: str, choices: tuple[str, ...]) -> None:

@@ -33,7 +33,7 @@ def show(planned: Sequence[Planned], store: Store, settings: Mapping[str, Any], 
         if trials:
             _table(console, trials, runs, "trial", AXES)
         some += trials
-        planned = tuning.decided(planned)
+        planned = tuning.decided(planned, to_come=runs)
         todo |= runs | {item.cell_id for item in will_run(planned, settings["rerun"])}
     _table(console, planned, todo, "cell", AXES if tuning is None else (*AXES, "lr"))
     for line in _autos([item for item in some if item.cell_id in todo], store, settings):

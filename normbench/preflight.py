@@ -224,6 +224,8 @@ def labelled(planned: list[Planned]) -> list[Planned]:
     def label(item: Planned, flat: dict[str, Any]) -> str:
         own = [key for key in varying if flat.get(key) is not None]
         words = [str(flat[key]) if key in ("arch", "data") else f"{key.split('.')[-1]}={flat[key]}" for key in own]
+        if item.cell.tune is not None and "tune" in own:
+            words[own.index("tune")] = f"tuned over {item.cell.tune.rates}"
         return " ".join([item.cell.label(), *words])
 
     return [dataclasses.replace(item, label=label(item, flat)) for item, flat in zip(planned, flats, strict=True)]

@@ -13,7 +13,7 @@ import dataclasses
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -157,16 +157,17 @@ class Tuning:
             found |= {item.cell_id: item for item in will_run(self.groups[key], again)}
         return list(found.values())
 
-    def decided(self, planned: Sequence[Planned]) -> list[Planned]:
+    def decided(self, planned: Sequence[Planned], to_come: Collection[str] = ()) -> list[Planned]:
         """The cells with the rates that the trials in the store come to.
 
         Where no rate can be chosen a cell that would run is skipped for that reason; where trials have not ended it is
         one of ``waiting``. A cell that is done at another rate (its trials were lost, and made again) is new.
+        to_come: trials, by their ids, that do not count as ended.
         """
         from normbench.preflight import will_run
 
         runs = {item.cell_id for item in will_run(planned, self.rerun)}
-        choices = {key: self._choice(key) for key in self._active(planned)}
+        choices = {key: self._choice(key, to_come) for key in self._active(planned)}
         self.waiting, self.outdated = set(), 0
         return [
             item
@@ -202,11 +203,12 @@ class Tuning:
 
         return list(dict.fromkeys(_group(i.cell) for i in will_run(planned, self.rerun) if i.cell.tune is not None))
 
-    def _choice(self, key: str) -> Choice:
+    def _choice(self, key: str, to_come: Collection[str] = ()) -> Choice:
         """What the trials of a group come to, as the store has them now."""
         ends: dict[float, list[End]] = {}
         for trial in self.groups[key]:
-            ends.setdefault(trial.cell.peak_lr, []).append(self._end(trial))
+            end = End("new") if trial.cell_id in to_come else self._end(trial)
+            ends.setdefault(trial.cell.peak_lr, []).append(end)
         return choose(ends)
 
     def _end(self, trial: Planned) -> End:
@@ -216,9 +218,10 @@ class Tuning:
 
     def told(self, planned: Sequence[Planned]) -> Iterator[str]:
         """For people, before it starts: the budget, and by what rule a rate is chosen."""
-        trials, to_run = self.trials(planned), self.to_run(planned)
-        done = f" ({len(trials) - len(to_run)} done)" if len(to_run) < len(trials) else ""
-        yield f"{_count(len(trials), 'trial')}{done} + {_count(len(planned), 'cell')}"
+        from normbench.preflight import will_run
+
+        trials, cells = self.trials(planned), list(will_run(planned, self.rerun))
+        yield f"{_budget(trials, self.to_run(planned), 'trial')} + {_budget(planned, cells, 'cell')}"
         for words in dict.fromkeys(_tune(item.cell).told() for item in planned if item.cell.tune is not None):
             yield f"tune.lr: {words}; the rate with the best top-1 there is trained on all pictures and tested once"
 
@@ -241,5 +244,6 @@ def _labelled(groups: Mapping[str, list[Planned]]) -> dict[str, list[Planned]]:
     return {key: [named[item.cell_id] for item in trials] for key, trials in groups.items()}
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'s'[: number != 1]}"
+def _budget(every: Sequence[object], to_run: Sequence[object], what: str) -> str:
+    done = len(every) - len(to_run)
+    return f"{len(every)} {what}{'s'[: len(every) != 1]}" + (f" ({done} not to be run)" if done else "")
