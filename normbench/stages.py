@@ -113,7 +113,8 @@ def _phase(
         tracker.note = display.note
         for note in notes:
             display.note(note)
-        stand = Counter(item.status for item in planned if item.cell_id not in runs and item.status in FAILURES)
+        standing = [item for item in planned if item.cell_id not in runs]
+        stand = Counter(item.status for item in standing if item.skip is None and item.status in FAILURES)
         if stand and store.folder == store.sweep:  # of trials, to fail is an answer
             counts = ", ".join(f"{count} {status}" for status, count in stand.items())
             display.note(f"failed before, and not run again without rerun=failed: {counts}")
@@ -124,7 +125,6 @@ def _phase(
                 display.finish(item.cell_id, item.label, skipped)
                 if item.status != item.skip_as:  # else it was told before
                     tracker.finish(item.cell_id, skipped)
-        standing = [item for item in planned if item.cell_id not in runs]
         if settings["launch"] == "slurm":
             cluster = slurm.Slurm(store, display, tracker, settings)
             cluster.run(todo, standing)
