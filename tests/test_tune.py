@@ -13,6 +13,8 @@ from normbench import cell, grid
 from normbench.cell import Cell
 from normbench.data import describe, sources
 from normbench.errors import ConfigError
+from normbench.launch import child
+from normbench.launch.order import Order
 from normbench.meter import Watch
 from normbench.options import TuneOptions
 from normbench.train import open_for, prepare, train
@@ -130,7 +132,7 @@ def test_the_id_of_a_tuned_cell_is_stable_between_releases() -> None:
     }  # fmt: skip
     made = cell.make({**base, "tune": {"lr": [0.1, 0.01, 0.03, 0.1]}})
     assert made.tune == TuneOptions(lr=(0.01, 0.03, 0.1))
-    assert made.identity(EVIDENCE) == "gn-b32-s0-GOLD"
+    assert made.identity(EVIDENCE) == "gn-b32-s0-a2a9c7f115"
 
 
 def test_a_cell_is_never_trained_before_its_rate_is_chosen() -> None:
@@ -211,3 +213,15 @@ def test_no_trial_reads_the_test_set(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (result["split"], result["eval_count"]) == ("valid", description.test)
     with pytest.raises(AssertionError, match="the test set was read"):
         describe(asked.data)
+
+
+def test_a_checkpoint_of_another_rate_is_not_gone_on_from() -> None:
+    """The id of a tuned cell does not hold its rate, so that what its checkpoint is of must."""
+
+    def marked(asked: Cell) -> dict[str, str]:
+        return child.chosen(Order("runs/t", "x", asked.nested(), {}, 0, 1, chosen={"amp": "none"}))
+
+    asked = tuned("norm=bn")
+    one, other = (marked(dataclasses.replace(asked, lr=rate)) for rate in (0.01, 0.1))
+    assert one != other
+    assert marked(plain("lr=0.1")) == {"amp": "none"}
