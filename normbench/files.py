@@ -17,6 +17,8 @@ from normbench.errors import ConfigError
 
 # The folder of a sweep where what auto came to stands.
 CHOICES = ".choices"
+# The folder of a sweep where the trials lie that choose learning rates: a sweep's folder itself.
+TRIALS = ".tune"
 
 
 def conf_folder() -> Path:

@@ -30,14 +30,17 @@ FLOORS = [
     {"steptime"},
     {"grid"},
     {"preflight"},
+    {"tune"},
     {"progress"},
     {"report", "display", "track"},
     {"launch", "bench", "check"},
+    {"planning", "stages"},
     {"sweep"},
 ]
 TORCH_FREE = {
     "errors", "options", "files", "claim", "attempt", "cell", "records", "report", "progress", "display", "track",
-    "grid", "sweep", "memory", "spinning",
+    "grid", "sweep", "memory", "spinning", "tune", "planning",
+    "stages",
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
     runs/<name>/store.json          the schema's version
     runs/<name>/results.csv         one row per cell, made again from the cell folders as cells end
     runs/<name>/.choices/           what auto comes to in this sweep
+    runs/<name>/.tune/              the trials that choose its learning rates: a store of the same kind
     runs/<name>/<cell>/config.yaml  the cell's whole configuration
                        rows.jsonl   one line per epoch
                        correct.npy  which pictures the trained network gets right, one bit each (correct.py)
@@ -31,7 +32,7 @@ import yaml
 from normbench import attempt, claim
 from normbench.attempt import SCHEMA, Attempt
 from normbench.errors import StoreError
-from normbench.files import read_json, sweep_up, write_atomically
+from normbench.files import TRIALS, read_json, sweep_up, write_atomically
 
 STATUSES = ("ok", "diverged", "oom", "killed", "timeout", "error", "skipped", "interrupted")
 
@@ -43,11 +44,12 @@ METRICS = (
     "train_top1", "train_top5", "gap", "eval_flips", "train_loss", "train_seconds", "images_per_s", "peak_memory_mib",
     "execution", "epoch", "step", "last_loss", "split", "eval_count", "sites", "groups",
     "parameters", "compile_seconds", "example_weight", "chosen_memory_format", "chosen_amp", "chosen_threads",
+    "tune_trials", "tune_top1", "tune_edge",
 )  # fmt: skip
-# What a row has where some cell of the sweep compiled, or chose what auto leaves open.
-SOMETIMES = METRICS[-5:]
+# What a row has where some cell of the sweep compiled, chose what auto leaves open, or tuned its rate.
+SOMETIMES = METRICS[-8:]
 # Measurements that are words: what is missing of them is empty.
-WORDS = ("reason", "execution", "groups", "split", "chosen_memory_format", "chosen_amp")
+WORDS = ("reason", "execution", "groups", "split", "chosen_memory_format", "chosen_amp", "tune_edge")
 # What every row has.
 COLUMNS = ("cell_id", "status", "reason", *AXES, *METRICS[3 : -len(SOMETIMES)])
 # Configuration that says where things are or run: it cannot change a number, so it tells no cells apart.
@@ -77,6 +79,16 @@ class Store:
                 f"runs: cannot write {str(self.folder)!r} ({error.strerror or error}); "
                 "expected a folder this user can write; choose another with runs=FOLDER"
             ) from None
+
+    @property
+    def trials(self) -> Store:
+        """The store of the trials that choose this sweep's learning rates, in its folder."""
+        return Store(self.folder, TRIALS)
+
+    @property
+    def sweep(self) -> Path:
+        """The folder of the sweep: that which a store of trials lies in, or this one."""
+        return self.folder.parent if self.folder.name == TRIALS else self.folder
 
     def cell(self, cell_id: str) -> Path:
         return self.folder / cell_id

@@ -45,11 +45,12 @@ def write(folder: Path | str) -> Report:
     """Write results.csv, table.csv, table.md, plot.png and plot.svg into a sweep's folder, each whole or not at all.
 
     results.csv has a row per cell, table.csv one per entry of the table (a mean over seeds): both are data, numbers in
-    columns of their own (``report.tidy.rows``). table.md and the plots are for reading.
+    columns of their own (``report.tidy.rows``). table.md and the plots are for reading. tune.csv, where
+    rates were tuned, has a row per trial (``report.tuned.rows``).
     Raises StoreError if the folder is no sweep, was written by another schema version, holds no cell, or cannot be
     written.
     """
-    from normbench.report import frame, notes, plot, table, tidy
+    from normbench.report import frame, notes, plot, table, tidy, tuned
 
     folder = Path(folder)
     if not records.is_sweep(folder):
@@ -60,10 +61,15 @@ def write(folder: Path | str) -> Report:
     spots = frame.spots(cells)
     made = table.make(folder.resolve().name, cells, spots)
     pictures = plot.draw(made.title, spots, notes.settings(cells))
-    contents = {
-        "table.csv": records.to_csv(tidy.rows(cells, spots)),
-        "table.md": made.markdown(),
-    } | {f"plot.{k}": v for k, v in pictures.items()}
+    trials = tuned.rows(folder)
+    contents = (
+        ({"tune.csv": records.to_csv(trials)} if trials else {})
+        | {
+            "table.csv": records.to_csv(tidy.rows(cells, spots)),
+            "table.md": made.markdown(),
+        }
+        | {f"plot.{k}": v for k, v in pictures.items()}
+    )
     written = [_save(folder / name, content) for name, content in contents.items()]
     return Report(folder, made, (folder / "results.csv", *written))
 

@@ -17,6 +17,7 @@ Into each sweep's folder go
   results.csv          one row per cell (a training run): configuration, status, measurements
   table.csv            one row per entry of the table: line, configuration, batch, mean, s.d. and number of its seeds
   table.md             the table as it is printed, and its notes
+  tune.csv             where tune.lr chose rates: one row per trial, its top-1 on held-out pictures, chosen or not
   plot.png, plot.svg   top-1 against batch
 They are made from the cells' own folders, so this can be done again at any time, while a sweep runs too, and on a
 machine without torch.

@@ -28,6 +28,8 @@ BLOCK = ("data", "arch")
 SOURCE = ".source"
 # What may follow the batch by a rule, besides a normalizer's own options (``norm.…``).
 FOLLOWS = ("lr", "steps")
+# By what trials a cell's rate was chosen, in words; nothing where it was given, or by the recipe's rule.
+TUNE = "tune"
 # The baselines come first, the rest by name.
 FIRST = ("none", "bn")
 
@@ -194,14 +196,25 @@ def _labelled(frame: pd.DataFrame, whole: pd.Series) -> pd.DataFrame:
     groups = frame.assign(**{group: named(frame, group) for group in ("norm", *BLOCK) if group in frame})
     blocks = [c for c in BLOCK if c in groups and groups.loc[whole, c].nunique() > 1]
 
+    ways = _ways(frame)
+
     def line(row: Mapping[Any, Any], norm: str) -> str:
         set_here = (c for c in names if row["norm"] in stands[c] and row[c] is not None)
-        return " ".join([norm, *(f"{names[c]}={short[c][word(row[c])]}" for c in set_here)])
+        own = (ways[row[c]] if c == TUNE else f"{names[c]}={short[c][word(row[c])]}" for c in set_here)
+        return " ".join([norm, *own])
 
     rows = zip(frame.to_dict("records"), groups["norm"], whole, strict=True)
     lines = [line(row, norm) if known else "" for row, norm, known in rows]
     block = [" · ".join(row) for row in groups[blocks].to_numpy()]
     return _told_apart(frame.assign(line=lines, block=pd.Series(block, frame.index).where(whole, "")))
+
+
+def _ways(frame: pd.DataFrame) -> dict[str, str]:
+    """How a label says that a rate was tuned: with the rates tried where there were several, with all if need be."""
+    told = list(frame[TUNE].dropna().unique()) if TUNE in frame else []
+    rates = [text.partition(" on ")[0] for text in told]
+    said = told if len(set(rates)) < len(told) else rates
+    return {text: f"tuned over {way}" if len(told) > 1 else "tuned" for text, way in zip(told, said, strict=True)}
 
 
 def _told_apart(frame: pd.DataFrame) -> pd.DataFrame:
@@ -249,7 +262,10 @@ def _natural(value: Any) -> tuple[tuple[int, float, str], ...]:
 def _contests(frame: pd.DataFrame) -> pd.Series:
     own = {"norm", "batch", "seed"}
     settings = [c for c in configuration(frame) if c not in own and not c.startswith("norm.")]
-    rows = zip(*(_words(frame, column) for column in settings), strict=True)
+    words = {column: _words(frame, column) for column in settings}
+    if TUNE in words and "lr" in words:  # chosen in one way, rates may differ as the norms do
+        words["lr"] = words["lr"].where(words[TUNE] == "", "")
+    rows = zip(*words.values(), strict=True)
     return pd.Series(["|".join(row) for row in rows], frame.index, dtype=object)
 
 

@@ -6,12 +6,13 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from normbench.report.frame import SOURCE, Spot, configuration, named, shown, word
+from normbench.report import tuned
+from normbench.report.frame import SOURCE, TUNE, Spot, configuration, named, shown, word
 
 REASON = 100  # characters of a reason; the rest stands in results.csv
 FAILURES = 12  # lines of failures; likewise
 TITLE = ("arch", "data", "epochs")  # what the title says where it is the same for all
-NO_SETTINGS = ("norm", "batch", "seed", *TITLE)
+NO_SETTINGS = ("norm", "batch", "seed", TUNE, *TITLE)
 
 
 def notes(frame: pd.DataFrame, spots: list[Spot]) -> list[str]:
@@ -36,7 +37,8 @@ def settings(frame: pd.DataFrame) -> list[str]:
     whole = frame[frame["line"] != ""]
     several = whole["norm"].nunique() > 1
     shared = {column: value for column, value in _constants(whole).items() if several or not _of_norm(column)}
-    said = [f"throughout: {_listed(shared)}"] if shared else []
+    said = tuned.notes(whole)
+    said += [f"throughout: {_listed(shared)}"] if shared else []
     for norm, cells in whole.groupby(named(whole, "norm"), sort=False):
         own = {c: v for c, v in _constants(cells).items() if _of_norm(c) and c not in shared}
         said += [f"{norm}: {_listed({c.removeprefix('norm.'): v for c, v in own.items()})}"] if own else []
@@ -115,8 +117,9 @@ def _whose(lines: dict[str, set[str]], blocks: dict[str, set[str]]) -> str:
 
 
 def _values_by_batch(name: str, values: pd.Series) -> str:
-    texts = {batch: word(value) or "default" for batch, value in values.sort_index().items()}
-    if set(texts.values()) == {"default"}:
+    missing = "none" if name == "lr" else "default"  # trials may choose none
+    texts = {batch: word(value) or missing for batch, value in values.sort_index().items()}
+    if set(texts.values()) == {missing}:
         return ""
     if len(set(texts.values())) == 1:
         return f"{name} {next(iter(texts.values()))}"
