@@ -181,8 +181,8 @@ class Tuning:
         if choice is None or not (runs or choice.lr):  # done, and so it stays
             return _at(item, before)
         if choice.waiting:
-            self.waiting |= {item.cell_id} if runs else set()
-            return item if runs else _at(item, before)
+            self.waiting.add(item.cell_id)
+            return item
         trials = self.groups[_group(item.cell)]
         told = {
             "tune_trials": len(trials),
@@ -192,7 +192,7 @@ class Tuning:
         }
         if choice.lr is None:
             return dataclasses.replace(item, skip=choice.reason, skip_as=choice.status, told=told)
-        if not runs and before != choice.lr:
+        if not runs and item.status != "running" and before != choice.lr:
             self.outdated += 1
             item = dataclasses.replace(item, status="new")
         return dataclasses.replace(_at(item, choice.lr), told=told)

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from normbench import records
+from normbench.errors import StoreError
 from normbench.files import TRIALS, read_json
 from normbench.report.frame import TUNE, word
 
@@ -24,8 +25,11 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     """
     if not records.is_sweep(folder / TRIALS):
         return []
+    try:
+        found = records.rows(folder / TRIALS)
+    except StoreError:  # the cells' table stands without them; the next sweep says what is wrong
+        return []
     taken = _taken(folder)
-    found = records.rows(folder / TRIALS)
     extra = [key for key in (found or [{}])[0] if key not in (*records.COLUMNS, *records.METRICS)]
     columns = ("cell_id", *records.AXES, *extra, *MEASURED)
     return [{**{key: row[key] for key in columns}, "chosen": taken.get(row["cell_id"])} for row in found]

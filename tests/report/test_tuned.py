@@ -75,6 +75,8 @@ def test_every_trial_is_a_row_of_tune_csv(sweep, cell):
     folder = sweep([*(made(cell, 95, 0.1, seed=seed, trials=bn) for seed in (0, 1)), failed, damaged])
     sweep(trials, "first/.tune")
     written = {path.name: path for path in report.write(folder).paths}
+    (folder / ".tune" / "store.json").write_text("damaged")
+    assert tuned.rows(folder) == []
     assert written["tune.csv"].read_text().splitlines() == [
         "cell_id,arch,data,norm,batch,workers,seed,epochs,lr,data.valid,split,eval_count,top1,loss,status,reason,chosen",
         "bn-b8-s1000-0000,resnet8,digits,bn,8,1,1000,10,0.01,0.1,test,NaN,90,0.1,ok,,false",
