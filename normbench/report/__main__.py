@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             records.check_schema(folder)
         named = [Path(path) for path in options.dir]
         for folder in folders:
-            if folder not in named and not any(folder.glob("*/config.yaml")):
+            if folder not in named and not records.cells_of(folder):
                 _say(f"{folder}: no cell yet")
             else:
                 _say(str(write(folder)))

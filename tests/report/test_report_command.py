@@ -41,7 +41,7 @@ def spoil(folder, how):
     if how == "schema":
         (folder / "store.json").write_text('{"schema": 99}')
     if how == "empty":
-        for path in folder.glob("bn-*/config.yaml"):
+        for path in folder.glob("bn-*/*"):
             path.unlink()
     if how == "unwritable":
         (folder / "plot.png").mkdir()
