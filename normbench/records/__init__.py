@@ -206,6 +206,11 @@ def epochs(folder: Path) -> list[dict[str, Any]]:
     return cells.rows(folder)[0]
 
 
+def read_rows(folder: Path) -> tuple[list[dict[str, Any]], int]:
+    """``epochs``, and how many lines of rows.jsonl were left out."""
+    return cells.rows(folder)
+
+
 def to_csv(table: Iterable[Mapping[str, Any]]) -> str:
     """CSV text with a header; missing measurements read ``NaN``, missing words are empty."""
     table = list(table)

@@ -15,8 +15,10 @@ from normbench.report import write
 EPILOG = """\
 Into each sweep's folder go
   results.csv          one row per cell (a training run): configuration, status, measurements
+  results.parquet      the same, typed
+  epochs.parquet       one row per cell and epoch
   table.csv            one row per entry of the table: line, configuration, batch, mean, s.d. and number of its seeds
-  table.md             the table as it is printed, and its notes
+  table.md, table.tex  the table as it is printed, and its notes; for LaTeX, with booktabs
   plot.png, plot.svg   top-1 against batch
 They are made from the cells' own folders, so this can be done again at any time, while a sweep runs too, and on a
 machine without torch.
