@@ -6,6 +6,7 @@ commands, what has none reads ``[U+1F600]``. Nothing a user's names or reasons h
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterator
 
@@ -32,7 +33,9 @@ SIGNS = {
     "λ": r"$\lambda$", "μ": r"$\mu$", "µ": r"$\mu$", "σ": r"$\sigma$", "“": "``", "”": "''", "‘": "`", "’": "'",
     "\u00a0": "~", "\u2009": r"\,", "\u202f": r"\,",
 }  # fmt: skip
-TWINS = "-,'"  # two of them would be set as one sign
+NOTHING = "\u2060"  # Unicode's word joiner
+SIGNS[NOTHING] = "{}"
+_TWINS = re.compile(r"([-,'])(?=\1)")  # two of them would be set as one sign
 ACCENTS = {
     "\u0300": "`", "\u0301": "'", "\u0302": "^", "\u0303": "~", "\u0304": "=", "\u0306": "u", "\u0307": ".",
     "\u0308": '"', "\u030a": "r", "\u030b": "H", "\u030c": "v", "\u0327": "c", "\u0328": "k",
@@ -89,9 +92,7 @@ def _parts(table: Table) -> list[list[int]]:
 
 def escaped(text: str) -> str:
     """Text that LaTeX prints as it is."""
-    return "".join(
-        _sign(a) + ("{}" if a == b and a in TWINS else "") for a, b in zip(text, text[1:] + " ", strict=True)
-    )
+    return "".join(map(_sign, _TWINS.sub("\\1" + NOTHING, text)))
 
 
 def _sign(letter: str) -> str:
