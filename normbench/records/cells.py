@@ -48,11 +48,12 @@ def read(folder: Path, kinds: Mapping[str, str], problems: Problems) -> Found:
 
     kinds: what each measurement is: ``word``, ``count``, ``share`` (%) or ``number``; others are taken as they are.
     """
-    result = _result(folder)
-    if result is None or not isinstance(result.get("config"), dict) or not isinstance(result.get("status"), str):
-        return _unfinished(folder, result, kinds, problems)
+    damaged = os.path.lexists(folder / "result.json")
+    result = read_json(folder / "result.json")
+    if not _is_whole(result):
+        return _unfinished(folder, damaged, kinds, problems)
     if result.get("schema", SCHEMA) != SCHEMA:
-        schema = f"schema {result['schema']!r}"
+        schema = legible(f"schema {result['schema']!r}")
         problems.add(f"cells of another schema than {SCHEMA}, left out", folder.name, schema)
         return _left_out(folder.name, f"its result.json has {schema}, this normbench reads schema {SCHEMA}")
     config, wrong = _checked(result["config"])
@@ -65,9 +66,9 @@ def read(folder: Path, kinds: Mapping[str, str], problems: Problems) -> Found:
         content |= {"status": UNREADABLE, "reason": f"its result.json: {legible(wrong)}"}
     elif content["status"] == "ok" and content.get("top1") is None:
         problems.add("cells that ended ok but have no top-1", folder.name)
-    ended = result.get("ended")
-    ended = float(ended) if isinstance(ended, int | float) and math.isfinite(ended) else 0.0
-    return Found(folder.name, str(result.get("cell_id", folder.name)), content, ended)
+    ended: Any = result.get("ended")
+    recorded = str(result.get("cell_id", folder.name))
+    return Found(folder.name, recorded, content, float(ended) if _is_number(ended) else 0.0)
 
 
 def locked(name: str, why: str, problems: Problems) -> Found:
@@ -78,12 +79,17 @@ def locked(name: str, why: str, problems: Problems) -> Found:
 
 def status(folder: Path) -> str:
     """``new``, ``running``, or how the cell ended; ``killed`` when its process went away without a word."""
-    if os.path.exists(folder / "result.json"):
-        return str(read_json(folder / "result.json").get("status", "killed"))
-    _, claimed = claim.newest(folder)
+    if os.path.lexists(folder / "result.json"):
+        result = read_json(folder / "result.json")
+        return str(result["status"]) if _is_whole(result) else "killed"
+    claimed = claim.newest(folder)[1]
     if claimed is None:
         return "killed" if os.path.exists(folder / "config.yaml") else "new"
-    return "running" if claim.alive(claimed) else "killed"
+    return _of_claim(claimed)
+
+
+def _of_claim(claimed: Path | None) -> str:
+    return "running" if claimed is not None and claim.alive(claimed) else "killed"
 
 
 def rows(folder: Path) -> tuple[list[dict[str, Any]], int]:
@@ -105,25 +111,21 @@ def _objects(lines: list[bytes]) -> list[dict[str, Any]]:
     return [row for row in map(decoded, lines) if isinstance(row, dict)]
 
 
-def _result(folder: Path) -> dict[str, Any] | None:
-    """Of result.json: its object, an empty one if it is damaged, None if there is no such file."""
-    path = folder / "result.json"
-    return read_json(path) if os.path.lexists(path) else None
+def _is_whole(result: Mapping[str, Any]) -> bool:
+    return isinstance(result.get("status"), str) and isinstance(result.get("config"), dict)
 
 
-def _unfinished(folder: Path, result: dict[str, Any] | None, kinds: Mapping[str, str], problems: Problems) -> Found:
+def _unfinished(folder: Path, damaged: bool, kinds: Mapping[str, str], problems: Problems) -> Found:
     """Of a cell without a result: what its process knew when it began, and how far it came."""
-    how = status(folder)
     claimed = claim.newest(folder)[1]
     started = read_json(claimed) if claimed else {}
+    how = "killed" if damaged else _of_claim(claimed)
     reason = "" if how == "running" else "its process ended without a result"
-    if result is not None:
-        how = how if isinstance(result.get("status"), str) else "killed"
+    if damaged:
         reason = "its result.json cannot be read"
         problems.add("cells without a result, as their result.json cannot be read", folder.name)
     if not isinstance(started.get("config"), dict):
         started = {"config": _flat(folder / "config.yaml")}
-        reason = reason or "its configuration cannot be read"
     config, wrong = _checked(started["config"])
     if wrong:
         problems.add("cells whose configuration cannot be used, left out", folder.name, wrong)

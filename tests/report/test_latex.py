@@ -15,7 +15,7 @@ from normbench.report.table import Table
 NASTY = (
     r"\input{/etc/passwd}", "100% of $x_1^2$ & {more", "#~^\\", "}{}{", "[htbp]", "*", "--flag", "a\nb\r\tc", "😀 中文",
     "é ü ñ ø ß Å ő", "<b>&amp;</b>", "`quoted' ''twice'' \"thrice\"", "≈ ▲ ▼ – — ± × … ∞ √", "\u202e\x00\x1b[31m", "|",
-    "@{}", "%", "\\", "\\\\", "", "?` !`", "α β γ μ σ Δ", "₂ ½ Ж",
+    "@{}", "%", "\\", "\\\\", "", "?` !`", "α β γ μ σ Δ", "₂ ⅔ Ж",
 )  # fmt: skip
 
 
