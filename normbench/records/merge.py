@@ -11,9 +11,7 @@ from normbench.attempt import writing
 from normbench.errors import StoreError
 from normbench.files import CHOICES, TRIALS, read_json, temporary, write_atomically
 from normbench.records import Store, cell_status, cells_of, is_sweep, sweeps
-
-# Of two records of one cell the one further to the right is kept; of equal ones the later.
-WORTH = ("killed", "interrupted", "skipped", "error", "timeout", "oom", "diverged", "ok")
+from normbench.records.folders import WORTH
 
 
 def merge(sources: Sequence[Path | str], target: Path | str) -> dict[str, int]:

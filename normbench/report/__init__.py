@@ -8,6 +8,7 @@ pandas and matplotlib (a second together) are imported when a report is written,
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,34 +43,40 @@ class Report:
 
 
 def write(folder: Path | str) -> Report:
-    """Write results.csv, table.csv, table.md, plot.png and plot.svg into a sweep's folder, each whole or not at all.
+    """Write the tables and plots of a sweep into its folder, each file whole or not at all.
 
-    results.csv has a row per cell, table.csv one per entry of the table (a mean over seeds): both are data, numbers in
-    columns of their own (``report.tidy.rows``). table.md and the plots are for reading. tune.csv, where
-    rates were tuned, has a row per trial (``report.tuned.rows``).
+    results.csv and results.parquet have a row per cell, epochs.parquet one per cell and epoch (``report.parquet``),
+    table.csv one per entry of the table (a mean over seeds): these are data, numbers in columns of their own
+    (``report.tidy.rows``). table.md, table.tex and the plots are for reading. tune.csv, where rates
+    were tuned, has a row per trial (``report.tuned.rows``). What is wrong with the store, if
+    anything, stands below the table.
     Raises StoreError if the folder is no sweep, was written by another schema version, holds no cell, or cannot be
     written.
     """
-    from normbench.report import frame, notes, plot, table, tidy, tuned
+    from normbench.report import epochs, frame, latex, notes, parquet, plot, table, tidy, tuned
 
     folder = Path(folder)
     if not records.is_sweep(folder):
         raise StoreError(f"{str(folder)!r} is no sweep; expected runs/<name>, as normbench.sweep leaves it")
-    rows = records.rows(folder)
+    found = records.read(folder)
+    rows = found.rows
     cells = frame.make(folder, rows)
     _save(folder / "results.csv", records.to_csv(rows))  # first: it needs neither table nor plot
+    curves, more = epochs.read(folder)
     spots = frame.spots(cells)
     made = table.make(folder.resolve().name, cells, spots)
+    made = dataclasses.replace(made, notes=[*made.notes, *found.problems, *more])
     pictures = plot.draw(made.title, spots, notes.settings(cells))
     trials = tuned.rows(folder)
-    contents = (
-        ({"tune.csv": records.to_csv(trials)} if trials else {})
-        | {
-            "table.csv": records.to_csv(tidy.rows(cells, spots)),
-            "table.md": made.markdown(),
-        }
-        | {f"plot.{k}": v for k, v in pictures.items()}
-    )
+    contents: dict[str, str | bytes] = {
+        "table.csv": records.to_csv(tidy.rows(cells, spots)),
+        "table.md": made.markdown(),
+        "table.tex": latex.latex(made),
+        "results.parquet": parquet.results(rows),
+        "epochs.parquet": parquet.epochs(curves),
+        **({"tune.csv": records.to_csv(trials)} if trials else {}),
+        **{f"plot.{k}": v for k, v in pictures.items()},
+    }
     written = [_save(folder / name, content) for name, content in contents.items()]
     return Report(folder, made, (folder / "results.csv", *written))
 

@@ -15,8 +15,10 @@ from normbench.report import write
 EPILOG = """\
 Into each sweep's folder go
   results.csv          one row per cell (a training run): configuration, status, measurements
+  results.parquet      the same, typed
+  epochs.parquet       one row per cell and epoch
   table.csv            one row per entry of the table: line, configuration, batch, mean, s.d. and number of its seeds
-  table.md             the table as it is printed, and its notes
+  table.md, table.tex  the table as it is printed, and its notes; for LaTeX, with booktabs
   tune.csv             where tune.lr chose rates: one row per trial, its top-1 on held-out pictures, chosen or not
   plot.png, plot.svg   top-1 against batch
 They are made from the cells' own folders, so this can be done again at any time, while a sweep runs too, and on a
@@ -43,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             records.check_schema(folder)
         named = [Path(path) for path in options.dir]
         for folder in folders:
-            if folder not in named and not any(folder.glob("*/config.yaml")):
+            if folder not in named and not records.cells_of(folder):
                 _say(f"{folder}: no cell yet")
             else:
                 _say(str(write(folder)))

@@ -21,6 +21,7 @@ import pandas as pd
 
 from normbench import records
 from normbench.errors import StoreError
+from normbench.files import legible
 
 # Comparisons hold inside one of these blocks: another network or other pictures are another experiment.
 BLOCK = ("data", "arch")
@@ -38,7 +39,8 @@ def read(folder: Path | str) -> pd.DataFrame:
     """The cells of one sweep: the columns of ``results.csv`` and ``line`` and ``block``, in the order to be shown.
 
     ``line``: label of the cell's line, without its block; ``block``: data and architecture where they vary, else "".
-    Cells that left no configuration behind (damaged ones) have an empty ``line``.
+    Cells that left no configuration behind (damaged ones), or that are left out (``records.LEFT_OUT``), have an empty
+    ``line``.
     Raises StoreError if the folder has no cell, or was written by another schema version.
     """
     return make(folder, records.rows(folder))
@@ -50,7 +52,7 @@ def make(folder: Path | str, rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         raise StoreError(f"{str(folder)!r} has no cell yet; expected a sweep that has begun at least one")
     # As objects: pandas would make floats of integers beside a missing value, and 4 groups 4.0.
     frame = pd.DataFrame([{key: _known(value) for key, value in row.items()} for row in rows], dtype=object)
-    whole = frame[["norm", "batch"]].notna().all(axis=1)
+    whole = frame[["norm", "batch", "seed"]].notna().all(axis=1) & ~frame["status"].isin(records.LEFT_OUT)
     return _sorted(_labelled(frame, whole), whole).reset_index(drop=True)
 
 
@@ -161,12 +163,12 @@ def named(frame: pd.DataFrame, group: str) -> pd.Series:
 
 
 def word(value: Any) -> str:
-    """A configuration value as a label shows it; "" if it has none."""
+    """A configuration value as a label shows it, on one line; "" if it has none."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, bool):
         return str(value).lower()
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else legible(str(value))
 
 
 def _known(value: Any) -> Any:

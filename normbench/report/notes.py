@@ -127,8 +127,11 @@ def _values_by_batch(name: str, values: pd.Series) -> str:
 
 
 def _failures(frame: pd.DataFrame) -> list[str]:
-    """Who has no result, and why: cells with the same status and reason share a line."""
-    failed = frame[frame["status"] != "ok"]
+    """Who has no result, and why: cells with the same status and reason share a line.
+
+    What has no place in the table is told with the store's problems (``records.read``).
+    """
+    failed = frame[(frame["status"] != "ok") & (frame["line"] != "")]
     causes = failed.groupby(["status", failed["reason"].map(_shortened)], sort=False)
     said = [f"{status}: {_who(cells, frame)}" + (f" ({why})" if why else "") for (status, why), cells in causes]
     more = len(said) - FAILURES
