@@ -1,18 +1,49 @@
-"""The paper a plot is drawn on: its width, its head with title and settings, and how wide a text is."""
+"""The paper a picture is drawn on: its width, its head with title and settings, how wide a text is; its bytes."""
 
 from __future__ import annotations
 
 import functools
+import io
+import re
+from collections.abc import Callable
+from typing import Any
 
+import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from normbench.report.look import QUIET
+from normbench.report.look import FONT, QUIET
 
 WIDTH = 4.6  # inches
 AXES = 0.6  # the least share of it that axes take, whatever the labels
 TOP, LINE, SMALL = 0.30, 0.125, 7  # inches above the axes, inches and points of a line of settings
 LINES = 3  # lines of settings; more are left to the table
+
+
+def rendered(name: str, make: Callable[[], Figure]) -> dict[str, bytes]:
+    """``{"png": …, "svg": …}`` of the figure that ``make`` draws, the same bytes every time.
+
+    The SVG's text stays text, to be searched and copied; its ids begin with ``name``, so that several pictures can
+    stand in one page.
+    """
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # a user's own style would change the bytes, and perhaps the colours
+        matplotlib.rcParams.update(FONT | {"svg.hashsalt": name})
+        figure = make()
+        return {"png": _bytes(figure, "png"), "svg": _named(_bytes(figure, "svg"), name)}
+
+
+def _bytes(figure: Figure, kind: str) -> bytes:
+    data = io.BytesIO()
+    figure.savefig(data, format=kind, dpi=200, metadata={"Software": None} if kind == "png" else {"Date": None})
+    return data.getvalue()
+
+
+def _named(svg: bytes, name: str) -> bytes:
+    """Ids, and what refers to them, with a name in front; inside tags only: texts are the user's."""
+    begin = rb'( id="|href="#|url\(#)'
+    return re.sub(rb"<[^!?>][^>]*>", lambda tag: re.sub(begin, rb"\1" + name.encode() + b"-", tag[0]), svg)
 
 
 def canvas(title: str, told: list[str], height: float) -> Figure:
@@ -24,6 +55,17 @@ def canvas(title: str, told: list[str], height: float) -> Figure:
         place = 1 - (0.06 + 0.13 + k * LINE) / height
         figure.text(0.06 / WIDTH, place, line, va="top", size=SMALL, color=QUIET)
     return figure
+
+
+def axes_at(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
+    """Axes so many inches from the left and from the top of the figure."""
+    tall = figure.get_figheight()
+    return figure.add_axes((left / WIDTH, 1 - (top + height) / tall, width / WIDTH, height / tall))
+
+
+def write_at(figure: Figure, left: float, top: float, text: str, size: float, **options: Any) -> None:
+    """A line of text, its upper left corner so many inches from the left and from the top of the figure."""
+    figure.text(left / WIDTH, 1 - top / figure.get_figheight(), text, size=size, **{"va": "top", **options})
 
 
 def settled(told: list[str]) -> list[str]:

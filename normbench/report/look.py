@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +38,8 @@ FOLD = 8  # a larger ratio of errors makes the scale logarithmic in the error
 # Places of a tick on that scale, and those that come first where not all have room.
 TICKS = (0, 10, 20, 30, 40, 50, 60, 70, 80, 85, 90, 95, 98, 99, 99.5, 99.8, 99.9, 99.95, 99.98, 99.99, 100)
 DEAR = (50, 90, 99, 99.9, 80, 95, 98, 99.5, 99.8, 30, 70, 20, 60)
-APART = {"x": 0.14, "y": 0.075}  # the least share of an axis between two ticks
+APART = {"x": 0.14, "y": 0.075}  # the least share of an axis between two ticks; in a small panel
+SMALL = {"x": 0.3, "y": 0.26}
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Style:
         return {"marker": self.marker, "ms": 2.8, "color": self.colour, "alpha": 0.6, "mew": 0, "ls": "", "zorder": 2}
 
     def bar(self) -> dict[str, Any]:
-        """Arguments of ``Axes.errorbar`` for a standard deviation."""
+        """Arguments of ``Axes.errorbar`` for what ``bar`` says."""
         return {"fmt": "none", "ecolor": self.colour, "elinewidth": 0.8, "capsize": 1.6, "capthick": 0.8, "zorder": 3}
 
 
@@ -93,15 +95,43 @@ def _again(k: int) -> Style:
     return Style(colour, MORE_MARKERS[k % len(MORE_MARKERS)], DASHES[k // len(COLOURS) % len(DASHES)])
 
 
+def by_interval(spots: Iterable[Spot]) -> bool:
+    """Whether bars are intervals of the mean; standard deviations where no spot has one. Never both in one picture."""
+    return any(spot.interval for spot in spots)
+
+
+def bar(spot: Spot, intervals: bool) -> tuple[float, float] | None:
+    """How far a mean's bar goes down and up, in points; None if it has none."""
+    if intervals:
+        low, high = spot.interval or (math.nan, math.nan)
+        return (max(spot.mean - low, 0.0), max(high - spot.mean, 0.0)) if spot.interval else None
+    return (spot.sd, spot.sd) if len(spot.values) > 1 else None
+
+
+def key(spots: Iterable[Spot]) -> str:
+    """What bars, crosses and hollow signs mean."""
+    spots = list(spots)
+    failed = sorted({status for spot in spots for status in spot.failed})
+    spread = "95 % interval" if by_interval(spots) else "s.d. over seeds"
+    parts = (
+        f"mean, {spread}, every seed" if any(bar(spot, by_interval(spots)) for spot in spots) else "",
+        f"× no result ({', '.join(failed)})" if any(not spot.values for spot in spots) else "",
+        "○ not from every seed" if any(spot.values and spot.failed for spot in spots) else "",
+    )
+    return "; ".join(part for part in parts if part)
+
+
 def reach(spots: Iterable[Spot]) -> list[float]:
-    """Where the bars of the standard deviations end, within 0 and 100 %."""
-    ends = [spot.mean + side * spot.sd for spot in spots if len(spot.values) > 1 for side in (-1, 1)]
-    return [min(max(end, 0.0), 100.0) for end in ends]
+    """Where the bars end, within 0 and 100 %."""
+    spots = list(spots)
+    bars = [(spot.mean, ends) for spot in spots if (ends := bar(spot, by_interval(spots)))]
+    return [min(max(end, 0.0), 100.0) for mean, (down, up) in bars for end in (mean - down, mean + up)]
 
 
-def scale(axes: Axes, values: list[float], axis: str, bars: Iterable[float] = ()) -> None:
+def scale(axes: Axes, values: list[float], axis: str, bars: Iterable[float] = (), *, small: bool = False) -> None:
     """Scale, limits, ticks and name of an axis of top-1 (%); ``axis`` is ``x`` or ``y``; ``bars``: see ``reach``.
 
+    small: an axis of half an inch, with room for three numbers.
     Linear, or logarithmic in the error where the errors differ more than ``FOLD``-fold.
     """
     if not values:
@@ -109,17 +139,21 @@ def scale(axes: Axes, values: list[float], axis: str, bars: Iterable[float] = ()
     errors = [max(100 - value, 0.0) for value in values]
     least = max(min((error for error in errors if error > 0), default=2.0) / 2, 0.01)
     if max(errors) > FOLD * max(min(errors), least):
-        _scale_error(axes, least, min([*values, *bars]), max(values), axis)
+        _scale_error(axes, least, min([*values, *bars]), max(values), axis, SMALL if small else APART)
         return
     values = [*values, *bars]
     middle, span = (min(values) + max(values)) / 2, max(max(values) - min(values), 1.0)
     low, high = middle - span / 2, middle + span / 2
     limits = (low - 0.12 * span, min(high + 0.1 * span, 100 + 0.03 * span))
     axes.set(**{f"{axis}lim": limits, f"{axis}label": "top-1 (%)"})
-    getattr(axes, f"{axis}axis").set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10], min_n_ticks=3))
+    getattr(axes, f"{axis}axis").set_major_locator(
+        MaxNLocator(nbins=2 if small else 6, steps=[1, 2, 5, 10], min_n_ticks=2 if small else 3)
+    )
 
 
-def _scale_error(axes: Axes, least: float, lowest: float, highest: float, axis: str) -> None:
+def _scale_error(
+    axes: Axes, least: float, lowest: float, highest: float, axis: str, apart: Mapping[str, float]
+) -> None:
     """Equal steps for equal ratios of the error; an error below ``least`` (at 100 %) is drawn at it.
 
     From the tick below the lowest value to the tick above the highest, so that every value can be read.
@@ -140,7 +174,7 @@ def _scale_error(axes: Axes, least: float, lowest: float, highest: float, axis: 
     span = places[high] - places[low]
     kept = [low, high]
     for tick in (t for t in DEAR if t in places):
-        if all(abs(places[tick] - places[other]) >= APART[axis] * span for other in kept):
+        if all(abs(places[tick] - places[other]) >= apart[axis] * span for other in kept):
             kept.append(tick)
     ticks(getattr(axes, f"{axis}axis"), sorted(kept))
 
