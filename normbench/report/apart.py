@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from normbench.report.canvas import rendered
 from normbench.report.labels import Legend, end_room, fit_at_ends, name_ends
 from normbench.report.look import Style, styled
-from normbench.report.panel import BOTTOM, KEY, LEFT, RIGHT, batch_axis, below, panels
+from normbench.report.panel import BOTTOM, KEY, LEFT, RIGHT, batch_axis, below, panels, wrapped_key
 
 NAME = "apart"
 
@@ -54,14 +54,14 @@ def figure(title: str, rows: Sequence[Difference]) -> Figure:
     styles = styled(list(norms))
     direct = fit_at_ends(styles, LEFT) and all(any(row.batch == batches[-1] for row in own) for own in norms.values())
     legend = None if direct else Legend(styles, set())
-    key = _key(rows)
-    foot = BOTTOM + (KEY if key else 0) + (legend.height if legend else 0)
+    said = wrapped_key(_key(rows))
+    foot = BOTTOM + KEY * len(said) + (legend.height if legend else 0)
     made, (axes,) = panels(title, [], [""], foot, RIGHT if legend else end_room(styles))
     _scale(axes, rows)
     asides = batch_axis(axes, batches, len(norms), beside=True)
     for aside, (norm, own) in zip(asides, norms.items(), strict=True):
         _line(axes, sorted(own, key=lambda row: row.batch), styles[norm], aside)
-    below(axes, key)
+    below(axes, said)
     if legend:
         legend.draw(made)
     else:

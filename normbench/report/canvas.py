@@ -10,12 +10,14 @@ from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 
 from normbench.report.look import FONT, QUIET
 
 WIDTH = 4.6  # inches
+DPI = 200
 AXES = 0.6  # the least share of it that axes take, whatever the labels
 TOP, LINE, SMALL = 0.30, 0.125, 7  # inches above the axes, inches and points of a line of settings
 LINES = 3  # lines of settings; more are left to the table
@@ -36,7 +38,7 @@ def rendered(name: str, make: Callable[[], Figure]) -> dict[str, bytes]:
 
 def _bytes(figure: Figure, kind: str) -> bytes:
     data = io.BytesIO()
-    figure.savefig(data, format=kind, dpi=200, metadata={"Software": None} if kind == "png" else {"Date": None})
+    figure.savefig(data, format=kind, dpi=DPI, metadata={"Software": None} if kind == "png" else {"Date": None})
     return data.getvalue()
 
 
@@ -82,9 +84,13 @@ def head(lines: list[str]) -> float:
 @functools.cache
 def text_width(text: str, size: float) -> float:
     """Inches."""
-    figure = Figure()
-    FigureCanvasAgg(figure)
-    return float(figure.text(0, 0, text, size=size).get_window_extent().width / figure.dpi)
+    font = FontProperties(family="DejaVu Sans", size=size)
+    return float(_measure().get_text_width_height_descent(text, font, ismath=False)[0]) / DPI
+
+
+@functools.cache
+def _measure() -> RendererAgg:
+    return RendererAgg(1, 1, DPI)
 
 
 def shortened(text: str, size: float, width: float) -> str:

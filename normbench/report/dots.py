@@ -7,14 +7,11 @@ from matplotlib.figure import Figure
 
 from normbench.report.canvas import AXES, WIDTH, canvas, head, settled, shortened, text_width
 from normbench.report.frame import Spot, grouped
-from normbench.report.look import GRID, QUIET, Style, bar, by_interval, key, reach, scale, styled
+from normbench.report.look import GRID, Style, bar, by_interval, key, reach, styled
+from normbench.report.panel import BOTTOM, KEY, below, wrapped_key
+from normbench.report.scales import top1
 
-ROW, STACKED, BOTTOM, KEY = (
-    0.2,
-    0.36,
-    0.44,
-    0.16,
-)  # inches: a row, one with its name above it, below the axes, a line of small text
+ROW, STACKED = 0.2, 0.36  # inches: a row, one with its name above it
 SIZE = 7.5
 
 
@@ -25,15 +22,15 @@ def dots(title: str, spots: list[Spot], told: list[str]) -> Figure:
     right = 0.2 + max(text_width(spot.text, SIZE) for spot in spots)
     beside = left + right <= (1 - AXES) * WIDTH
     lines, middle = settled(told), (ROW if beside else STACKED) * max(len(spots), 2)
-    said = key(spots)
-    bottom = BOTTOM + (KEY if said else 0)
+    said = wrapped_key(key(spots))
+    bottom = BOTTOM + KEY * len(said)
     height = head(lines) + middle + bottom
     figure = canvas(title, lines, height)
     x, width = (left, WIDTH - left - right) if beside else (0.15, WIDTH - 0.3)
     axes = figure.add_axes((x / WIDTH, bottom / height, width / WIDTH, middle / height))
-    scale(axes, [value for spot in spots for value in spot.values], "x", reach(spots))
+    top1([value for spot in spots for value in spot.values], reach(spots), apart=0.14).apply(axes, "x")
     axes.set_xlabel(f"{axes.get_xlabel()}, batch {spots[0].batch}")
-    figure.text(0.5, 0.06 / height, said, size=7, ha="center", color=QUIET)
+    below(axes, said)
     axes.grid(axis="y", color=GRID, linewidth=0.6)
     axes.set_yticks(range(len(spots)), names if beside else [""] * len(spots))
     axes.tick_params(axis="y", length=0)

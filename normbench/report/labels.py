@@ -18,7 +18,7 @@ HANDLE, LEGEND, LEGEND_ROW = 0.46, 7.5, 0.165  # inches beside a label in the le
 
 def end_room(names: Mapping[str, object], size: float = SIZE) -> float:
     """Inches beside the axes for labels at the lines' ends."""
-    return 0.22 + max(text_width(name, size) for name in names)
+    return 0.36 + max(text_width(name, size) for name in names)
 
 
 def fit_at_ends(names: Mapping[str, object], left: float) -> bool:
@@ -29,14 +29,19 @@ def fit_at_ends(names: Mapping[str, object], left: float) -> bool:
 def name_ends(
     axes: Axes, ends: Mapping[str, tuple[float, float]], styles: Mapping[str, Style], size: float = SIZE
 ) -> None:
-    """Each line's name at the right of its last point, moved apart where names would overlap."""
+    """Each line's sign and name at the right of its last point, moved apart where names would overlap.
+
+    The sign beside the name tells lines apart for whoever sees no colours.
+    """
     pixels = {line: axes.transData.transform(end) for line, end in ends.items()}
     box, point = axes.get_window_extent(), axes.get_figure(root=True).dpi / 72  # type: ignore[union-attr]
     heights = spread({line: float(y) for line, (_, y) in pixels.items()}, size * PITCH / SIZE * point, box.y0, box.y1)
     right, back = box.x1 + 4 * point, axes.transAxes.inverted().transform
     for line, (x, y) in pixels.items():
         colour, (u, v) = styles[line].colour, back((right, heights[line]))
-        axes.text(u, v, line, color=colour, size=size, va="center_baseline", transform=axes.transAxes)
+        style, after = styles[line], back((right + 0.14 * 72 * point, heights[line]))
+        axes.plot(u, v, **style.mark(size=4), transform=axes.transAxes)
+        axes.text(*after, line, color=colour, size=size, va="center_baseline", transform=axes.transAxes)
         if abs(heights[line] - y) > 3 * point:
             path = back([(x + 4 * point, y), (right - point, heights[line])])
             axes.plot(*path.T, color="0.6", lw=0.6, ls=":", clip_on=False, transform=axes.transAxes)

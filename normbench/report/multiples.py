@@ -5,22 +5,23 @@ The baseline stands in every panel, dashed, so that each line is read against it
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
+import numpy as np
 from matplotlib.figure import Figure
 
-from normbench.report.canvas import WIDTH, axes_at, canvas, head, settled, text_width, wrapped, write_at
+from normbench.report.canvas import WIDTH, canvas, head, settled, text_width, wrapped
 from normbench.report.chosen import baseline, most
 from normbench.report.frame import Spot, grouped
-from normbench.report.look import QUIET, Style, bar, by_interval, key, reach, scale, styled, ticks
+from normbench.report.look import QUIET, Style, bar, by_interval, key, reach, styled
+from normbench.report.scales import BATCH, octaves, top1
+from normbench.report.sheet import NUMBER, Box, Sheet, frame
 
 PANELS = 48  # more lines than this stand in the table alone
-SIZE, LINE = 7.0, 0.125  # points and inches of a panel's name, points of a number
+SIZE, LINE = 7.0, 0.12  # points and inches of a panel's name
 TALL, ACROSS, LEFT, RIGHT = 0.62, 0.1, 0.36, 0.08  # inches: a panel, between two, the margins
-HEAD, FOOT, BELOW = 0.22, 0.2, 0.46  # inches: above and below the panels of a block, below all
-CROWD, FAINT = "0.84", 0.6
+HEAD, FOOT, BELOW = 0.06, 0.2, 0.24  # inches: above and below the panels of a block, below all
+CROWD, FAINT = "0.85", 0.5
 
 
 def multiples(title: str, spots: list[Spot], told: list[str]) -> Figure:
@@ -29,93 +30,96 @@ def multiples(title: str, spots: list[Spot], told: list[str]) -> Figure:
     blocks = {block: list(grouped(entries, "line")) for block, entries in grouped(kept, "block").items()}
     columns, tall = _columns([line for lines in blocks.values() for line in lines])
     rows = {block: -(-len(lines) // columns) for block, lines in blocks.items()}
-    said, top = settled(told), head(settled(told)) - 0.16
-    figure = canvas(title, said, top + sum(HEAD + n * tall + FOOT for n in rows.values()) + BELOW)
+    said, keys = settled(told), _keys(spots, kept, left_out)
+    height = head(said) + sum(HEAD + n * tall + FOOT for n in rows.values()) + BELOW + 0.13 * len(keys)
+    sheet, top = Sheet(canvas(title, said, height)), head(said)
+    styles = styled(list(grouped(spots, "line")))
     for block, lines in blocks.items():
-        _block(figure, [spot for spot in spots if spot.block == block], lines, columns, tall, top)
+        everything = [spot for spot in spots if spot.block == block]
+        boxes = _boxes(sheet, block, everything, lines, columns, tall, top)
+        _crowd(sheet, everything, list(boxes.values()))
+        for line, box in boxes.items():
+            own = sorted((spot for spot in everything if spot.line == line), key=lambda spot: spot.batch)
+            _panel(sheet, box, own, styles[line], by_interval(spots))
         top += HEAD + rows[block] * tall + FOOT
-    _key(figure, spots, kept, left_out, top)
-    return figure
+    sheet.text(WIDTH / 2, top, BATCH, 8, ha="center", va="top")
+    for k, line in enumerate(keys):
+        sheet.text(WIDTH / 2, top + 0.17 + 0.13 * k, line, 7, ha="center", va="top", color=QUIET)
+    return sheet.figure
 
 
 def _columns(lines: Sequence[str]) -> tuple[int, float]:
     """How many panels stand side by side, and the inches of one with its name."""
     widest = max(text_width(line, SIZE) for line in lines)
     columns = next((count for count in (4, 3) if widest <= _wide(count)), 2)
-    return columns, TALL + 0.07 + LINE * max(len(wrapped(line, SIZE, _wide(columns))) for line in lines)
+    return columns, TALL + 0.12 + LINE * max(len(wrapped(line, SIZE, _wide(columns))) for line in lines)
 
 
 def _wide(columns: int) -> float:
     return (WIDTH - LEFT - RIGHT - ACROSS * (columns - 1)) / columns
 
 
-def _block(figure: Figure, spots: list[Spot], lines: list[str], columns: int, tall: float, top: float) -> None:
-    """``spots``: of all lines of the block; ``lines``: those that have a panel."""
-    styles, entries = styled(list(grouped(spots, "line"))), grouped(spots, "line")
-    base, wide = entries.get(baseline(spots) or ""), _wide(columns)
+def _boxes(
+    sheet: Sheet, block: str, spots: list[Spot], lines: list[str], columns: int, tall: float, top: float
+) -> dict[str, Box]:
+    """The panels of a block, and its name and that of the scale above them."""
+    batches, wide = sorted(grouped(spots, "batch")), _wide(columns)
+    x = octaves(batches, _some(batches, wide), side=(batches[-1] / batches[0]) ** 0.05)
+    y = top1([value for spot in spots for value in spot.values] or [0.0], reach(spots), apart=0.22, ticks=3)
+    sheet.text(0.06, top - 0.05, " · ".join(filter(None, (block, y.name))), 7.5)
+    boxes = {}
     for k, line in enumerate(lines):
         row, column = divmod(k, columns)
-        place = (LEFT + column * (wide + ACROSS), top + HEAD + (row + 1) * tall - TALL)
-        axes = axes_at(figure, *place, wide, TALL)
-        _axes(axes, spots, left=column == 0, bottom=k + columns >= len(lines))
-        if k == 0:
-            name = " · ".join(part for part in (spots[0].block, axes.get_ylabel()) if part)
-            write_at(figure, 0.06, top, name, 7.5)
-        axes.set_ylabel("")
-        axes.set_title("\n".join(wrapped(line, SIZE, wide)), size=SIZE, pad=2, loc="left", color=styles[line].colour)
-        _crowd(axes, entries, base)
-        _own(axes, sorted(entries[line], key=lambda spot: spot.batch), styles[line], by_interval(spots))
-
-
-def _axes(axes: Axes, spots: list[Spot], *, left: bool, bottom: bool) -> None:
-    batches = sorted(grouped(spots, "batch"))
-    axes.set_xscale("log", base=2)
-    side = (batches[-1] / batches[0]) ** 0.07
-    axes.set_xlim(batches[0] / side, batches[-1] * side)
-    ticks(axes.xaxis, _some(batches, axes.get_position().width * WIDTH))
-    scale(axes, [value for spot in spots for value in spot.values], "y", reach(spots), small=True)
-    axes.tick_params(labelsize=6.5, pad=1.5, length=2, labelleft=left, labelbottom=bottom)
+        left, foot = LEFT + column * (wide + ACROSS), top + HEAD + (row + 1) * tall
+        boxes[line] = Box(left, foot - TALL, wide, TALL, x, y)
+    edges = [(k % columns == 0, k + columns >= len(lines)) for k in range(len(lines))]
+    frame(sheet, [(box, *edge) for box, edge in zip(boxes.values(), edges, strict=True)])
+    return boxes
 
 
 def _some(batches: Sequence[int], width: float) -> list[int]:
     """Every batch, or every second …, so that the numbers have room."""
     step = 1
-    while sum(text_width(str(batch), 6.5) + 0.08 for batch in batches[::step]) > width:
+    while sum(text_width(str(batch), NUMBER) + 0.08 for batch in batches[::step]) > width:
         step += 1
     return list(batches[::step])
 
 
-def _crowd(axes: Axes, entries: Mapping[str, list[Spot]], base: list[Spot] | None) -> None:
-    axes.add_collection(LineCollection([_path(own) for own in entries.values()], colors=CROWD, lw=FAINT, zorder=1))
-    if base:
-        axes.plot(*zip(*_path(base), strict=True), color="black", lw=0.7, ls=(0, (3, 1.5)), zorder=2)
+def _crowd(sheet: Sheet, spots: list[Spot], boxes: list[Box]) -> None:
+    """The same in every panel: all lines of the block in grey, the baseline dashed."""
+    places = [(box.left, box.top) for box in boxes]
+    corner = Box(0, 0, boxes[0].width, boxes[0].height, boxes[0].x, boxes[0].y)
+    lines = {line: _path(corner, own) for line, own in grouped(spots, "line").items()}
+    sheet.stamp(list(lines.values()), places, edgecolors=CROWD, linewidths=FAINT, zorder=1)
+    if base := baseline(spots):
+        sheet.stamp([lines[base]], places, edgecolors="black", linewidths=0.7, linestyles=[(0, (3, 1.5))], zorder=2)
 
 
-def _path(spots: list[Spot]) -> list[tuple[float, float]]:
-    return [(spot.batch, spot.mean) for spot in sorted(spots, key=lambda spot: spot.batch)]
+def _path(box: Box, spots: list[Spot]) -> np.ndarray:
+    own = sorted(spots, key=lambda spot: spot.batch)
+    return box.at([spot.batch for spot in own], [spot.mean for spot in own])
 
 
-def _own(axes: Axes, spots: list[Spot], style: Style, intervals: bool) -> None:
-    axes.plot(*zip(*_path(spots), strict=True), color=style.colour, lw=1.2, zorder=3)
+def _panel(sheet: Sheet, box: Box, spots: list[Spot], style: Style, intervals: bool) -> None:
+    name = "\n".join(wrapped(spots[0].line, SIZE, box.width))
+    sheet.text(box.left, box.top - 0.03, name, SIZE, va="bottom", color=style.colour)
+    sheet.lines([_path(box, spots)], colors=style.colour, lw=1.2, zorder=3)
     for failed in (False, True):
-        some = [(spot.batch, spot.mean) for spot in spots if spot.values and bool(spot.failed) == failed]
-        axes.plot([x for x, _ in some], [y for _, y in some], **style.mark(hollow=failed, size=2.8))
+        some = [spot for spot in spots if bool(spot.failed) == failed]
+        sheet.signs(_path(box, some), **style.mark(hollow=failed, size=2.8))
     seeds = [(spot.batch, value) for spot in spots if spot.n > 1 for value in spot.values]
-    axes.plot([x for x, _ in seeds], [y for _, y in seeds], **style.faint() | {"ms": 2})
-    bars = [(spot.batch, spot.mean, *ends) for spot in spots if (ends := bar(spot, intervals))]
-    if bars:
-        x, y, down, up = zip(*bars, strict=True)
-        axes.errorbar(x, y, yerr=[down, up], **style.bar() | {"capsize": 0})
+    sheet.signs(box.at([x for x, _ in seeds], [y for _, y in seeds]), **style.faint() | {"ms": 2})
+    bars = [(spot, ends) for spot in spots if (ends := bar(spot, intervals))]
+    ends = [box.at(spot.batch, [spot.mean - down, spot.mean + up]) for spot, (down, up) in bars]
+    sheet.lines(ends, colors=style.colour, lw=0.8, zorder=3)
     none = [spot.batch for spot in spots if not spot.values]
-    foot = axes.get_xaxis_transform()
-    axes.plot(none, [0.06] * len(none), "x", color=style.colour, ms=3.2, mew=1, clip_on=False, zorder=5, transform=foot)
+    crosses = np.array([(x, box.foot - 0.04) for x, _ in box.at(none, box.y.low)])
+    sheet.signs(crosses, marker="x", ls="", color=style.colour, ms=3.2, mew=1, zorder=5)
 
 
-def _key(figure: Figure, spots: list[Spot], kept: list[Spot], left_out: int, top: float) -> None:
+def _keys(spots: list[Spot], kept: list[Spot], left_out: int) -> list[str]:
+    """The lines below all panels."""
     base = baseline(spots)
-    signs = (key(kept), f"dashed: {base}" if base else "", "grey: the others")
-    write_at(figure, WIDTH / 2, top, "batch (images that share statistics)", 8, ha="center")
-    write_at(figure, WIDTH / 2, top + 0.16, "; ".join(filter(None, signs)), 7, ha="center", color=QUIET)
-    if left_out:
-        more = f"{left_out} more lines, all with a lower mean, stand in the table"
-        write_at(figure, WIDTH / 2, top + 0.29, more, 7, ha="center", color=QUIET)
+    signs = "; ".join(filter(None, (key(kept), f"dashed: {base}" if base else "", "grey: the others")))
+    more = f"{left_out} more lines, all with a lower mean, stand in the table" if left_out else ""
+    return [*wrapped(signs, 7, WIDTH - 0.2), *wrapped(more, 7, WIDTH - 0.2)]

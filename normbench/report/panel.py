@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from normbench.report.canvas import WIDTH, canvas, head
-from normbench.report.look import GRID, QUIET, ticks
+from normbench.report import scales
+from normbench.report.canvas import WIDTH, canvas, head, wrapped
+from normbench.report.look import GRID, QUIET
 
 PANEL, GAP = 2.2, 0.36  # inches: a panel of lines, between panels
-LEFT, RIGHT, BOTTOM, KEY = 0.56, 0.10, 0.44, 0.16  # inches: the margins, a line of small text
+LEFT, RIGHT, BOTTOM, KEY = 0.56, 0.10, 0.40, 0.13  # inches: the margins, a line of small text
 DODGE = 0.075  # inches between the means that lines have at one batch
 
 
@@ -35,10 +36,8 @@ def batch_axis(axes: Axes, batches: Sequence[int], lines: int, *, beside: bool) 
 
     Returns for each of so many lines the factor by which its points stand beside their batch; 1 unless ``beside``.
     """
-    axes.set_xscale("log", base=2)
-    ticks(axes.xaxis, list(batches))
     side = 1.07 * (batches[-1] / batches[0]) ** 0.04 if len(batches) > 1 else 2.0
-    axes.set_xlim(batches[0] / side, batches[-1] * side)
+    scales.octaves(batches, side=side).apply(axes, "x")
     axes.grid(axis="y", color=GRID, linewidth=0.6)
     asides = _dodged(axes, batches, lines) if beside and lines > 1 else [1.0] * lines
     axes.set_xlim(batches[0] / side * min(asides), batches[-1] * side * max(asides))
@@ -57,8 +56,16 @@ def octaves(axes: Axes) -> float:
     return math.log2(high / low) * axes.get_figure(root=True).dpi / box.width  # type: ignore[union-attr]
 
 
-def below(axes: Axes, text: str) -> None:
-    """The name of the x axis, and a small line below it."""
-    axes.set_xlabel("batch (images that share statistics)")
-    drop = -(BOTTOM - 0.06) / (axes.get_position().height * axes.get_figure(root=True).get_figheight())  # type: ignore[union-attr]
-    axes.text(0.5, drop, text, size=7, ha="center", va="top", color=QUIET, transform=axes.transAxes)
+def wrapped_key(text: str) -> list[str]:
+    """What signs mean, as lines below the name of the x axis; each takes ``KEY`` inches."""
+    return wrapped(text, 7, WIDTH - LEFT) if text else []
+
+
+def below(axes: Axes, lines: Sequence[str]) -> None:
+    """Small lines below the name of the x axis."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    foot = axes.get_position().y0 * figure.get_figheight()
+    for k, line in enumerate(lines):
+        y = (foot - BOTTOM + 0.04 - KEY * k) / figure.get_figheight()
+        figure.text((WIDTH + LEFT - RIGHT) / 2 / WIDTH, y, line, size=7, ha="center", va="top", color=QUIET)

@@ -21,12 +21,13 @@ from normbench.report.canvas import canvas, rendered, settled
 from normbench.report.dots import dots
 from normbench.report.frame import Spot, grouped
 from normbench.report.labels import Legend, end_room, fit_at_ends, name_ends
-from normbench.report.look import QUIET, Style, bar, by_interval, key, reach, scale, styled
+from normbench.report.look import QUIET, Style, bar, by_interval, key, reach, styled
 from normbench.report.multiples import multiples
-from normbench.report.panel import BOTTOM, KEY, LEFT, RIGHT, batch_axis, below, octaves, panels
+from normbench.report.panel import BOTTOM, KEY, LEFT, RIGHT, batch_axis, below, octaves, panels, wrapped_key
+from normbench.report.scales import top1
 
 NAME = "plot"
-MANY = 12  # more lines than this are a panel each
+MANY = 10  # more lines than this are a panel each
 SEEDS = 0.03  # inches from a mean to its seeds
 
 
@@ -59,8 +60,8 @@ def _lines(title: str, spots: list[Spot], told: list[str]) -> Figure:
     blocks = grouped(spots, "block")
     direct = fit_at_ends(styles, LEFT) and _all_end_at_the_right(spots)
     legend = None if direct else Legend(styles, _dead(spots))
-    said = key(spots)
-    foot = BOTTOM + (KEY if said else 0) + (legend.height if legend else 0)
+    said = wrapped_key(key(spots))
+    foot = BOTTOM + KEY * len(said) + (legend.height if legend else 0)
     figure, made = panels(title, settled(told), list(blocks), foot, RIGHT if legend else end_room(styles))
     for axes, block in zip(made, blocks.values(), strict=True):
         _panel(axes, block, styles, by_interval(spots))
@@ -94,7 +95,8 @@ def _panel(axes: Axes, spots: list[Spot], styles: dict[str, Style], intervals: b
     lines = grouped(spots, "line")
     several = any(spot.n > 1 for spot in spots)
     asides = batch_axis(axes, sorted(grouped(spots, "batch")), len(lines), beside=several)
-    scale(axes, [value for spot in spots for value in spot.values], "y", reach(spots))
+    if values := [value for spot in spots for value in spot.values]:
+        top1(values, reach(spots)).apply(axes, "y")
     for (line, entries), aside in zip(lines.items(), asides, strict=True):
         _line(axes, sorted(entries, key=lambda spot: spot.batch), styles[line], aside, intervals)
     _crosses(axes, spots, styles)
