@@ -100,13 +100,22 @@ def shortened(text: str, size: float, width: float) -> str:
     return text
 
 
+def squeezed(text: str, size: float, width: float) -> str:
+    """As much of the beginning and of the end as goes into ``width`` inches, an ellipsis between."""
+    cut, kept = text, len(text)
+    while text_width(cut, size) > width and kept > 2:
+        kept -= 1
+        cut = f"{text[: kept // 3]}…{text[len(text) - (kept - kept // 3) :]}"
+    return cut
+
+
 def wrapped(text: str, size: float, width: float) -> list[str]:
-    """Lines of at most ``width`` inches, broken at spaces; a longer word is shortened."""
+    """Lines of at most ``width`` inches, broken at spaces; a longer word is squeezed."""
     lines = [""]
     for word in text.split(" "):
         longer = f"{lines[-1]} {word}".strip()
         if text_width(longer, size) <= width:
             lines[-1] = longer
         else:
-            lines += [shortened(word, size, width)]
+            lines += [squeezed(word, size, width)]
     return [line for line in lines if line]
