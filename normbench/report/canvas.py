@@ -43,9 +43,16 @@ def _bytes(figure: Figure, kind: str) -> bytes:
 
 
 def _named(svg: bytes, name: str) -> bytes:
-    """Ids, and what refers to them, with a name in front; inside tags only: texts are the user's."""
-    begin = rb'( id="|href="#|url\(#)'
-    return re.sub(rb"<[^!?>][^>]*>", lambda tag: re.sub(begin, rb"\1" + name.encode() + b"-", tag[0]), svg)
+    """Ids, and what refers to them, with a name in front, and coordinates to 1/100 of a point.
+
+    Inside tags only: texts are the user's.
+    """
+    begin, number = re.compile(rb'( id="|href="#|url\(#)'), re.compile(rb"(\d\.\d\d)\d+")
+
+    def tag(found: re.Match[bytes]) -> bytes:
+        return number.sub(rb"\1", begin.sub(rb"\1" + name.encode() + b"-", found[0]))
+
+    return re.sub(rb"<[^!?>][^>]*>", tag, svg)
 
 
 def canvas(title: str, told: list[str], height: float) -> Figure:

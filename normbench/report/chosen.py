@@ -49,3 +49,10 @@ def telling(spots: Sequence[Spot], count: int) -> list[str]:
 
 def _average(spots: Sequence[Spot]) -> float:
     return math.fsum(spot.mean if spot.values else 0.0 for spot in spots) / len(spots)
+
+
+def evenly(batches: Sequence[int], count: int) -> list[int]:
+    """At most ``count`` of them, the first and the last among them."""
+    if len(batches) <= count:
+        return list(batches)
+    return [batches[round(k * (len(batches) - 1) / (count - 1))] for k in range(count)]
