@@ -42,14 +42,15 @@ class Report:
 
 
 def write(folder: Path | str) -> Report:
-    """Write results.csv, table.csv, table.md, plot.png and plot.svg into a sweep's folder, each whole or not at all.
+    """Write results.csv, table.csv, table.md and the pictures into a sweep's folder, each whole or not at all.
 
     results.csv has a row per cell, table.csv one per entry of the table (a mean over seeds): both are data, numbers in
-    columns of their own (``report.tidy.rows``). table.md and the plots are for reading.
+    columns of their own (``report.tidy.rows``). table.md and the pictures (``report.pictures.SHOWN``, PNG and SVG) are for reading;
+    a picture that has nothing to show, and one of an earlier report, is not there.
     Raises StoreError if the folder is no sweep, was written by another schema version, holds no cell, or cannot be
     written.
     """
-    from normbench.report import frame, notes, plot, table, tidy
+    from normbench.report import frame, notes, pictures, table, tidy
 
     folder = Path(folder)
     if not records.is_sweep(folder):
@@ -59,12 +60,13 @@ def write(folder: Path | str) -> Report:
     _save(folder / "results.csv", records.to_csv(rows))  # first: it needs neither table nor plot
     spots = frame.spots(cells)
     made = table.make(folder.resolve().name, cells, spots)
-    pictures = plot.draw(made.title, spots, notes.settings(cells))
+    drawn = pictures.draw(folder, made.title, cells, spots, notes.settings(cells))
     contents = {
         "table.csv": records.to_csv(tidy.rows(cells, spots)),
         "table.md": made.markdown(),
-    } | {f"plot.{k}": v for k, v in pictures.items()}
+    } | drawn
     written = [_save(folder / name, content) for name, content in contents.items()]
+    pictures.sweep(folder, drawn)
     return Report(folder, made, (folder / "results.csv", *written))
 
 

@@ -93,7 +93,7 @@ class _Drawing:
         last = max(float(epochs.max()), 2.0)
         low, high = (float(loss.min()), float(loss.max())) if len(loss) else (0.1, 1.0)
         accuracy = accuracy[np.isfinite(accuracy)]
-        y = top1([float(accuracy.min()), float(accuracy.max())] if len(accuracy) else [50.0], apart=0.14, ticks=4)
+        y = top1([float(accuracy.min()), float(accuracy.max())] if len(accuracy) else [50.0], apart=0.14, count=4)
         x = linear(0, last * 1.03, "epoch", 3)
         # Without the 0, which would touch the last number of the panel at the left.
         x = replace(x, ticks=tuple(tick for tick in x.ticks if tick >= 1 and tick == round(tick)))
@@ -132,8 +132,8 @@ class _Drawing:
             edges += [(above, k == 0, False), (under, k == 0, True)]
             self._panel(sheet, band.block, batch, above, under)
         frame(sheet, edges)
-        last, first = edges[-2][0], edges[0][0]
-        for box, name in ((first, "top-1 (%)"), (edges[1][0], "train loss")):
+        last = edges[-2][0]
+        for (box, _, _), name in zip(edges[:2], ("top-1 (%)", "train loss"), strict=True):
             sheet.text(0.1, box.top + box.height / 2, name, SIZE, rotation=90, ha="center", va="center")
         if direct:
             self._name(sheet, band, last)

@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from normbench.report.canvas import WIDTH, canvas, head, rendered, settled, shortened, text_width, wrapped
 from normbench.report.chosen import most
 from normbench.report.frame import Spot, grouped
-from normbench.report.look import QUIET
-from normbench.report.scales import BATCH, Scale, numeral, top1
+from normbench.report.look import QUIET, numeral
+from normbench.report.scales import BATCH, Scale, top1
 from normbench.report.sheet import GAP, TICK, Sheet
 
 NAME = "heat"

@@ -63,7 +63,8 @@ def collect(frame: pd.DataFrame, epochs: Mapping[str, Sequence[Any]]) -> dict[Pl
 
 
 def _history(seeds: Mapping[str, np.ndarray], cells: pd.DataFrame) -> History:
-    whole, cut = [], []
+    whole: list[np.ndarray] = []
+    cut: list[np.ndarray] = []
     for cell, status in zip(cells["cell_id"], cells["status"], strict=True):
         seed = seeds.get(str(cell))
         if seed is not None and len(seed):

@@ -39,9 +39,9 @@ def name_ends(
     right, back = box.x1 + 4 * point, axes.transAxes.inverted().transform
     for line, (x, y) in pixels.items():
         colour, (u, v) = styles[line].colour, back((right, heights[line]))
-        style, after = styles[line], back((right + 0.14 * 72 * point, heights[line]))
+        style, (after, _) = styles[line], back((right + 0.14 * 72 * point, heights[line]))
         axes.plot(u, v, **style.mark(size=4), transform=axes.transAxes)
-        axes.text(*after, line, color=colour, size=size, va="center_baseline", transform=axes.transAxes)
+        axes.text(after, v, line, color=colour, size=size, va="center_baseline", transform=axes.transAxes)
         if abs(heights[line] - y) > 3 * point:
             path = back([(x + 4 * point, y), (right - point, heights[line])])
             axes.plot(*path.T, color="0.6", lw=0.6, ls=":", clip_on=False, transform=axes.transAxes)

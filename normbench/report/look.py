@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from normbench.report.frame import Spot
 
@@ -16,7 +18,7 @@ FONT: dict[Any, Any] = {
     "axes.labelsize": 8, "xtick.labelsize": 7.5, "ytick.labelsize": 7.5,
     "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "xtick.major.width": 0.6,
     "ytick.major.width": 0.6, "xtick.major.size": 3, "ytick.major.size": 3, "axes.axisbelow": True,
-    "text.parse_math": False, "svg.fonttype": "none",
+    "text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": "normbench",
 }  # fmt: skip
 GRID, QUIET = "0.92", "0.35"  # greys of the grid's lines and of small text
 # Okabe & Ito's colours, safe for the colour-blind; their yellow is too pale for a line on white, so grey stands for it.
@@ -37,7 +39,7 @@ DASHED = (
     "rbn", "bcn", "bnp", "bne", "cbn", "ic", "mbn",
 )  # fmt: skip
 MARKERS = dict(zip(COLOURS, "osD^vPXp", strict=True))  # a second sign of the line, for print in black and white
-MORE_MARKERS = "<>h8*d"
+MORE_MARKERS = "<>h*d"
 # Eight colours, solid and in these dashes, are forty lines of which no two look alike.
 DASHES = ((0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (8, 3)))
 
@@ -127,3 +129,14 @@ def reach(spots: Iterable[Spot]) -> list[float]:
     spots = list(spots)
     bars = [(spot.mean, ends) for spot in spots if (ends := bar(spot, by_interval(spots)))]
     return [min(max(end, 0.0), 100.0) for mean, (down, up) in bars for end in (mean - down, mean + up)]
+
+
+def ticks(axis: Any, places: Sequence[float]) -> None:
+    """Ticks just there, with just these numbers."""
+    axis.set(major_locator=FixedLocator(places), major_formatter=FixedFormatter([numeral(place) for place in places]))
+    axis.set_minor_locator(NullLocator())
+
+
+def numeral(number: float) -> str:
+    """``0.05``, ``20000``, with a true minus."""
+    return f"{number:.6g}".replace("-", "−")

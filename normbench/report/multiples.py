@@ -65,7 +65,7 @@ def _boxes(
     """The panels of a block, and its name and that of the scale above them."""
     batches, wide = sorted(grouped(spots, "batch")), _wide(columns)
     x = octaves(batches, _some(batches, wide), side=(batches[-1] / batches[0]) ** 0.05)
-    y = top1([value for spot in spots for value in spot.values] or [0.0], reach(spots), apart=0.22, ticks=3)
+    y = top1([value for spot in spots for value in spot.values] or [0.0], reach(spots), apart=0.22, count=3)
     sheet.text(0.06, top - 0.05, " · ".join(filter(None, (block, y.name))), 7.5)
     boxes = {}
     for k, line in enumerate(lines):
@@ -110,8 +110,8 @@ def _panel(sheet: Sheet, box: Box, spots: list[Spot], style: Style, intervals: b
     seeds = [(spot.batch, value) for spot in spots if spot.n > 1 for value in spot.values]
     sheet.signs(box.at([x for x, _ in seeds], [y for _, y in seeds]), **style.faint() | {"ms": 2})
     bars = [(spot, ends) for spot in spots if (ends := bar(spot, intervals))]
-    ends = [box.at(spot.batch, [spot.mean - down, spot.mean + up]) for spot, (down, up) in bars]
-    sheet.lines(ends, colors=style.colour, lw=0.8, zorder=3)
+    strokes = [box.at(spot.batch, [spot.mean - down, spot.mean + up]) for spot, (down, up) in bars]
+    sheet.lines(strokes, colors=style.colour, lw=0.8, zorder=3)
     none = [spot.batch for spot in spots if not spot.values]
     crosses = np.array([(x, box.foot - 0.04) for x, _ in box.at(none, box.y.low)])
     sheet.signs(crosses, marker="x", ls="", color=style.colour, ms=3.2, mew=1, zorder=5)

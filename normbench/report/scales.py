@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
+
+from normbench.report.look import ticks
 
 FOLD = 8  # a larger ratio of errors makes the scale logarithmic in the error
 # Places of a tick on that scale, and those that come first where not all have room.
@@ -49,22 +51,14 @@ class Scale:
         else:
             set_scale("function", functions=(self.forward, self.inverse))
         axes.set(**{f"{axis}lim": (self.low, self.high), f"{axis}label": self.name})
-        written = [numeral(tick) for tick in self.ticks]
-        one = getattr(axes, f"{axis}axis")
-        one.set(major_locator=FixedLocator(list(self.ticks)), major_formatter=FixedFormatter(written))
-        one.set_minor_locator(NullLocator())
+        ticks(getattr(axes, f"{axis}axis"), self.ticks)
 
 
-def numeral(number: float) -> str:
-    """``0.05``, ``20000``, with a true minus."""
-    return f"{number:.6g}".replace("-", "−")
-
-
-def top1(values: Sequence[float], bars: Iterable[float] = (), *, apart: float = 0.075, ticks: int = 6) -> Scale:
+def top1(values: Sequence[float], bars: Iterable[float] = (), *, apart: float = 0.075, count: int = 6) -> Scale:
     """The scale of values of top-1 (%), one at least, and ``bars``, ends of what reaches beyond them.
 
     Linear, or logarithmic in the error where the errors differ more than ``FOLD``-fold.
-    apart: the least share of the axis between two ticks of the logarithmic one; ticks: of the linear one, about.
+    apart: the least share of the axis between two ticks of the logarithmic one.  count: of the linear one’s.
     """
     bars, errors = list(bars), [max(100 - value, 0.0) for value in values]
     least = max(min((error for error in errors if error > 0), default=2.0) / 2, 0.01)
@@ -73,7 +67,7 @@ def top1(values: Sequence[float], bars: Iterable[float] = (), *, apart: float = 
     values = [*values, *bars]
     middle, span = (min(values) + max(values)) / 2, max(max(values) - min(values), 1.0)
     low, high = middle - span / 2, middle + span / 2
-    return linear(low - 0.12 * span, min(high + 0.1 * span, 100 + 0.03 * span), "top-1 (%)", ticks)
+    return linear(low - 0.12 * span, min(high + 0.1 * span, 100 + 0.03 * span), "top-1 (%)", count)
 
 
 def _of_error(least: float, lowest: float, highest: float, apart: float) -> Scale:
@@ -104,9 +98,9 @@ def _apart(places: dict[Any, float], kept: list[Any], more: Iterable[Any], least
     return tuple(sorted(kept))
 
 
-def linear(low: float, high: float, name: str, ticks: int = 6) -> Scale:
+def linear(low: float, high: float, name: str, count: int = 6) -> Scale:
     """From ``low`` to ``high``, with about so many ticks at round numbers."""
-    places = MaxNLocator(nbins=ticks, steps=STEPS, min_n_ticks=min(ticks, 3)).tick_values(low, high)
+    places = MaxNLocator(nbins=count, steps=STEPS, min_n_ticks=min(count, 3)).tick_values(low, high)
     span = high - low
     kept = [round(float(tick), 9) for tick in places if low - 1e-9 * span <= tick <= high + 1e-9 * span]
     return Scale(_same, _same, low, high, tuple(tick + 0.0 for tick in kept), name)
@@ -119,13 +113,15 @@ def logarithmic(low: float, high: float, name: str, *, apart: float = 0.2) -> Sc
     rounds = [digit * 10.0**k for digit in (1, 5, 2, 3, 7, 1.5) for k in decades]
     places = {tick: math.log10(tick) for tick in rounds if low <= tick <= high}
     kept = _apart(places, [], places, apart * span)
+    if len(kept) < 2:  # less than an octave: as good as linear
+        kept = linear(low, high, name, 3).ticks
     return Scale(np.log10, lambda place: 10 ** np.asarray(place, dtype=float), low, high, kept, name, 10)
 
 
-def octaves(batches: Sequence[int], ticks: Sequence[int] | None = None, side: float = 1.0) -> Scale:
+def octaves(batches: Sequence[int], shown: Sequence[int] | None = None, side: float = 1.0) -> Scale:
     """Of batches, in order: log2, and ``side`` times as far as the outer ones; every batch is a tick unless given."""
-    shown = tuple(map(float, batches if ticks is None else ticks))
-    return Scale(np.log2, np.exp2, batches[0] / side, batches[-1] * side, shown, BATCH, 2)
+    places = tuple(map(float, batches if shown is None else shown))
+    return Scale(np.log2, np.exp2, batches[0] / side, batches[-1] * side, places, BATCH, 2)
 
 
 def _same(value: Values) -> np.ndarray:

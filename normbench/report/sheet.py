@@ -13,8 +13,8 @@ from matplotlib.path import Path
 from matplotlib.transforms import Affine2D
 
 from normbench.report.canvas import WIDTH
-from normbench.report.look import GRID
-from normbench.report.scales import Scale, Values, numeral
+from normbench.report.look import GRID, numeral
+from normbench.report.scales import Scale, Values
 
 NUMBER = 6.5  # points of the numbers at an axis
 TICK, GAP = 0.025, 0.045  # inches: a tick, from an axis to its numbers
