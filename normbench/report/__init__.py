@@ -45,8 +45,8 @@ def write(folder: Path | str) -> Report:
     """Write results.csv, table.csv, table.md and the pictures into a sweep's folder, each whole or not at all.
 
     results.csv has a row per cell, table.csv one per entry of the table (a mean over seeds): both are data, numbers in
-    columns of their own (``report.tidy.rows``). table.md and the pictures (``report.pictures.SHOWN``, PNG and SVG) are for reading;
-    a picture that has nothing to show, and one of an earlier report, is not there.
+    columns of their own (``report.tidy.rows``). table.md and the pictures (``report.pictures.SHOWN``, PNG and SVG) are
+    for reading; a picture without anything to show is not made, and an earlier report's is deleted.
     Raises StoreError if the folder is no sweep, was written by another schema version, holds no cell, or cannot be
     written.
     """
