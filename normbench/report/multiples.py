@@ -20,7 +20,7 @@ from normbench.report.sheet import NUMBER, Box, Sheet, frame
 PANELS = 48  # more lines than this stand in the table alone
 SIZE, LINE = 7.0, 0.12  # points and inches of a panel's name
 TALL, ACROSS, LEFT, RIGHT = 0.62, 0.1, 0.36, 0.08  # inches: a panel, between two, the margins
-HEAD, FOOT, BELOW = 0.06, 0.2, 0.24  # inches: above and below the panels of a block, below all
+HEAD, FOOT, BELOW = 0.06, 0.3, 0.16  # inches: above and below the panels of a block, below all
 CROWD, FAINT = "0.85", 0.5
 
 
@@ -42,9 +42,9 @@ def multiples(title: str, spots: list[Spot], told: list[str]) -> Figure:
             own = sorted((spot for spot in everything if spot.line == line), key=lambda spot: spot.batch)
             _panel(sheet, box, own, styles[line], by_interval(spots))
         top += HEAD + rows[block] * tall + FOOT
-    sheet.text(WIDTH / 2, top, BATCH, 8, ha="center", va="top")
+    sheet.text(WIDTH / 2, top - 0.1, BATCH, 8, ha="center", va="top")
     for k, line in enumerate(keys):
-        sheet.text(WIDTH / 2, top + 0.17 + 0.13 * k, line, 7, ha="center", va="top", color=QUIET)
+        sheet.text(WIDTH / 2, top + 0.07 + 0.13 * k, line, 7, ha="center", va="top", color=QUIET)
     return sheet.figure
 
 

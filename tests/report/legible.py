@@ -1,8 +1,7 @@
 """Whether a picture can be read: no text too small, outside the page or over another."""
 
-import itertools
-
 import matplotlib
+import numpy as np
 from matplotlib.text import Text
 
 from normbench.report import look
@@ -21,15 +20,17 @@ def seen(figure):
 
 
 def read(make):
-    """The figure that ``make`` draws in the pictures' own style, once it is found legible, and its texts."""
+    """The figure that ``make`` draws in the pictures' own style, once it is found legible, and the texts one sees."""
     with matplotlib.rc_context():
         matplotlib.rcParams.update(look.FONT)
         figure = make()
         texts = seen(figure)
-        boxes = {f"{k} {text.get_text()}": text.get_window_extent() for k, text in enumerate(texts)}
+        boxes = [text.get_window_extent() for text in texts]
     assert [text.get_text() for text in texts if text.get_size() < LEAST] == []
-    page = figure.bbox
-    assert [k for k, b in boxes.items() if b.x0 < 0 or b.y0 < 0 or b.x1 > page.x1 or b.y1 > page.y1] == []
-    inner = {k: box.shrunk(0.9, 0.8) for k, box in boxes.items()}
-    assert [(a, b) for a, b in itertools.combinations(inner, 2) if inner[a].overlaps(inner[b])] == []
-    return figure, {text.get_text(): text for text in texts}
+    page, words = figure.bbox, [text.get_text() for text in texts]
+    outside = (b.x0 < 0 or b.y0 < 0 or b.x1 > page.x1 or b.y1 > page.y1 for b in boxes)
+    assert [word for word, out in zip(words, outside, strict=True) if out] == []
+    x0, y0, x1, y1 = np.array([box.shrunk(0.9, 0.8).extents for box in boxes]).T
+    over = (x0[:, None] < x1) & (x0 < x1[:, None]) & (y0[:, None] < y1) & (y0 < y1[:, None])
+    assert [(words[a], words[b]) for a, b in zip(*np.nonzero(np.triu(over, 1)), strict=True)] == []
+    return figure, texts

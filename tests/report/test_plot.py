@@ -113,15 +113,20 @@ def test_seeds_are_drawn_with_their_standard_deviation():
     assert all(line.get_alpha() >= 0.35 for line in faint)
 
 
+def read(made):
+    figure, texts = legible.read(lambda: plot._figure("first", made, []))
+    return figure, [text.get_text() for text in texts]
+
+
 def test_bars_are_intervals_where_there_are_intervals():
     first, *others = [replace(spot, interval=(spot.mean - 1, spot.mean + 0.5)) for spot in MADE["three"]]
     made = [replace(first, interval=None), *others]
-    figure, words = legible.read(lambda: plot._figure("first", made, []))
+    figure, words = read(made)
     assert {(round(s.mean - 1, 4), round(s.mean + 0.5, 4)) for s in others} == spans(figure.axes[0])
     assert "mean, 95 % interval, every seed" in words
     one = [replace(spot, interval=(spot.mean - 1, spot.mean + 1)) for spot in MADE["one batch"]]
-    assert "mean, 95 % interval, every seed" in legible.read(lambda: plot._figure("first", one, []))[1]
-    assert "mean, s.d. over seeds, every seed" in legible.read(lambda: plot._figure("first", MADE["three"], []))[1]
+    assert "mean, 95 % interval, every seed" in read(one)[1]
+    assert "mean, s.d. over seeds, every seed" in read(MADE["three"])[1]
 
 
 @pytest.mark.parametrize("name", ["three", "one batch", "partly", "long labels"])
