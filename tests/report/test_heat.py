@@ -23,7 +23,7 @@ MADE = {
         Spot("", "syncbn", 8, (), {"interrupted": 2}),
         Spot("", "syncbn", 16, (), {"oom": 1, "killed": 2}),
         Spot("", "syncbn", 32, (91.0,), {"killed": 1}),
-    ],  # fmt: skip
+    ],
 }
 
 
