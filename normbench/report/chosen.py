@@ -52,7 +52,9 @@ def _average(spots: Sequence[Spot]) -> float:
 
 
 def evenly(batches: Sequence[int], count: int) -> list[int]:
-    """At most ``count`` of them, the first and the last among them."""
+    """At most ``count`` of them, the last and the first among them."""
     if len(batches) <= count:
         return list(batches)
+    if count == 1:
+        return [batches[-1]]
     return [batches[round(k * (len(batches) - 1) / (count - 1))] for k in range(count)]

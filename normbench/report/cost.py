@@ -26,7 +26,7 @@ from normbench.report.sheet import Box, Sheet, frame
 
 NAME = "cost"
 ROWS, NAMED = 3, 8  # rows of panels at most; lines with a name in each, where there are more
-LEFT, RIGHT, GAP, TALL, ABOVE, UNDER = 0.46, 0.08, 0.16, 1.25, 0.17, 0.34  # inches: margins, panels
+LEFT, RIGHT, GAP, TALL, ABOVE, UNDER = 0.46, 0.14, 0.16, 1.25, 0.17, 0.34  # inches: margins, panels
 SIZE = 7.0
 MEASURES: dict[str, Callable[[Cost], float]] = {
     "step time (ms)": lambda cost: cost.step_ms,

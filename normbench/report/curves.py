@@ -24,7 +24,8 @@ from normbench.report.sheet import Box, Sheet, frame
 NAME = "curves"
 COLOURED, BLOCKS, BATCHES, ACROSS = 6, 6, 8, 4  # at most: lines in colour, blocks, batches, panels side by side
 POINTS = 50  # of a line; a panel is an inch wide
-LEFT, RIGHT, GAP = 0.48, 0.08, 0.09  # inches: the margins, between panels
+FAR = 1e3  # times the median loss, up and down, is where the axis ends at the latest
+LEFT, RIGHT, GAP = 0.48, 0.14, 0.09  # inches: the margins, between panels
 TOP1, LOSS, NAMED, UNDER, BELOW = 0.95, 0.7, 0.16, 0.2, 0.34  # inches: panels, above, below and after them all
 SIZE, PITCH = 7.0, 0.115  # points of a label, inches between two
 LABELS = 0.24  # the largest share of the width for labels
@@ -91,7 +92,12 @@ class _Drawing:
         rows = np.concatenate(means) if means else np.array([(1.0, 50.0, 1.0)])
         epochs, accuracy, loss = rows[:, 0], rows[:, 1], rows[:, 2][rows[:, 2] > 0]
         last = max(float(epochs.max()), 2.0)
-        low, high = (float(loss.min()), float(loss.max())) if len(loss) else (0.1, 1.0)
+        # What explodes before it ends ok may leave the panel, for the sake of the others.
+        middle = float(np.median(loss)) if len(loss) else 0.3
+        low, high = (
+            max(float(loss.min(initial=middle)), middle / FAR),
+            min(float(loss.max(initial=middle)), middle * FAR),
+        )
         accuracy = accuracy[np.isfinite(accuracy)]
         y = top1([float(accuracy.min()), float(accuracy.max())] if len(accuracy) else [50.0], apart=0.14, count=4)
         x = linear(0, last * 1.03, "epoch", 3)

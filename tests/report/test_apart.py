@@ -9,8 +9,14 @@ from normbench.report.apart import Difference
 
 
 def rows(norms=("bn", "gn", "bgn"), batches=(2, 4, 8), reduced=False):
-    return [Difference(norm, batch, 70.0 + k - j, (69.5 + k - j, 70.75 + k - j) if norm != "gn" else None, 71.0, reduced)
-            for k, norm in enumerate(norms) for j, batch in enumerate(batches)]  # fmt: skip
+    made = []
+    for k, norm in enumerate(norms):
+        for j, batch in enumerate(batches):
+            ours = 70.0 + k - j
+            made.append(
+                Difference(norm, batch, ours, None if norm == "gn" else (ours - 0.5, ours + 0.75), 71.0, reduced)
+            )
+    return made
 
 
 MADE = {"three": rows(), "reduced": rows(reduced=True), "many": rows(NORMS[:14]), "one": rows(("bn",), (2,)),

@@ -33,7 +33,7 @@ NAMES = ["<b>bold</b>", "$\\frac{", "a&b", 'id="x" href="#y"', "1.2345678 %d"]
 
 @pytest.mark.parametrize("name", NAMES)
 def test_names_are_texts_as_they_are(name):
-    svg = plot.draw(name, spots([name, "gn"]), [])["svg"]
+    svg = canvas.rendered("plot", lambda: canvas.canvas(name, [], 1.0))["svg"]
     texts = ["".join(one.itertext()) for one in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
     assert name in texts
 

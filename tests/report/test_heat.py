@@ -66,7 +66,7 @@ def test_it_is_legible_and_every_entry_has_its_box_row_and_column(name):
             assert sum(b[0] < column < b[2] and b[1] < row < b[3] for b in where) == 1
 
 
-@pytest.mark.parametrize("name", ["31", "broken down"])
+@pytest.mark.parametrize("name", ["three", "broken down"])
 def test_numbers_are_readable_on_their_box_and_better_is_brighter(name):
     figure, texts = drawn(MADE[name])
     bright = {}

@@ -30,19 +30,16 @@ def test_all_are_drawn_and_the_same_every_time(sweep, cell):
 
 
 def test_epochs_can_be_given(sweep, cell):
-    folder = lived(sweep(grid(cell)))
-    made = draw(folder)
+    folder = sweep(grid(cell))
     cells = [path.parent.name for path in sorted(folder.glob("*/result.json"))]
     columns = {
         "cell_id": [name for name in cells for _ in range(6)],
         "epoch": [epoch for _ in cells for epoch in range(1, 7)],
-        "top1": [90.0 + epoch + int(name.split("-s")[1][0]) for name in cells for epoch in range(1, 7)],
+        "top1": [90.0 + epoch for _ in cells for epoch in range(1, 7)],
         "train_loss": [2.0 / epoch for _ in cells for epoch in range(1, 7)],
     }
-    for path in folder.glob("*/rows.jsonl"):
-        path.unlink()
-    assert draw(folder, epochs=columns) == made
-    assert "curves.png" not in draw(folder)
+    made = draw(folder, epochs=columns)
+    assert "curves.png" in made, "though the cells' folders hold no epoch"
 
 
 def test_pictures_of_an_earlier_report_go(sweep, cell):
