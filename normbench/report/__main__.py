@@ -20,7 +20,10 @@ Into each sweep's folder go
   table.csv            one row per entry of the table: line, configuration, batch, mean, s.d. and number of its seeds
   table.md, table.tex  the table as it is printed, and its notes; for LaTeX, with booktabs
   tune.csv             where tune.lr chose rates: one row per trial, its top-1 on held-out pictures, chosen or not
-  plot.png, plot.svg   top-1 against batch
+  plot.png, plot.svg   top-1 against batch; and, likewise, as far as there is something to show:
+    heat               heat map norm × batch
+    curves             learning curves: top-1 and the training loss against the epoch
+    cost               top-1 against the time of a step and the peak memory
 They are made from the cells' own folders, so this can be done again at any time, while a sweep runs too, and on a
 machine without torch.
 
@@ -69,7 +72,7 @@ def _say(text: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m normbench.report",
-        description="Print the table norm × batch of finished cells, and write it and its plot.",
+        description="Print the table norm × batch of finished cells, and write it and its pictures.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
