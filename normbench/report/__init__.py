@@ -41,15 +41,16 @@ class Report:
         return said.get()
 
 
-def write(folder: Path | str) -> Report:
+def write(folder: Path | str, baseline: str | None = None) -> Report:
     """Write results.csv, table.csv, table.md, plot.png and plot.svg into a sweep's folder, each whole or not at all.
 
     results.csv has a row per cell, table.csv one per entry of the table (a mean over seeds): both are data, numbers in
-    columns of their own (``report.tidy.rows``). table.md and the plots are for reading.
+    columns of their own (``report.tidy.rows``). table.md and the plots are for reading. baseline: the line, or the
+    normalizer, that the others are compared with; ``bn`` where it is there, if none is given.
     Raises StoreError if the folder is no sweep, was written by another schema version, holds no cell, or cannot be
-    written.
+    written; UnknownName for a baseline that stands in no line.
     """
-    from normbench.report import frame, notes, plot, table, tidy
+    from normbench.report import frame, notes, plot, statistics, table, tidy
 
     folder = Path(folder)
     if not records.is_sweep(folder):
@@ -57,7 +58,7 @@ def write(folder: Path | str) -> Report:
     rows = records.rows(folder)
     cells = frame.make(folder, rows)
     _save(folder / "results.csv", records.to_csv(rows))  # first: it needs neither table nor plot
-    spots = frame.spots(cells)
+    spots = statistics.judged(folder, cells, frame.spots(cells), baseline)
     made = table.make(folder.resolve().name, cells, spots)
     pictures = plot.draw(made.title, spots, notes.settings(cells))
     contents = {
