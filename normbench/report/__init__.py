@@ -54,7 +54,7 @@ def write(folder: Path | str, baseline: str | None = None) -> Report:
     Raises StoreError if the folder is no sweep, was written by another schema version, holds no cell, or cannot be
     written; UnknownName for a baseline that stands in no line.
     """
-    from normbench.report import epochs, frame, latex, notes, parquet, pictures, table, tidy, tuned
+    from normbench.report import epochs, frame, latex, notes, parquet, pictures, statistics, table, tidy, tuned
 
     folder = Path(folder)
     if not records.is_sweep(folder):
@@ -63,7 +63,7 @@ def write(folder: Path | str, baseline: str | None = None) -> Report:
     cells = frame.make(folder, found.rows)
     _save(folder / "results.csv", records.to_csv(found.rows))  # first: it needs neither table nor plot
     curves, more = epochs.read(folder)
-    spots = frame.spots(cells)
+    spots = statistics.judged(folder, cells, frame.spots(cells), baseline)
     made = table.make(folder.resolve().name, cells, spots)
     made = dataclasses.replace(made, notes=[*made.notes, *found.problems, *more])
     drawn = pictures.draw(folder, made.title, cells, spots, notes.settings(cells), curves)

@@ -22,6 +22,7 @@ import pandas as pd
 from normbench import records
 from normbench.errors import StoreError
 from normbench.files import legible
+from normbench.report.verdict import LEVEL_SIGN, SIGNS, Versus
 
 # Comparisons hold inside one of these blocks: another network or other pictures are another experiment.
 BLOCK = ("data", "arch")
@@ -64,6 +65,8 @@ class Spot:
     contest: all settings but the norm's, batch and seed; only spots of one contest are compared.
     best: the highest mean of its block, batch and contest among the complete ones, all of them where they print alike,
     none where there is nothing to compare. Complete: every seed ended ok, and no rival has more seeds there.
+    versus: beside the baseline; level: not significantly worse than the best, where that could be told
+    (``statistics.judged``).
     """
 
     block: str
@@ -76,6 +79,8 @@ class Spot:
     seeds: tuple[int, ...] = ()
     cells: tuple[str, ...] = ()
     interval: tuple[float, float] | None = None
+    versus: Versus | None = None
+    level: bool = False
 
     @property
     def n(self) -> int:
@@ -101,6 +106,11 @@ class Spot:
         if self.failed:
             return f"{self.mean:.1f} ({len(self.values)}/{self.n}, {kinds})"
         return f"{self.mean:.1f}" + (f" ± {self.sd:.1f} ({self.n})" if self.n > 1 else "")
+
+    @property
+    def marks(self) -> str:
+        """``▲``, ``▼≈``, "": better or worse than the baseline, level with the best."""
+        return (SIGNS.get(self.versus.verdict, "") if self.versus else "") + (LEVEL_SIGN if self.level else "")
 
 
 def spots(frame: pd.DataFrame) -> list[Spot]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from normbench.report import tuned
+from normbench.report import sureness, tuned
 from normbench.report.frame import SOURCE, TUNE, Spot, configuration, named, shown, word
 
 REASON = 100  # characters of a reason; the rest stands in results.csv
@@ -17,7 +17,7 @@ NO_SETTINGS = ("norm", "batch", "seed", TUNE, *TITLE)
 
 def notes(frame: pd.DataFrame, spots: list[Spot]) -> list[str]:
     """The lines below a table."""
-    return [*_caption(frame, spots), *settings(frame), *_told(frame), *_failures(frame)]
+    return [*_caption(frame, spots), *sureness.notes(spots), *settings(frame), *_told(frame), *_failures(frame)]
 
 
 def title(name: str, frame: pd.DataFrame) -> str:
