@@ -42,14 +42,15 @@ class Report:
 
 
 def write(folder: Path | str) -> Report:
-    """Write results.csv, table.csv, table.md, plot.png and plot.svg into a sweep's folder, each whole or not at all.
+    """Write results.csv, table.csv, table.md, plot.png, plot.svg, report.html into a sweep's folder, each whole or not.
 
     results.csv has a row per cell, table.csv one per entry of the table (a mean over seeds): both are data, numbers in
-    columns of their own (``report.tidy.rows``). table.md and the plots are for reading.
+    columns of their own (``report.tidy.rows``). table.md and the plots are for reading, report.html shows all of it in a
+    browser (``report.page``).
     Raises StoreError if the folder is no sweep, was written by another schema version, holds no cell, or cannot be
     written.
     """
-    from normbench.report import frame, notes, plot, table, tidy
+    from normbench.report import frame, notes, page, plot, table, tidy
 
     folder = Path(folder)
     if not records.is_sweep(folder):
@@ -64,6 +65,8 @@ def write(folder: Path | str) -> Report:
         "table.csv": records.to_csv(tidy.rows(cells, spots)),
         "table.md": made.markdown(),
     } | {f"plot.{k}": v for k, v in pictures.items()}
+    drawn = {name: svg for name, svg in contents.items() if isinstance(svg, bytes) and name.endswith(".svg")}
+    contents["report.html"] = page.make(folder, cells, spots, made, drawn)
     written = [_save(folder / name, content) for name, content in contents.items()]
     return Report(folder, made, (folder / "results.csv", *written))
 

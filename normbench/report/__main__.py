@@ -18,6 +18,7 @@ Into each sweep's folder go
   table.csv            one row per entry of the table: line, configuration, batch, mean, s.d. and number of its seeds
   table.md             the table as it is printed, and its notes
   plot.png, plot.svg   top-1 against batch
+  report.html          all of it for a browser: cells to sort and filter, curves, failures; needs no network
 They are made from the cells' own folders, so this can be done again at any time, while a sweep runs too, and on a
 machine without torch.
 

@@ -10,7 +10,7 @@ from normbench import report
 from normbench.errors import StoreError
 from normbench.report.__main__ import main
 
-FILES = ["results.csv", "table.csv", "table.md", "plot.png", "plot.svg"]
+FILES = ["results.csv", "table.csv", "table.md", "plot.png", "plot.svg", "report.html"]
 
 
 def test_write(sweep, cell):
