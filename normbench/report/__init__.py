@@ -45,8 +45,8 @@ def write(folder: Path | str) -> Report:
     """Write results.csv, table.csv, table.md, plot.png, plot.svg, report.html into a sweep's folder, each whole or not.
 
     results.csv has a row per cell, table.csv one per entry of the table (a mean over seeds): both are data, numbers in
-    columns of their own (``report.tidy.rows``). table.md and the plots are for reading, report.html shows all of it in a
-    browser (``report.page``).
+    columns of their own (``report.tidy.rows``). table.md and the plots are for reading, report.html shows all of
+    it in a browser (``report.page``).
     Raises StoreError if the folder is no sweep, was written by another schema version, holds no cell, or cannot be
     written.
     """

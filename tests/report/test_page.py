@@ -287,8 +287,10 @@ def test_pictures_keep_their_order_and_unknown_ones_follow(sweep, cell):
 @pytest.mark.parametrize(
     ("told", "shown"),
     [
-        ("/home/alice/x.py:Norm", "~/x.py:Norm"), ('File "/Users/bob/a.py"', 'File "~/a.py"'), ("/data/home/x", "/data/home/x"),
-        (r"C:\Users\carol\a", r"~\a"), ("a\r\nb\x07", "a\nb\ufffd"),
+        ("/home/alice/x.py:Norm", "~/x.py:Norm"), ('File "/Users/bob/a.py"', 'File "~/a.py"'),
+        ("/data/home/x", "/data/home/x"),
+        (r"C:\Users\carol\a", r"~\a"),
+        ("a\r\nb\x07", "a\nb\ufffd"),
     ],
 )  # fmt: skip
 def test_clean(told, shown):

@@ -1,4 +1,4 @@
-"""The page of a sweep in a real browser, used as a reader would: chromium and chromedriver (Debian: chromium-driver)."""
+"""The page of a sweep in a real browser, used as a reader would (Debian: chromium, chromium-driver)."""
 
 import json
 import math
@@ -145,7 +145,8 @@ def test_sorting_by_keyboard(page):
 
 @pytest.mark.parametrize(
     ("find", "left"),
-    [("bgn", 4), ("norm=bn,gn", 8), ("top1>92.5 batch=16", 8), ("status!=ok", 2), ("nan step", 1), ('reason="loss is nan at step 3"', 1),
+    [("bgn", 4), ("norm=bn,gn", 8), ("top1>92.5 batch=16", 8), ("status!=ok", 2), ("nan step", 1),
+     ('reason="loss is nan at step 3"', 1),
      ("top1<=9.5", 1), ("nothing such", 0)],
 )  # fmt: skip
 def test_finding(page, find, left):
@@ -293,7 +294,7 @@ def test_two_thousand_cells(browser, sweep, cell):
     assert len(browser.texts("#rows tbody tr")) < 2000
     while (there := len(browser.texts("#rows tbody tr"))) < 2000:  # the rest comes as one scrolls
         browser.run("document.querySelector('#scroll').scrollTop = 1e9")
-        until(lambda: len(browser.texts("#rows tbody tr")) > there, True)  # noqa: B023
+        until(lambda: len(browser.texts("#rows tbody tr")) > there, True)
     before = browser.busy()
     browser.click("[data-sort=top1]")
     browser.type("#find", "norm=norm7")
