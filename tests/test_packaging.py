@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -57,3 +58,14 @@ def test_an_installed_wheel_sweeps_from_an_empty_folder(wheel: Path, tmp_path: P
     assert [path.name for path in here.iterdir()] == ["runs"]
     rows = (here / "runs" / "resnet8-digits" / "results.csv").read_text().splitlines()
     assert len(rows) == 3
+
+
+def test_wheel_and_source_hold_what_the_page_of_a_sweep_is_made_of(wheel: Path, tmp_path: Path) -> None:
+    page = ROOT / "normbench" / "report" / "page"
+    parts = {str(path.relative_to(ROOT)) for path in page.iterdir() if path.suffix in (".html", ".css", ".js")}
+    assert len(parts) >= 6
+    assert parts <= set(zipfile.ZipFile(wheel).namelist())
+    run(sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", tmp_path, ROOT, cwd=tmp_path)
+    (made,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(made) as archive:
+        assert parts <= {name.partition("/")[2] for name in archive.getnames()}

@@ -50,11 +50,11 @@ def write(folder: Path | str, baseline: str | None = None) -> Report:
     tune.csv one per trial where rates were tuned (``report.tuned``). To read: table.md, table.tex, the pictures
     (``report.pictures.SHOWN``, PNG and SVG; one without anything to show is not made, and an earlier one deleted), and
     report.html with all of it (``report.page``). What is wrong with the store, if anything, stands below the table.
-    baseline: the line, or the normalizer, that the others are compared with; ``bn`` where it is there, if none is given.
+    baseline: the line, or the normalizer, that the others are compared with; ``bn``, where it is there, if not given.
     Raises StoreError if the folder is no sweep, was written by another schema version, holds no cell, or cannot be
     written; UnknownName for a baseline that stands in no line.
     """
-    from normbench.report import epochs, frame, latex, notes, parquet, pictures, statistics, table, tidy, tuned
+    from normbench.report import epochs, frame, latex, notes, page, parquet, pictures, statistics, table, tidy, tuned
 
     folder = Path(folder)
     if not records.is_sweep(folder):
@@ -77,6 +77,8 @@ def write(folder: Path | str, baseline: str | None = None) -> Report:
         **({"tune.csv": records.to_csv(trials)} if trials else {}),
         **drawn,
     }
+    plots = {name: svg for name, svg in drawn.items() if name.endswith(".svg")}
+    contents["report.html"] = page.make(folder, cells, spots, made, plots)
     written = [_save(folder / name, content) for name, content in contents.items()]
     pictures.sweep(folder, drawn)
     return Report(folder, made, (folder / "results.csv", *written))

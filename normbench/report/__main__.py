@@ -28,6 +28,7 @@ Into each sweep's folder go
     heat               heat map norm × batch
     curves             learning curves: top-1 and the training loss against the epoch
     cost               top-1 against the time of a step and the peak memory
+  report.html          all of it for a browser: cells to sort and filter, curves, failures; needs no network
 They are made from the cells' own folders, so this can be done again at any time, while a sweep runs too, and on a
 machine without torch.
 

@@ -12,6 +12,7 @@ from normbench.report.__main__ import main
 
 FILES = [
     "results.csv", "table.csv", "table.md", "table.tex", "results.parquet", "epochs.parquet", "plot.png", "plot.svg",
+    "report.html",
 ]  # fmt: skip
 
 
