@@ -26,7 +26,7 @@ from scipy import special
 
 from normbench.report.crossed import POINTS, Squares, squares
 
-RESAMPLES = 4000
+RESAMPLES = 2000
 COVERED = 0.95
 
 
@@ -37,7 +37,7 @@ def interval(values: Sequence[float], right: np.ndarray | None, name: str) -> tu
     intervals.  Within 0 and 100.
     """
     found = squares(right) if right is not None else None
-    if not values or (len(values) == 1 and found is None):
+    if len(values) == 0 or (len(values) == 1 and found is None):
         return None
     generator = np.random.default_rng(zlib.crc32(name.encode()))
     drawn = np.zeros(RESAMPLES)

@@ -20,7 +20,7 @@ from scipy import special
 
 LEVEL = 0.05
 HALVINGS = 60  # of the interval that log p is sought in
-LOWEST = -700.0  # log of the least p-value told apart from 0
+LOWEST = -300.0  # log of the least p-value told apart from 0
 
 
 def half_width(

@@ -107,7 +107,7 @@ def _freedom(
         return total
     together = 0.0
     for name in np.unique(batch):
-        rows = [deviations[k] / math.sqrt(scale[k]) for k in np.flatnonzero(batch == name)]
+        rows = [deviations[k] / math.sqrt(scale[k]) for k in map(int, np.flatnonzero(batch == name))]
         # Seeds that not all of them have cannot be matched here; what is left out makes the correlation no larger.
         alike = [row for row in rows if len(row) == len(rows[0])]
         together += float(np.square(np.sum(alike, axis=0)).sum() - sum(row @ row for row in alike))

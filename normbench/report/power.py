@@ -28,6 +28,7 @@ from normbench.report.compare import LEVEL, half_width
 from normbench.report.evidence import Evidence
 from normbench.report.frame import Spot, grouped
 from normbench.report.pairing import Pair, against, assess
+from normbench.report.pooling import LEAST_SEEDS
 from normbench.report.statistics import BASELINE, check, comparisons
 
 WANTED = 0.8  # power
@@ -40,7 +41,8 @@ class Basis:
     """What a block's comparisons tell of noise, per comparison in the mean.
 
     seed: variance of one seed's difference (points²).  picture: of the mean difference, by the test set (points²); NaN
-    without correctness.  pictures: M.  freedom: of ``seed``, per seed beyond the first.  size: of the family.
+    without correctness.  pictures: M.  freedom: of a test's ``seed``, per seed beyond the first; now: of this one.
+    size: of the family.  pooled: whether its comparisons share ``seed``.
     """
 
     block: str
@@ -111,10 +113,14 @@ def power(delta: float, seeds: int, basis: Basis) -> float:
 
 
 def seeds(delta: float, basis: Basis) -> int | None:
-    """The least number, 2 or more, that finds ``delta`` with a power of 80 %; None if ``MOST`` do not."""
+    """The least number that finds ``delta`` with a power of 80 %; None if ``MOST`` do not.
+
+    2 or more; 3 or more where the variance is not pooled, as fewer get no verdict.
+    """
     if power(delta, MOST, basis) < WANTED:
         return None
-    low, high = 1, 2
+    high = 2 if basis.pooled else LEAST_SEEDS
+    low = high - 1
     while power(delta, high, basis) < WANTED:
         low, high = high, min(2 * high, MOST)
     while high - low > 1:
@@ -143,10 +149,14 @@ def told(name: str, basis: Basis, deltas: Sequence[float]) -> str:
     width = max(len("points"), *(len(delta) for delta, _ in answers))
     family = f"Holm over {basis.size} comparisons" if basis.size > 1 else "1 comparison"
     lines = [
-        f"{where}: seeds that would show a difference to {basis.baseline} (5 %, two-sided, {family}; power 80 %)",
+        f"{where}: seeds that would show a difference to {basis.baseline}",
+        f"(5 %, two-sided, {family}; power 80 %)",
+        "",
         f"  {'points':>{width}}  seeds",
         *(f"  {delta:>{width}}  {answer}" for delta, answer in answers),
-        f"rests on: {_rests(basis)}",
+        "",
+        "rests on",
+        *(f"  {line}" for line in _rests(basis)),
     ]
     return "\n".join(lines)
 
@@ -155,16 +165,17 @@ def _answer(delta: float, basis: Basis) -> str:
     found = seeds(delta, basis)
     if found is not None:
         return str(found)
-    if basis.picture > 0:
-        return f"not with this test set at any number of seeds; it takes more than {pictures(delta, basis):,} pictures"
+    if basis.picture > 0 and (needed := pictures(delta, basis)) > basis.pictures:
+        return f"not with this test set at any number of seeds; more than {needed:,} pictures would do"
     return f"more than {MOST:,}"
 
 
-def _rests(basis: Basis) -> str:
-    kind = "pooled" if basis.pooled else "the mean of comparisons that are not equally noisy: noisier ones take more"
-    seed = f"s.d. of a paired difference from seed to seed {math.sqrt(basis.seed):.2f} points"
-    seed += f" ({kind}; {basis.now:.0f} degrees of freedom)"
+def _rests(basis: Basis) -> list[str]:
+    """The two noises, and how well they are known."""
+    kinds = {True: "pooled", False: "mean of unequal ones: noisier comparisons take more seeds"}
+    kind = kinds[basis.pooled] if basis.size > 1 else "one comparison"
+    known = f"{kind}; {basis.now:.0f} degree{'s'[: round(basis.now) != 1]} of freedom"
+    seed = f"{math.sqrt(basis.seed):.2f} points: s.d. of a paired difference from seed to seed ({known})"
     if math.isnan(basis.picture):
-        return f"{seed}; test-set noise not known without per-picture correctness: differences on this test set"
-    pictures = f"{math.sqrt(basis.picture):.2f} points by the {basis.pictures:,} test pictures"
-    return f"{seed}; {pictures}, which more seeds do not lessen"
+        return [seed, "differences on this very test set: its own noise is not known without per-picture correctness"]
+    return [seed, f"{math.sqrt(basis.picture):.2f} points by the {basis.pictures:,} test pictures, however many seeds"]

@@ -127,7 +127,7 @@ def _verdicts(pairs: list[Pair]) -> dict[int, Versus]:
     found = {}
     for pair in pairs:
         k = place.get(id(pair))
-        half, noise = (done.half[k], done.noise[k]) if k is not None else (nothing, _alone(pair))
+        half, noise = (float(done.half[k]), done.noise[k]) if k is not None else (nothing, _alone(pair))
         sure = k is not None and known[k]
         found[id(pair.spot)] = Versus(
             baseline=pair.other.line,

@@ -28,9 +28,7 @@ def notes(spots: Sequence[Spot]) -> list[str]:
     families = list(dict.fromkeys(versus.family for versus in verdicts))
     said = [line for family in families for line in _family(family, [v for v in verdicts if v.family == family])]
     if any(spot.level for spot in spots):
-        said.append(
-            f"{LEVEL_SIGN} not significantly worse than the best of its batch (5 % for all of a batch together)"
-        )
+        said.append(f"{LEVEL_SIGN} not significantly worse than the best of its batch (5 %, all of a batch together)")
     return [*said, *_missing(spots, verdicts)]
 
 
@@ -78,14 +76,12 @@ def _missing(spots: Sequence[Spot], verdicts: Sequence[Versus]) -> list[str]:
         who = "" if few == len(kinds) else f" for {few} of {len(kinds)} comparisons"
         said.append(f"too few seeds for a verdict{who}: it takes 3 that both have, or 2 where their variance is pooled")
     if FAILED in kinds or BASELINE_FAILED in kinds:
-        said.append(
-            "no verdict where a seed, or the baseline's, diverged, ran out of memory or time, or ended in error"
-        )
+        said.append("no verdict where a seed, the entry's or the baseline's, ended diverged, oom, timeout or error")
     out = sum(versus.left_out for versus in verdicts if versus.verdict in SURE)
     if out:
         said.append(f"paired are the seeds that both have: {_many(out, 'seed')} of one side left out")
     if any(spot.interval and len(spot.values) == 1 for spot in spots):
-        said.append("the interval of a single seed covers test-set noise only")
+        said.append("the 95 % interval of a single seed (table.csv) covers test-set noise only")
     return said
 
 
