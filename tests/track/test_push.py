@@ -64,7 +64,7 @@ def read_back(folder, content, home):
     """The records of a cell's offline run, by type."""
     (file,) = folder.glob(f"wandb/offline-run-*-{content.id}*/run-{content.id}.wandb")
     inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
-    read = subprocess.run(inspect, env=environment(home), capture_output=True, text=True, timeout=120, check=True)
+    read = subprocess.run(inspect, env=environment(home), capture_output=True, text=True, timeout=300, check=True)
     found = {}
     for record in map(json.loads, read.stdout.splitlines()):
         found.setdefault(record["type"], []).append(record.get(record["type"]))
@@ -167,7 +167,7 @@ def test_offline_then_synced_then_more(tmp_path):
         def sync():
             command = [sys.executable, "-m", "wandb", "sync", *map(str, written(sweep))]
             env = environment(home, WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
-            subprocess.run(command, env=env, cwd=home, check=True, capture_output=True, timeout=120)
+            subprocess.run(command, env=env, cwd=home, check=True, capture_output=True, timeout=300)
 
         for _ in range(2):
             push(sweep)

@@ -18,11 +18,11 @@ from normbench.track import live
 # The mirror as it is, but with a patience of its own.
 MIRROR = """
 import os, pathlib, sys
-from normbench.track import mirror
-mirror.SILENT, mirror.IDLE, mirror.LONGEST = {}, 60.0, 60.0
+from normbench.track import mirror, runs
+mirror.SILENT, mirror.IDLE, mirror.LONGEST, runs.INIT_SECONDS = {}, 300.0, 300.0, 300
 os._exit(mirror.main(pathlib.Path(sys.argv[1]), sys.stdin))
 """
-HASTY, PATIENT = MIRROR.format(0.5), MIRROR.format(60.0)
+HASTY, PATIENT = MIRROR.format(0.5), MIRROR.format(300.0)
 
 
 @pytest.fixture
@@ -32,6 +32,7 @@ def home(tmp_path, monkeypatch):
         monkeypatch.setenv(key, value)
     for key in [key for key in os.environ if key.startswith("WANDB") or key == "NETRC"]:
         monkeypatch.delenv(key)
+    monkeypatch.setattr(live, "LONGEST", 300.0)  # on a machine that has much else to do, W&B starts slowly
     (tmp_path / "home").mkdir()
     return tmp_path
 
@@ -85,7 +86,7 @@ def test_a_dead_network_costs_nothing_but_moments_at_the_end(home, monkeypatch, 
         notes = []
         call, close = follow(tracker(home, notes, HASTY), home)
     assert call < 5.0, "a process is started, and no more"
-    assert close < 30.0, "W&B's own start, and half a second"
+    assert close < 60.0, "W&B's own start, and half a second"
     assert len(notes) == 1, notes
     assert f"python -m normbench.track push {home / 'first'}" in notes[0]
 
@@ -127,7 +128,7 @@ def test_without_an_account_nobody_is_asked(home):
     try:
         told = subprocess.run(
             [sys.executable, "-c", code, str(home)], cwd=home, stdin=keyboard, stdout=subprocess.PIPE, stderr=keyboard,
-            text=True, timeout=120, check=True,
+            text=True, timeout=300, check=True,
         )  # fmt: skip
     finally:
         os.close(terminal)
@@ -203,7 +204,7 @@ def test_a_whole_sweep_on_a_dead_network(home):
         began = time.monotonic()
         done = subprocess.run(
             [*words, f"runs={runs}", *more], cwd=home, env={**os.environ, **env}, capture_output=True, text=True,
-            timeout=300, check=True,
+            timeout=900, check=True,
         )  # fmt: skip
         said = done.stdout + done.stderr
         return time.monotonic() - began, said.count("W&B: "), (home / runs / "first" / "table.csv").read_bytes()

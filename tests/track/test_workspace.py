@@ -86,7 +86,7 @@ def test_it_is_saved_and_saved_again_in_place(text, tmp_path):
     with Server() as server:
         env = environment(tmp_path / "home", WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
         told = subprocess.run(
-            [sys.executable, "-c", TOLD], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True
+            [sys.executable, "-c", TOLD], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=True
         )
     assert told.stdout.count("exit 0") == 2, told.stderr
     assert {view["displayName"]: json.loads(view["spec"]) for view in server.views.values()} == json.loads(text)
