@@ -2,7 +2,8 @@
 
     correct        which test pictures are right, by the running statistics, as the headline has it
     batch_…        by the statistics of each ``batch`` test pictures, in a fixed random order: the units as in training
-    precise_…      by running statistics recomputed over training pictures (norms/population.py)
+    precise_…      by running statistics recomputed over training pictures, augmented as in training
+                   (norms/population.py)
     train_…, gap   training pictures, not augmented, and how many points better they are than the test's
     eval_flips     test pictures that are right at one ``data.eval_batch`` and wrong at another: 0, up to rounding,
                    where an image is evaluated by itself
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -31,6 +33,8 @@ from normbench.step import memory_format
 
 # The other evaluation batch is so much smaller.
 SMALLER = 3
+# The epoch whose order and augmentation statistics are recomputed over; runs end long before.
+LATER = 2**31 - 1
 NEITHER = {"top1": None, "top5": None}
 
 Precision = Callable[[], contextlib.AbstractContextManager[object]]
@@ -62,7 +66,7 @@ def isolate(
     batch, precise = (scores(headline), scores(headline)) if not row.train_eval_differ else (NEITHER, NEITHER)
     if row.train_eval_differ and not pictures.description.domains:  # whose units want to be told the domains
         proceed()
-        precise = passes.precise(trained, test)
+        precise = passes.precise(pictures, test)
         proceed()
         batch = scores(Passes(cell, copy.deepcopy(net), look, precision).by_batch(test))
     for name, kind in (("batch", batch), ("precise", precise)):
@@ -92,22 +96,28 @@ class Passes:
         with training(self.net):
             return self.right(filled, self.at_once)[: len(at)]
 
-    def precise(self, trained: np.ndarray, test: np.ndarray) -> dict[str, float] | dict[str, None]:
-        """Scores with population statistics over ``trained``, as many whole groups as there are."""
-        whole = trained[: len(trained) // self.group * self.group]
+    def precise(self, pictures: Pictures, test: np.ndarray) -> dict[str, float] | dict[str, None]:
+        """Scores with population statistics over an epoch that was not trained on, or the first so many steps of it."""
+        cell, groups = self.cell, pictures.description.train // self.group
+        batch = min(self.at_once, groups * self.group)
+        epoch = pictures.train(seed=cell.seed, epoch=LATER, batch=batch)
         with population.gathering() as met, training(self.net):
-            for _ in self._hits(self.look(whole, self.at_once, training=True)):
-                pass
+            for x, _ in itertools.islice(epoch, max(1, cell.eval.pictures // batch)):
+                self._forward(x)
         return scores(self.right(test, self.cell.data.eval_batch)) if met.settle() else NEITHER
 
     @torch.no_grad()
     def _hits(self, pictures: Iterable[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
         for x, y in pictures:
-            with self.precision():
-                out = self.net(x.contiguous(memory_format=memory_format(self.cell)))
-            logits = out if isinstance(out, Tensor) else out[0]
-            five = within_five(logits, y)
+            five = within_five(self._forward(x), y)
             yield torch.stack([five[:, 0], five.any(1)], 1)
+
+    @torch.no_grad()
+    def _forward(self, x: Tensor) -> Tensor:
+        with self.precision():
+            out = self.net(x.contiguous(memory_format=memory_format(self.cell)))
+        logits: Tensor = out if isinstance(out, Tensor) else out[0]
+        return logits
 
 
 @contextlib.contextmanager

@@ -115,7 +115,7 @@ class EvalOptions:
     ones, for methods that keep such (inference example weighing, Summers & Dinneen, ICLR 2020, arXiv:1906.03548); or
     ``auto``: chosen after the last epoch on the pictures that ``data.tune`` holds out.
     isolate: after the last epoch evaluate in other ways too, which tell what the normalizer alone does (isolate.py).
-    pictures: of the training set, that take part in that.
+    pictures: of the training set, that take part in that, about.
     """
 
     example_weight: float | str = 0.0

@@ -142,7 +142,7 @@ def test_so_many_training_pictures_take_part() -> None:
 
     pictures.look = counted  # type: ignore[attr-defined]
     isolated(given, net, pictures)
-    assert seen == [24, 24]
+    assert seen == [24]
 
 
 def test_training_pictures_are_looked_at_without_augmentation() -> None:
@@ -202,3 +202,19 @@ def test_the_result_holds_what_the_columns_say(sweep: Callable[..., int], tmp_pa
 def test_one_group_at_least_takes_part() -> None:
     given = cell("bn", 32, eval=EvalOptions(pictures=10))
     assert isolated(given, *opened(given))[0]["precise_top1"] >= 0
+
+
+def test_statistics_are_recomputed_over_whole_steps_as_in_training() -> None:
+    given = cell("bn", 8, eval=EvalOptions(pictures=70), eval_batch=32)
+    net, pictures = opened(given)
+    steps: list[int] = []
+    train = pictures.train
+
+    def counted(**asked: Any) -> Any:
+        for x, y in train(**asked):
+            steps.append(len(x))
+            yield x, y
+
+    pictures.train = counted  # type: ignore[method-assign]
+    isolated(given, net, pictures)
+    assert steps == [32, 32]

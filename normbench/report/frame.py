@@ -28,7 +28,8 @@ from normbench.report.verdict import LEVEL_SIGN, SIGNS, Versus
 BLOCK = ("data", "arch")
 # The hash of a user's file or of the pictures: told behind a name that stands for several.
 SOURCE = ".source"
-# What may follow the batch by a rule, besides a normalizer's own options (``norm.…``).
+# What may follow the batch by a rule, besides a normalizer's own options (``norm.…``) and the number of workers, where
+# batch × workers is kept.
 FOLLOWS = ("lr", "steps")
 # By what trials a cell's rate was chosen, in words; nothing where it was given, or by the recipe's rule.
 TUNE = "tune"
@@ -191,7 +192,7 @@ def _words(frame: pd.DataFrame, column: str) -> pd.Series:
 
 
 def _may_follow(column: str) -> bool:
-    return column in FOLLOWS or column.startswith("norm.")
+    return column in FOLLOWS or column == "workers" or column.startswith("norm.")
 
 
 def _norms_split_by(frame: pd.DataFrame, column: str, others: Iterable[str]) -> set[str]:
