@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from normbench import records
-from normbench.errors import NormbenchError, UnknownName
+from normbench.errors import ConfigError, NormbenchError
 from normbench.report import command, write
 
 EPILOG = """\
@@ -84,7 +84,7 @@ def _report(folders: list[Path], asked: command.Asked) -> None:
             _say(_power(folder, asked) if asked.power else str(write(folder, asked.baseline)))
             done += 1
         except NormbenchError as error:
-            if folder in named or not (asked.power or isinstance(error, UnknownName)):
+            if folder in named or not (asked.power or isinstance(error, ConfigError)):
                 raise
             passed.append(error)
             _say(f"{folder}: {error}")

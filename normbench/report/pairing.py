@@ -102,7 +102,7 @@ def assess(pairs: Sequence[Pair]) -> Assessed:
     D = np.array([pair.difference for pair in chosen])
     # Without any variance (one step of rounding is not known either) there is nothing to judge by.
     p[noisy] = np.where((S == 0) & (P == 0), math.nan, p_values(D, S, shared.freedom, P, M))
-    half[noisy] = half_width(LEVEL, S, shared.freedom, P, M)
+    half[noisy] = np.where((S == 0) & (P == 0), math.nan, half_width(LEVEL, S, shared.freedom, P, M))
     known[noisy], pooled[noisy] = shared.known, shared.pooled
     for k, one, variance in zip(np.flatnonzero(noisy), found, shared.variance, strict=True):
         noise[k] = one.noise(variance) if one else Noise(seed=math.sqrt(variance))

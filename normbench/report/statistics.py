@@ -20,6 +20,7 @@ a verdict holds for new seeds and new pictures of the same kind (crossed.py), el
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from normbench.errors import UnknownName
+from normbench.errors import ConfigError, UnknownName
 from normbench.report.bootstrap import interval
 from normbench.report.compare import LEVEL, holm
 from normbench.report.evidence import Evidence
@@ -52,7 +53,7 @@ def judged(folder: Path, frame: pd.DataFrame, spots: Sequence[Spot], baseline: s
     """The spots with ``interval``, ``versus`` the baseline and ``level``.
 
     baseline: a line's label, or a normalizer's name where each contest has one line of it; ``bn`` if none is given, and
-    no comparison where there is none. Raises UnknownName for one that was given and stands in no line.
+    no comparison where there is none, or are several. Raises as ``check`` does.
     """
     check(spots, baseline)
     evidence, made = Evidence(folder, frame), dict[tuple[str, str, int], Spot]()
@@ -72,9 +73,16 @@ def judged(folder: Path, frame: pd.DataFrame, spots: Sequence[Spot], baseline: s
 
 
 def check(spots: Sequence[Spot], baseline: str | None) -> None:
-    """Raise UnknownName for a baseline that was given and stands in no line."""
-    if baseline is not None and not any(_is(spot, baseline) for spot in spots):
+    """Raise UnknownName for a baseline that was given and stands in no line, ConfigError for one that is several."""
+    if baseline is None:
+        return
+    named = [spot for spot in spots if _is(spot, baseline)]
+    if not named:
         raise UnknownName("baseline", baseline, {spot.line for spot in spots}, "Give baseline=LINE, a line's label.")
+    places = Counter((spot.block, spot.batch, spot.contest) for spot in named)
+    if 1 not in places.values() and all(spot.line != baseline for spot in named):
+        lines = ", ".join(sorted({repr(spot.line) for spot in named}))
+        raise ConfigError(f"baseline: {baseline!r} is several lines, {lines}; expected one, by its whole label")
 
 
 def comparisons(block: Sequence[Spot], baseline: str | None, evidence: Evidence) -> list[Pair]:

@@ -19,7 +19,9 @@ def test_a_row_per_entry_and_every_number_in_its_own_column(sweep, cell):
     first, second, third = read(sweep(grid))
     assert list(first) == [
         "line", "arch", "data", "norm", "batch", "workers", "epochs", "lr", "norm.num_groups",
-        "top1_mean", "top1_sd", "n", "failed", "status", "reason", "best",
+        "top1_mean", "top1_sd", "n", "failed", "status", "reason", "best", "top1_low", "top1_high", "level",
+        "baseline", "pairs", "difference", "difference_low", "difference_high", "p", "p_holm", "family", "verdict",
+        "seed_sd", "picture_sd", "residual_sd", "pooled",
     ]  # fmt: skip
     assert (first["line"], first["batch"], first["n"], first["failed"]) == ("bn", "2", "2", "0")
     assert (first["top1_mean"], first["top1_sd"]) == ("90.5", "0.707107")
