@@ -11,6 +11,7 @@ from normbench.report.frame import SOURCE, TUNE, Spot, configuration, named, sho
 
 REASON = 100  # characters of a reason; the rest stands in results.csv
 FAILURES = 12  # lines of failures; likewise
+WHO = 12  # lines of the table named in one of them; likewise
 TITLE = ("arch", "data", "epochs")  # what the title says where it is the same for all
 NO_SETTINGS = ("norm", "batch", "seed", TUNE, *TITLE)
 
@@ -145,8 +146,8 @@ def _shortened(reason: object) -> str:
 
 def _who(cells: pd.DataFrame, frame: pd.DataFrame) -> str:
     """``bn at batch 2, 4; frn at batch 128 (seeds 0, 2)``; seeds only where not all of them failed alike."""
-    said = [str(cell_id) for cell_id in cells.loc[cells["line"] == "", "cell_id"]]
-    for (block, line), part in cells[cells["line"] != ""].groupby(["block", "line"], sort=False):
+    said = []
+    for (block, line), part in cells.groupby(["block", "line"], sort=False):
         whole = frame[(frame["block"] == block) & (frame["line"] == line)]
         places: dict[str, list[str]] = {}
         for batch, seeds in part.groupby("batch", sort=False)["seed"]:
@@ -155,4 +156,4 @@ def _who(cells: pd.DataFrame, frame: pd.DataFrame) -> str:
             places.setdefault(which, []).append(str(batch))
         where = "; ".join(f"{', '.join(batches)}{which}" for which, batches in places.items())
         said.append(f"{block} {line}".strip() + f" at batch {where}")
-    return "; ".join(said)
+    return "; ".join(said[:WHO]) + (f"; and {len(said) - WHO} more" if len(said) > WHO else "")

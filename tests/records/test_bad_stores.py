@@ -380,6 +380,12 @@ def test_a_name_is_a_name_in_every_file(folder: Path) -> None:
     assert (folder / "table.tex").read_text().isascii()
 
 
+def test_many_failures_are_some_names_and_a_number(folder: Path) -> None:
+    for k in range(40):
+        put(folder, content(f"n{k:02}", 0, 0.0) | {"status": "oom", "reason": "out of memory"})
+    assert Told(folder).note("oom: ").endswith("; n11 at batch 8; and 28 more (out of memory)")
+
+
 def test_a_very_long_reason_is_cut_in_the_notes_and_whole_in_the_csv(folder: Path) -> None:
     change(cell(folder), status="error", reason="out of luck " * 10_000)
     told = Told(folder)

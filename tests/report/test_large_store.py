@@ -1,4 +1,4 @@
-"""A report on a large store is quick, small and without torch; its files are the same bytes whoever makes them."""
+"""A report on a large store is quick, small and without torch; made again elsewhere its files are the same bytes."""
 
 from __future__ import annotations
 
