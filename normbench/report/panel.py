@@ -10,11 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from normbench.report import scales
-from normbench.report.canvas import WIDTH, canvas, head, wrapped
+from normbench.report.canvas import WIDTH, canvas, head, text_width, wrapped
 from normbench.report.look import GRID, QUIET
 
 PANEL, GAP = 2.2, 0.36  # inches: a panel of lines, between panels
-LEFT, RIGHT, BOTTOM, KEY = 0.56, 0.10, 0.40, 0.13  # inches: the margins, a line of small text
+LEFT, RIGHT, BOTTOM, KEY = 0.56, 0.10, 0.43, 0.13  # inches: the margins, a line of small text
 DODGE = 0.075  # inches between the means that lines have at one batch
 
 
@@ -65,7 +65,9 @@ def below(axes: Axes, lines: Sequence[str]) -> None:
     """Small lines below the name of the x axis."""
     figure = axes.get_figure(root=True)
     assert figure is not None
-    foot = axes.get_position().y0 * figure.get_figheight()
+    place = axes.get_position()
+    foot, middle = place.y0 * figure.get_figheight(), (place.x0 + place.x1) / 2 * WIDTH
     for k, line in enumerate(lines):
-        y = (foot - BOTTOM + 0.04 - KEY * k) / figure.get_figheight()
-        figure.text((WIDTH + LEFT - RIGHT) / 2 / WIDTH, y, line, size=7, ha="center", va="top", color=QUIET)
+        y, half = (foot - BOTTOM + 0.03 - KEY * k) / figure.get_figheight(), text_width(line, 7) / 2 + 0.05
+        x = min(max(middle, half), WIDTH - half) / WIDTH
+        figure.text(x, y, line, size=7, ha="center", va="top", color=QUIET)
