@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import urllib.error
 import urllib.request
@@ -16,6 +18,12 @@ from typing import Any
 
 # Debian's packages: chromium, chromium-driver.
 BROWSER, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
+# As root it has no sandbox; and it does nothing beside what it is asked, which takes most of a slow machine's time.
+FLAGS = (
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-extensions",
+    "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--disable-default-apps",
+)  # fmt: skip
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the protocol's name of a reference to an element
 KEYS = {"Enter": "\ue007", "Tab": "\ue004", "Space": "\ue00d", "Right": "\ue014", "Escape": "\ue00c"}
 
@@ -88,7 +96,9 @@ class Page:
 @contextlib.contextmanager
 def opened(profile: Path) -> Iterator[Page]:
     """A browser with an empty profile; ended when the block is left."""
-    with subprocess.Popen([str(DRIVER), "--port=0"], stdout=subprocess.PIPE, text=True) as process:
+    command = [str(DRIVER), "--port=0"]
+    # A group of its own: should the driver hang, the browser that it started is ended with it.
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         try:
             found = None
             while found is None:
@@ -96,8 +106,7 @@ def opened(profile: Path) -> Iterator[Page]:
                 assert line, "chromedriver ended without a word about its port"
                 found = re.search(r"started successfully on port (\d+)", line)
             driver = f"http://127.0.0.1:{found[1]}"
-            words = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
-            chrome = {"binary": BROWSER, "args": words}
+            chrome = {"binary": BROWSER, "args": [*FLAGS, f"--user-data-dir={profile}"]}
             wanted = {
                 "browserName": "chrome",
                 "goog:chromeOptions": chrome,
@@ -111,14 +120,14 @@ def opened(profile: Path) -> Iterator[Page]:
             finally:
                 page("DELETE", "")
         finally:
-            process.terminate()
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _ask(method: str, address: str, content: Any = None) -> Any:
     body = None if content is None else json.dumps(content).encode()
     request = urllib.request.Request(address, body, {"Content-Type": "application/json"}, method=method)
     try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=120) as answer:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=300) as answer:
             return json.load(answer)["value"]
     except urllib.error.HTTPError as error:
         value = json.load(error)["value"]

@@ -37,8 +37,16 @@ def learn(folder, epochs):
         (one / "provenance.json").write_text(json.dumps(facts))
 
 
+@pytest.fixture(scope="module")
+def kept():
+    """What the first test made: no test changes the sweep."""
+    return []
+
+
 @pytest.fixture
-def folder(sweep, cell):
+def folder(sweep, cell, kept):
+    if kept:
+        return kept[0]
     cells = [
         cell(90 + len(norm) / 3 + batch / 8 + seed / 10, norm=norm, batch=batch, seed=seed)
         for norm in ("bn", "gn", "bgn", "frn") for batch in (2, 16) for seed in (0, 1)
@@ -48,6 +56,7 @@ def folder(sweep, cell):
     folder = sweep(cells, name=f"a {NASTY.replace('/', '')}")
     learn(folder, epochs=12)
     report.write(folder)
+    kept.append(folder)
     return folder
 
 
