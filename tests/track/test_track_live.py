@@ -86,7 +86,7 @@ def test_a_dead_network_costs_nothing_but_moments_at_the_end(home, monkeypatch, 
         notes = []
         call, close = follow(tracker(home, notes, HASTY), home)
     assert call < 5.0, "a process is started, and no more"
-    assert close < 60.0, "W&B's own start, and half a second"
+    assert close < 240.0, "W&B's own start, and half a second; not the 300 of its patience"
     assert len(notes) == 1, notes
     assert f"python -m normbench.track push {home / 'first'}" in notes[0]
 
