@@ -34,6 +34,7 @@ FLOORS = [
     {"report", "display", "track"},
     {"launch", "bench", "check"},
     {"sweep"},
+    {"paper"},
 ]
 TORCH_FREE = {
     "errors", "options", "files", "claim", "attempt", "cell", "records", "report", "progress", "display", "track",

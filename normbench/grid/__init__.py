@@ -32,8 +32,8 @@ __all__ = ["GROUPS", "Configs", "Grid", "GridCell", "PaperGrid", "conf_folder", 
 WHAT = {"arch": "architecture", "data": "data set", "norm": "normalizer", "recipe": "recipe"}
 # Keys of the sweep, the same for every cell of it: they cannot be swept.
 SWEEP_KEYS = {
-    "name": str, "runs": str, "paper": str, "scale": float, "track": str, "launch": str, "slots": int, "ranks": int, "threads": str,
-    "cell_timeout": float, "plan": bool, "rerun": str, "strict": bool, "detach": bool,
+    "name": str, "runs": str, "paper": str, "scale": float, "track": str, "launch": str, "slots": int, "ranks": int,
+    "threads": str, "cell_timeout": float, "plan": bool, "rerun": str, "strict": bool, "detach": bool,
     "slurm.partition": str, "slurm.account": str, "slurm.minutes": int, "slurm.cpus": int, "slurm.gpus": int,
     "slurm.memory": float, "slurm.parallel": int, "slurm.setup": str, "slurm.sbatch": dict,
 }  # fmt: skip
@@ -41,8 +41,8 @@ SWEEP_KEYS = {
 NOT_A_CELLS = {key.split(".")[0] for key in SWEEP_KEYS}
 # Those that may be null.
 MAY_BE_NULL = (
-    "name", "paper", "track", "threads", "cell_timeout", "slurm.partition", "slurm.account", "slurm.cpus", "slurm.memory",
-    "slurm.parallel", "slurm.setup",
+    "name", "paper", "track", "threads", "cell_timeout", "slurm.partition", "slurm.account", "slurm.cpus",
+    "slurm.memory", "slurm.parallel", "slurm.setup",
 )  # fmt: skip
 # Below it any option of sbatch.
 SBATCH = "slurm.sbatch."

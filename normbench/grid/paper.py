@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -22,6 +21,8 @@ from normbench.grid.configs import Configs
 GROUP = "paper"
 # What a file holds: words for people, what all cells share, and the lines.
 KEYS = ("title", "claim", "differs", "cells", "lines")
+# The one key that may have several values on a line.
+SEVERAL = "seed"
 # By these the command line chooses among the cells.
 CHOOSING = ("norm", "batch")
 
@@ -51,15 +52,14 @@ class Line:
         return [self._axes({"batch": [batch], "workers": [self._workers(batch)]}) for batch in batches]
 
     def _axes(self, lists: Mapping[str, list[Any]]) -> list[Axis]:
-        single = {key: value if key == "seed" and isinstance(value, list) else [value] for key, value in self.settings.items()}
+        single = {key: _values(key, value) for key, value in self.settings.items()}
         return [Axis(key, list(values), len(values) > 1) for key, values in {**single, **lists}.items()]
 
     def _workers(self, batch: int) -> int:
         assert self.images is not None
         if self.images % batch:
             raise ConfigError(
-                f"batch={batch}: this table has {self.images} images in every step; expected a divisor of that, or "
-                "workers=… too"
+                f"batch={batch}: every step of this table has {self.images} images; expected a divisor of that"
             )
         return self.images // batch
 
@@ -93,16 +93,18 @@ class Paper:
         lines = [*self.lines, *(self.added(norm) for norm in norms if norm not in known)]
         kept = [(line, own) for line in lines if not norms or line.norm in norms if (own := _own(line, lines, batches))]
         _check_options(others, [line for line, _ in kept])
-        return [
-            (line, [_over(command, _reaching(others, line)) for command in line.axes(own)]) for line, own in kept
-        ]
+        return [(line, [_over(command, _reaching(others, line)) for command in line.axes(own)]) for line, own in kept]
 
     def added(self, norm: str) -> Line:
         """A line of a normalizer that the table has not, in the first line's setting."""
         first = self.lines[0]
         shared = {key: value for key, value in first.settings.items() if not key.startswith("norm.")}
         every = dict.fromkeys(batch for line in self.lines for batch in line.batches)
-        return Line(norm, {**shared, "norm": norm}, tuple(every), first.images, recovered=False)
+        return Line(norm, {**shared, "norm": norm}, tuple(every), first.images)
+
+
+def _values(key: str, value: Any) -> list[Any]:
+    return value if key == SEVERAL and isinstance(value, list) else [value]
 
 
 def load(name: str, configs: Configs) -> Paper:
@@ -115,7 +117,9 @@ def load(name: str, configs: Configs) -> Paper:
     except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(f"{_place(path)}: {one_line(error)}; expected {', '.join(KEYS)}, see {GROUP}/gn.yaml") from None
+        raise ConfigError(
+            f"{GROUP}/{path.name}: {one_line(error)}; expected {', '.join(KEYS)}, see {GROUP}/gn.yaml"
+        ) from None
 
 
 def _paper(name: str, content: Mapping[str, Any]) -> Paper:
@@ -182,7 +186,3 @@ def _whole(batch: object) -> int:
     if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
         raise ConfigError(f"batch: got {batch!r}, expected whole numbers from 1")
     return batch
-
-
-def _place(path: Path) -> str:
-    return f"{GROUP}/{path.name}"

@@ -23,8 +23,8 @@ python -m normbench.paper show TABLE [scale=0.02] [runs=FOLDER] [name=NAME]
 
 Tables: {tables}
 
-norm=bn,gn and batch=2,8 choose among a table's cells, or add some that were not published; every other KEY=VALUE goes to
-the sweep: data.root=/data/imagenet, slots=2, seed=0,1,2, plan=true (see python -m normbench.sweep --help).
+norm=bn,gn and batch=2,8 choose among a table's cells, or add some that were not published; every other KEY=VALUE goes
+to the sweep: data.root=/data/imagenet, slots=2, seed=0,1,2, plan=true (see python -m normbench.sweep --help).
 scale=0.02 trains for 2 % of the published length: to see that a table runs, or for a first look.
 Runs are kept in runs/paper-<table>, those at another scale in runs/paper-<table>-scale<scale>; paper.csv, paper.md and
 paper.png are there, too.
@@ -103,7 +103,7 @@ def _compare(asked: grid.PaperGrid) -> None:
     from normbench.paper import compare, table
 
     folder = Path(asked.settings["runs"]) / asked.settings["name"]
-    rows = compare.rows(asked.paper, folder, asked.scale, grid.Configs())
+    rows = compare.with_intervals(compare.rows(asked.paper, folder, asked.scale, grid.Configs()), folder)
     comparison = table.Comparison(asked.paper, asked.scale, folder, rows)
     console = Console(highlight=False)
     console.print(comparison)

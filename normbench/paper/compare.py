@@ -34,6 +34,7 @@ NO_PROTOCOL = {
 LENGTH = ("epochs", "steps")
 # A recipe that another one stands for is told by its name alone, and so is an architecture.
 WHOLE = {"recipe": ("recipe.", "lr"), "arch": ("arch.",)}
+TOLD = (*LENGTH, *WHOLE, "data")
 GOING_ON = ("new", "running", "killed", "interrupted")
 
 
@@ -97,7 +98,7 @@ class Row:
         if not self.runs:
             found.append("not run")
         found += [f"{count} {'not done' if status in GOING_ON else status}" for status, count in self.ended.items()]
-        return [*found, *(["other protocol"] if self.differs else [])]
+        return found
 
 
 def rows(paper: Paper, folder: Path, scale: float, configs: grid.Configs) -> list[Row]:
@@ -121,6 +122,17 @@ def rows(paper: Paper, folder: Path, scale: float, configs: grid.Configs) -> lis
         found[place] = replace(found[place], runs=runs, differs=differs, others=rest)
     order = list(dict.fromkeys(label for label, _ in found))
     return sorted(found.values(), key=lambda row: order.index(row.line))
+
+
+def with_intervals(rows: Sequence[Row], folder: Path) -> list[Row]:
+    """The rows, with the report's interval where it has one for the very same cells."""
+    if all(len(row.values) < 2 for row in rows):
+        return list(rows)
+    from normbench.report import frame  # pandas
+
+    known = {frozenset(spot.cells): spot.interval for spot in frame.spots(frame.read(folder))}
+    ok = [frozenset(run.cell_id for run in row.runs if run.status == "ok") for row in rows]
+    return [replace(row, interval=known.get(cells)) for row, cells in zip(rows, ok, strict=True)]
 
 
 class Expected:
@@ -149,7 +161,7 @@ class Expected:
             return []
         lines = {line.label: line for line in self.paper.lines if line.norm == norm} or {norm: self.paper.added(norm)}
         found = []
-        for label, line in lines.items():
+        for line in lines.values():
             try:
                 found.append((line, differences(self.flat(line, batch), run.config)))
             except ConfigError:  # a batch that does not divide the images of a step: not of this line
@@ -170,17 +182,20 @@ def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> tuple[str
 
     Keys that ours does not know are of a younger normbench, and no difference.
     """
-    told, hidden = [], []
+    told: list[str] = []
+    hidden: list[str] = []
     for key, follow in WHOLE.items():
         if ours.get(key) != theirs[key]:
             told.append(f"{key} {_word(ours.get(key))} ({theirs[key]})")
             hidden += follow
+    if ours.get("data") != theirs["data"]:
+        told.append(f"other pictures: data {_word(ours.get('data'))} ({theirs['data']})")
     if any(key in ours and ours[key] != theirs[key] for key in LENGTH):
         told.append(f"{_length(ours)} ({_length(theirs)})")
     options = [key for key in ours if key.startswith("norm.") and not key.endswith(".source")]
     for key in dict.fromkeys([*theirs, *options]):
-        skip = key in NO_PROTOCOL or key in LENGTH or key in WHOLE or any(key.startswith(start) for start in hidden)
-        if skip or key not in ours and not key.startswith("norm."):
+        skip = key in NO_PROTOCOL or key in TOLD or any(key.startswith(start) for start in hidden)
+        if skip or (key not in ours and not key.startswith("norm.")):
             continue
         if not _alike(ours.get(key), theirs.get(key)):
             told.append(f"{key} {_word(ours.get(key))} ({_word(theirs.get(key))})")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 
 from rich.console import Console
@@ -79,11 +80,18 @@ class _Where:
         told = "To run one: make table-<name>, or python -m normbench.paper run <name>; scale=0.02 shortens its runs."
         if not self.measure:
             return [told]
-        return [
-            "Costs: runs one after another, by training steps of each network with BatchNorm on noise, timed here at few "
-            "images and taken in proportion; other normalizers cost more, and so does a disk that is slower than the network.",
-            told,
-        ]
+        costs = (
+            "Costs: runs one after another, by training steps of each network with BatchNorm on noise, timed here at "
+            "few images and taken in proportion. Other normalizers cost more, and so does a disk that is slower. "
+            "The times are kept in the cache's pace/: delete it to have them taken anew."
+        )
+        busy = "This machine has other work just now: what was timed meanwhile is too long."
+        return [costs, *([busy] if _busy() else []), told]
+
+
+def _busy() -> bool:
+    """Whether more processes want to run than there are cores, where that can be told."""
+    return hasattr(os, "getloadavg") and os.getloadavg()[0] > 1.5 * (os.cpu_count() or 1)
 
 
 def _cells(table: grid.PaperGrid) -> list[Cell]:

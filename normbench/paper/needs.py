@@ -46,7 +46,6 @@ def check(table: str, cells: Iterable[Cell]) -> None:
     for options in {repr(cell.data): cell.data for cell in cells}.values():
         if options.name == IMAGENET and not there(options):
             raise DataError(
-                f"table {table} needs ImageNet (ILSVRC 2012), which cannot be fetched; looked in {Path.cwd()}, expected "
-                f"{layout(options)}; nothing was run"
+                f"table {table} needs ImageNet (ILSVRC 2012), which cannot be fetched; looked in {Path.cwd()}, "
+                f"expected {layout(options)}; nothing was run"
             )
-

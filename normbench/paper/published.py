@@ -4,7 +4,7 @@ One schema for all files of published/:
 
     paper, table          who published it, and where in that
     task, dataset, arch_printed, norm_printed, batch_printed, batch_scope, metric, printed, std    as printed
-    data, arch, norm, options, batch, workers     the same in our names, as on a command line; empty: not ours, not known
+    data, arch, norm, options, batch, workers     the same in our words; empty: not among ours, or not known
     top1                  in percent, from ``printed`` by ``top1_of``; empty: not comparable
     source, confidence    where it was read; high, medium, low
     overlay, line         the table of conf/paper that has it, and its line there; empty: none

@@ -40,15 +40,17 @@ class Comparison:
     def lines(self) -> list[tuple[str, ...]]:
         """The table's texts, one tuple a row, as HEADER says."""
         marks = self._marks()
-        found, last = [], ""
+        found: list[tuple[str, ...]] = []
         for row in self.rows:
-            label = "" if row.line == last else row.line
-            last = row.line
-            states = [f"other protocol [{marks[row.differs]}]" if s == "other protocol" else s for s in row.states]
-            scaled = [f"scale {self.scale:g}"] if self.scale != 1 and row.values else []
-            where = f"{row.batch} × {row.workers}"
-            found.append((label, where, *self._numbers(row), "; ".join([*scaled, *states])))
+            reduced = self.reduced(row)
+            states = [*row.states, *([f"reduced [{marks[reduced]}]"] if reduced else [])]
+            found.append((row.line, f"{row.batch} × {row.workers}", *self._numbers(row), "; ".join(states)))
         return found
+
+    def reduced(self, row: Row) -> tuple[str, ...]:
+        """Where what was run is not the paper's protocol, its scale first; nothing where nothing was."""
+        scaled = (f"scale {self.scale:g} of epochs or steps",) if self.scale != 1 and row.runs else ()
+        return (*scaled, *row.differs)
 
     @staticmethod
     def _numbers(row: Row) -> tuple[str, str, str]:
@@ -62,44 +64,41 @@ class Comparison:
 
     def notes(self) -> list[str]:
         """What a reader must know, a line each."""
-        rows = self.rows
-        published = [row for row in rows if row.theirs]
+        published = [row for row in self.rows if row.theirs]
         both = [row for row in published if row.values]
-        plain = [row for row in both if not row.differs]
-        # Here, too: a file must not lose its scale when somebody cuts the heading off.
-        found = [f"claim: {self.paper.claim}", "top-1 in %, ours of the last epoch; difference: ours − theirs in points"]
-        in_protocol = f", {len(plain)} of them in the paper's protocol" if self.scale == 1 else ""
-        found.append(f"{len(rows)} entries: {len(published)} published, {len(both)} with both numbers{in_protocol}")
-        if self.scale != 1:
+        plain = sum(not self.reduced(row) for row in both)
+        found = [
+            f"claim: {self.paper.claim}",
+            "top-1 in %, ours of the last epoch; difference: ours − theirs, in points",
+            f"{len(self.rows)} entries: {len(published)} published; {len(both)} of these have both numbers, {plain} of "
+            "them in the paper's protocol",
+        ]
+        if self.scale != 1:  # here too, should somebody cut the heading off
             found.append(
-                f"scale {self.scale:g}: every run of ours has {100 * self.scale:g} % of the paper's epochs or steps, and of "
-                "its warm-up; these numbers say that the table runs, nothing about the paper"
+                f"scale {self.scale:g}: every run of ours has {100 * self.scale:g} % of the paper's epochs or steps, one "
+                "at least, and of its warm-up; such numbers say that the table runs, nothing of the paper"
             )
-        found += [f"[{mark}] {', '.join(differs)} (in brackets: the paper's)" for differs, mark in self._marks().items()]
-        if others := sum(row.others for row in rows):
+        found += [f"[{mark}] {', '.join(kind)} (the paper's in brackets)" for kind, mark in self._marks().items()]
+        if others := sum(row.others for row in self.rows):
             found.append(f"left out: {others} runs in this folder that are further from the paper's protocol")
         found += [f"not as in the paper: {text}" for text in self.paper.differs]
         return [*found, *self._sources()]
 
     def _marks(self) -> dict[tuple[str, ...], str]:
-        """A letter for every protocol that is not the paper's, in the order of the rows."""
-        kinds = dict.fromkeys(row.differs for row in self.rows if row.differs)
-        return {differs: str(k + 1) for k, differs in enumerate(kinds)}
+        """A number for every protocol that is not the paper's, in the order of the rows."""
+        kinds = dict.fromkeys(kind for row in self.rows if (kind := self.reduced(row)))
+        return {kind: str(k + 1) for k, kind in enumerate(kinds)}
 
     def _sources(self) -> list[str]:
         """Where theirs was read, and how sure that is."""
         entries = [row.theirs for row in self.rows if row.theirs]
         kinds = dict.fromkeys((e.paper, e.table, e.source, e.confidence) for e in entries)
-        return [f"theirs: {paper}, {table}; read in {source}; confidence {sure}" for paper, table, source, sure in kinds]
+        return [f"theirs: {who}, {where}; read in {source}; confidence {sure}" for who, where, source, sure in kinds]
 
     def markdown(self) -> str:
         table = [HEADER, tuple("---" if k in LEFT else "---:" for k in range(len(HEADER)))]
-        rows = [*table, *((self._label(k), *line[1:]) for k, line in enumerate(self.lines()))]
-        text = "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
+        text = "\n".join("| " + " | ".join(cells) + " |" for cells in [*table, *self.lines()])
         return f"**{self.heading}**\n\n{text}\n\n" + "".join(f"- {note}\n" for note in self.notes())
-
-    def _label(self, k: int) -> str:
-        return self.rows[k].line
 
     def data(self) -> list[dict[str, Any]]:
         """One row an entry, numbers in columns of their own; NaN: no such number."""
@@ -116,8 +115,8 @@ class Comparison:
             "confidence": theirs.confidence if theirs else "", "source": theirs.source if theirs else "",
             "ours": _rounded(row.ours), "ours_sd": _rounded(row.sd), "ours_low": low, "ours_high": high,
             "n": len(row.values), "failed": sum(n for status, n in row.ended.items() if status in FAILED),
-            "difference": _rounded(row.difference), "reduced": self.scale != 1 or bool(row.differs),
-            "state": "; ".join(row.states), "other_protocol": ", ".join(row.differs),
+            "difference": _rounded(row.difference), "state": "; ".join(row.states),
+            "reduced": "; ".join(self.reduced(row)),
             "cells": " ".join(run.cell_id for run in row.runs),
         }  # fmt: skip
 
@@ -126,8 +125,10 @@ class Comparison:
         table = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="none")
         for k, name in enumerate(HEADER):
             table.add_column(name, justify="left" if k in LEFT else "right", no_wrap=k != len(HEADER) - 1)
-        for row, line in zip(self.rows, self.lines(), strict=True):
-            table.add_row(*map(Text, line), style="" if row.values else "dim")
+        last = ""
+        for row, (label, *cells) in zip(self.rows, self.lines(), strict=True):
+            table.add_row(*map(Text, ("" if label == last else label, *cells)), style="" if row.values else "dim")
+            last = label
         yield table
         yield Text()
         for note in self.notes():
@@ -159,7 +160,7 @@ def _pictures(comparison: Comparison) -> dict[str, bytes]:
     drawn = [
         apart.Difference(
             norm=row.line, batch=row.batch, ours=row.ours, interval=row.interval, theirs=row.theirs.value,
-            reduced=comparison.scale != 1 or bool(row.differs),
+            reduced=bool(comparison.reduced(row)),
         )
         for row in comparison.rows if row.theirs and row.values
     ]  # fmt: skip
