@@ -75,8 +75,8 @@ class Comparison:
         ]
         if self.scale != 1:  # here too, should somebody cut the heading off
             found.append(
-                f"scale {self.scale:g}: every run of ours has {100 * self.scale:g} % of the paper's epochs or steps, one "
-                "at least, and of its warm-up; such numbers say that the table runs, nothing of the paper"
+                f"scale {self.scale:g}: every run of ours has {100 * self.scale:g} % of the paper's epochs or steps, "
+                "one at least, and of its warm-up; such numbers say that the table runs, nothing of the paper"
             )
         found += [f"[{mark}] {', '.join(kind)} (the paper's in brackets)" for kind, mark in self._marks().items()]
         if others := sum(row.others for row in self.rows):
@@ -155,6 +155,10 @@ def write(comparison: Comparison) -> list[Path]:
 
 
 def _pictures(comparison: Comparison) -> dict[str, bytes]:
+    """Of the differences; none where there is none."""
+    both = [row for row in comparison.rows if row.theirs and row.values]
+    if not both:
+        return {}
     from normbench.report import apart  # matplotlib
 
     drawn = [
@@ -162,10 +166,9 @@ def _pictures(comparison: Comparison) -> dict[str, bytes]:
             norm=row.line, batch=row.batch, ours=row.ours, interval=row.interval, theirs=row.theirs.value,
             reduced=bool(comparison.reduced(row)),
         )
-        for row in comparison.rows if row.theirs and row.values
+        for row in both if row.theirs
     ]  # fmt: skip
-    pictures = apart.draw(comparison.heading, drawn) if drawn else {}
-    return {f"paper.{kind}": picture for kind, picture in pictures.items()}
+    return {f"paper.{kind}": picture for kind, picture in apart.draw(comparison.heading, drawn).items()}
 
 
 def _rounded(number: float) -> float:
