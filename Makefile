@@ -4,10 +4,12 @@
 # make gpu                   what only a CUDA device can show: its tests, and what steps and units cost there
 # make report  the tables and plots of runs/ again       make clean    remove .venv and caches, never runs/
 # make bench   what each normalizer costs here, quickly; all shapes:  python -m normbench.bench
+# make tables  the papers' tables, and how long each would take here
+# make table-gn              one of them in its paper's protocol, ours beside theirs; ARGS="scale=0.02 data.root=DIR" goes on
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: demo test check ci test-slow gpu report bench clean
+.PHONY: demo test check ci test-slow gpu report bench tables clean
 
 demo: .venv/ready
 	$(PY) -m normbench.sweep norm=bgn batch=2,8,32
@@ -36,6 +38,12 @@ report: .venv/ready
 
 bench: .venv/ready
 	$(PY) -m normbench.bench quick=true
+
+tables: .venv/ready
+	$(PY) -m normbench.paper list
+
+table-%: .venv/ready
+	$(PY) -m normbench.paper run $* $(ARGS)
 
 # Made on first use and again when the requirements change.
 .venv/ready: pyproject.toml

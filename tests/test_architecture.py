@@ -36,6 +36,7 @@ FLOORS = [
     {"launch", "bench", "check"},
     {"planning", "stages"},
     {"sweep"},
+    {"paper"},
 ]
 TORCH_FREE = {
     "errors", "options", "files", "claim", "attempt", "cell", "records", "report", "progress", "display", "track",

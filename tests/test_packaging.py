@@ -34,6 +34,9 @@ def test_the_wheel_holds_every_config_and_no_tests(wheel: Path) -> None:
     configs = {f"normbench/conf/{path.relative_to(ROOT / 'conf')}" for path in (ROOT / "conf").rglob("*.yaml")}
     assert len(configs) > 20
     assert configs <= names
+    published = {str(path.relative_to(ROOT)) for path in (ROOT / "normbench/paper/published").glob("*.csv")}
+    assert published
+    assert published <= names
     assert not [name for name in names if name.startswith(("tests/", "conf/", "runs/"))]
     assert any(name.endswith("licenses/LICENSE") for name in names)
 

@@ -5,10 +5,12 @@ The compose API is used rather than hydra.main: sweeps need no -m, errors are ou
 
     command.py   the overrides as axes
     configs.py   the config files and what is composed of them
+    paper.py     published tables: several such products as one grid
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,16 +24,17 @@ from normbench.cell import Cell, make
 from normbench.errors import ConfigError, UnknownName, nearest, one_line
 from normbench.grid.command import Axis, parse
 from normbench.grid.configs import GROUPS, Configs, conf_folder, existing
+from normbench.grid.paper import GROUP, Line, Paper, load, scaled
 from normbench.options import TUNE_EXAMPLE
 from normbench.targets import installed
 
-__all__ = ["GROUPS", "Configs", "Grid", "GridCell", "conf_folder", "read"]
+__all__ = ["GROUPS", "Configs", "Grid", "GridCell", "PaperGrid", "conf_folder", "line_cell", "read", "read_paper"]
 
 WHAT = {"arch": "architecture", "data": "data set", "norm": "normalizer", "recipe": "recipe"}
 # Keys of the sweep, the same for every cell of it: they cannot be swept.
 SWEEP_KEYS = {
-    "name": str, "runs": str, "track": str, "launch": str, "slots": int, "ranks": int, "threads": str,
-    "cell_timeout": float, "plan": bool, "rerun": str, "strict": bool, "detach": bool,
+    "name": str, "runs": str, "paper": str, "scale": float, "track": str, "launch": str, "slots": int, "ranks": int,
+    "threads": str, "cell_timeout": float, "plan": bool, "rerun": str, "strict": bool, "detach": bool,
     "slurm.partition": str, "slurm.account": str, "slurm.minutes": int, "slurm.cpus": int, "slurm.gpus": int,
     "slurm.memory": float, "slurm.parallel": int, "slurm.setup": str, "slurm.sbatch": dict,
 }  # fmt: skip
@@ -39,8 +42,8 @@ SWEEP_KEYS = {
 NOT_A_CELLS = {key.split(".")[0] for key in SWEEP_KEYS}
 # Those that may be null.
 MAY_BE_NULL = (
-    "name", "track", "threads", "cell_timeout", "slurm.partition", "slurm.account", "slurm.cpus", "slurm.memory",
-    "slurm.parallel", "slurm.setup",
+    "name", "paper", "track", "threads", "cell_timeout", "slurm.partition", "slurm.account", "slurm.cpus",
+    "slurm.memory", "slurm.parallel", "slurm.setup",
 )  # fmt: skip
 # Below it any option of sbatch.
 SBATCH = "slurm.sbatch."
@@ -64,21 +67,69 @@ class Grid:
     settings: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class PaperGrid:
+    """A published table as the command line has it: its lines with their cells, and the settings of its sweep."""
+
+    paper: Paper
+    scale: float
+    lines: list[tuple[Line, list[GridCell]]]
+    settings: Mapping[str, Any]
+
+
 def read(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Grid:
     """The grid that the overrides ask for, every cell of it typed and checked.
 
     config_dirs: folders with more configs of the same groups (``norm/mine.yaml``).
     Raises ConfigError before anything is run: bad syntax, unknown names and options (with the near one), wrong types.
     """
-    axes, search = parse(overrides)
-    configs = Configs([*(existing(folder) for folder in config_dirs), *search])
+    axes, configs = _parsed(overrides, config_dirs)
+    if any(axis.key == GROUP and axis.values != [None] for axis in axes):
+        table = _read_paper(axes, configs)
+        return Grid([cell for _, cells in table.lines for cell in cells], table.settings)
     axes = [_expand(axis, configs) for axis in axes]
     defaults = configs.config({})
     _check_keys(axes, defaults, configs)
     settings = _settings(axes, defaults)
+    if settings["scale"] != 1:
+        raise ConfigError(f"scale={settings['scale']:g}: goes with paper=… only; epochs=… or steps=… is a run's length")
     cells = list(_cells(axes, configs))
     _check_tune(axes, cells)
     return Grid(cells, {**settings, "name": settings["name"] or _default_name(cells)})
+
+
+def read_paper(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> PaperGrid:
+    """The grid of a published table, ``paper=…`` among the overrides, line by line. Raises as ``read`` does."""
+    return _read_paper(*_parsed(overrides, config_dirs))
+
+
+def line_cell(paper: Paper, line: Line, batch: int, scale: float, configs: Configs) -> Cell:
+    """The cell that stands at a line and a batch in the paper's protocol, at this scale, of the first seed there is."""
+    (axes,) = line.axes([batch])
+    return scaled(next(_cells([_expand(axis, configs) for axis in axes], configs)).cell, scale)
+
+
+def _parsed(overrides: Sequence[str], config_dirs: Sequence[str]) -> tuple[list[Axis], Configs]:
+    axes, search = parse(overrides)
+    return axes, Configs([*(existing(folder) for folder in config_dirs), *search])
+
+
+def _read_paper(axes: Sequence[Axis], configs: Configs) -> PaperGrid:
+    axes = [_expand(axis, configs) for axis in axes]
+    defaults = configs.config({})
+    _check_keys(axes, defaults, configs)
+    settings = _settings(axes, defaults)
+    paper, scale = load(settings[GROUP], configs), settings["scale"]
+    if not 0 < scale <= 1:
+        raise ConfigError(f"scale: got {scale:g}, expected a share of the paper's length, above 0 and up to 1")
+    lines = []
+    for line, commands in paper.chosen([axis for axis in axes if axis.key.split(".")[0] not in NOT_A_CELLS]):
+        expanded = [[_expand(axis, configs) for axis in command] for command in commands]
+        for command in expanded:
+            _check_keys(command, defaults, configs)
+        cells = [cell for command in expanded for cell in _cells(command, configs)]
+        lines.append((line, [dataclasses.replace(item, cell=scaled(item.cell, scale)) for item in cells]))
+    return PaperGrid(paper, scale, lines, {**settings, "name": settings["name"] or paper.folder(scale)})
 
 
 def _expand(axis: Axis, configs: Configs) -> Axis:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -20,6 +21,8 @@ from normbench.files import conf_folder
 
 GROUPS = ("arch", "data", "norm", "recipe")
 
+Composed = dict[tuple[tuple[str, Any], ...], dict[str, Any]]
+
 
 def existing(folder: str) -> Path:
     """A folder of configs that somebody named."""
@@ -31,12 +34,18 @@ def existing(folder: str) -> Path:
     return path
 
 
+@functools.cache
+def _packaged(folder: Path) -> Composed:
+    """What was composed of the packaged configs alone, which stay as they are while a process lives."""
+    return {}
+
+
 class Configs:
     """The packaged configs and those of the users' folders, which come after: ours keep their names."""
 
     def __init__(self, users: Sequence[Path] = ()) -> None:
         self.folders = [conf_folder(), *users]
-        self._composed: dict[tuple[tuple[str, Any], ...], dict[str, Any]] = {}
+        self._composed: Composed = _packaged(self.folders[0]) if not users else {}
 
     @cached_property
     def files(self) -> dict[str, list[str]]:
@@ -55,7 +64,7 @@ class Configs:
 
     def config(self, choices: Mapping[str, Any]) -> dict[str, Any]:
         """The configuration with these groups chosen, a copy. Names that are no file stand in it bare."""
-        key = tuple(choices.items())
+        key = tuple(sorted(choices.items()))
         if key not in self._composed:
             self._composed[key] = self._compose(choices)
         return copy.deepcopy(self._composed[key])
