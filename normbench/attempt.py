@@ -18,6 +18,8 @@ from normbench.errors import LostCellError, StoreError
 from normbench.files import plain, read_json, sweep_up, truncate_to_lines, write_atomically, write_json
 
 SCHEMA = 1
+# Which pictures a trained network gets right.
+CORRECT = "correct.npy"
 # After these a cell is not gone on with, and a checkpoint would be of no use.
 FINAL = ("ok", "diverged", "skipped")
 
@@ -45,6 +47,12 @@ class Attempt:
             except OSError:
                 file.truncate(before)
                 raise
+
+    def keep_correct(self, content: bytes) -> None:
+        """Which pictures the trained network gets right (records/correct.py)."""
+        self.check_held()
+        with writing(self.folder):
+            write_atomically(self.folder / CORRECT, content)
 
     def write_provenance(self, provenance: Mapping[str, Any]) -> None:
         """Versions, device, threads, and which attempt it was."""
@@ -109,6 +117,7 @@ def begin(
             return None
         sweep_up(folder)
         (folder / "result.json").unlink(missing_ok=True)
+        (folder / CORRECT).unlink(missing_ok=True)
         if not first:  # where things lie may be another by now
             write_atomically(folder / "config.yaml", text)
         (folder / "rows.jsonl").touch()

@@ -18,7 +18,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from normbench.errors import ConfigError, UnknownName
-from normbench.options import AUTO, ArchOptions, DataOptions, EvalOptions, Recipe, at_least, one_of
+from normbench.options import (
+    AUTO,
+    TUNE_EXAMPLE,
+    ArchOptions,
+    DataOptions,
+    EvalOptions,
+    Recipe,
+    TuneOptions,
+    at_least,
+    one_of,
+)  # fmt: skip
 
 # Raised when the meaning of a configuration changes, so that old results are not taken for new ones.
 VERSION = 1
@@ -27,7 +37,7 @@ MEMORY_FORMATS = ("contiguous", "channels_last")
 # Where the pictures lie and how many processes decode them cannot change a number; the fingerprint of the pictures,
 # which tells a prepared copy from its originals and one way of decoding from another, stands in the id.
 NOT_IN_ID = {
-    "data": {"root", "download", "prepared", "loaders", "decoder"},
+    "data": {"title", "root", "download", "prepared", "loaders", "decoder"},
     "recipe": {"source", "base_lr", "base_batch", "lr_rule", "epochs", "steps"},
 }
 # Options that are younger than the oldest ids: they count only where they are not what they were before they were.
@@ -35,9 +45,11 @@ YOUNGER: dict[str, dict[str, Any]] = {
     "arch": {"phase": None},
     "data": {"tune": 0.0, "held_out": None},
     "recipe": {"affine_anchor": "zero"},
-    "eval": {"example_weight": 0.0},
+    "eval": {"example_weight": 0.0, "isolate": True, "pictures": 4096},
 }
-YOUNGER_KEYS: dict[str, Any] = {"graph": AUTO}
+YOUNGER_KEYS: dict[str, Any] = {"graph": AUTO, "tune": None}
+# Seeds of the trials of tune.lr, from here on: never those of a cell whose rate they choose.
+TRIAL_SEED = 1000
 
 
 @dataclass(frozen=True)
@@ -71,6 +83,7 @@ class Cell:
     epochs: int | None = None
     steps: int | None = None
     lr: float | None = None
+    tune: TuneOptions | None = None
     device: str = "auto"
     amp: str = "none"
     memory_format: str = "contiguous"
@@ -107,6 +120,20 @@ class Cell:
             )
         if not (self.epochs or self.steps) and self.recipe.epochs and self.recipe.steps:
             raise ConfigError(f"recipe={self.recipe.name} gives epochs and steps; expected one; epochs=… replaces both")
+        if self.tune is not None:
+            self._check_tune(self.tune)
+
+    def _check_tune(self, tune: TuneOptions) -> None:
+        """The trials have a held-out share and seeds of their own."""
+        for key in ("valid", "tune"):
+            if share := getattr(self.data, key):
+                raise ConfigError(
+                    f"data.{key}={share} and tune.lr are both given: trials hold tune.valid={tune.valid:g} of the "
+                    f"training pictures out, and the cells train on all of them; leave data.{key} out"
+                    + (", and give eval.example_weight a number" if self.eval.example_weight == AUTO else "")
+                )
+        if TRIAL_SEED <= self.seed < TRIAL_SEED + tune.seeds:
+            raise ConfigError(f"seed={self.seed} is that of a trial of tune.lr; take one below {TRIAL_SEED}")
 
     @property
     def images(self) -> int:
@@ -115,7 +142,15 @@ class Cell:
 
     @property
     def peak_lr(self) -> float:
+        """As given or chosen, else by the recipe's rule. Raises ConfigError where trials are to choose it first."""
+        if self.undecided:
+            raise ConfigError("lr: not chosen yet; the trials of tune.lr come before the cell")
         return self.recipe.peak_lr(self.images) if self.lr is None else self.lr
+
+    @property
+    def undecided(self) -> bool:
+        """Whether trials are to choose the rate, and have not."""
+        return self.tune is not None and self.lr is None
 
     def length(self, unit: str) -> int | None:
         """The run's length in ``epochs`` or ``steps``, None if it is given in the other unit."""
@@ -129,18 +164,22 @@ class Cell:
     def nested(self) -> dict[str, Any]:
         """The configuration as a person reads it, with what was resolved: lr, epochs or steps."""
         own = {key.name: getattr(self, key.name) for key in dataclasses.fields(self)}
-        resolved = {"epochs": self.length("epochs"), "steps": self.length("steps"), "lr": self.peak_lr}
+        resolved: dict[str, Any] = {"epochs": self.length("epochs"), "steps": self.length("steps")}
+        resolved["lr"] = None if self.undecided else self.peak_lr
         resolved["chunk"] = None if self.chunk == self.workers else self.chunk
+        resolved["tune"] = None if self.tune is None else _options(self.tune)
         groups = {key: _options(own[key]) for key in ("arch", "data", "norm", "recipe", "eval")}
         return {**own, **groups, **resolved}
 
     def flat(self) -> dict[str, Any]:
-        """The configuration with dotted keys; a group's own key (``norm``) holds its name."""
+        """The configuration with dotted keys; a group's own key (``norm``) holds its name, ``tune`` what it says."""
         flat: dict[str, Any] = {}
         for key, value in self.nested().items():
-            if isinstance(value, dict):
+            if key == "tune":
+                flat[key] = None if self.tune is None else self.tune.told()
+            elif isinstance(value, dict):
                 if "name" in value:
-                    flat[key] = value["name"]
+                    flat[key] = value.get("title") or value["name"]
                 flat |= {f"{key}.{name}": _scalar(item) for name, item in value.items() if name != "name"}
             else:
                 flat[key] = value
@@ -150,8 +189,15 @@ class Cell:
         """The cell's id: readable, then a hash of all that can change its numbers.
 
         evidence: the fingerprint of the pictures (``data``) and the hashes of a user's own files (``arch``, ``norm``).
+
+        A cell that is tuned is known by how its rate is chosen, not by the rate, as one of amp=auto is by ``auto``:
+        what was asked for has one id, one row and one result, before the trials and after them, whatever they come
+        to. So it is another cell than one that was given the same rate: its numbers are the same, what they show is
+        not.
         """
         content = {key: value for key, value in self.nested().items() if key != "device"}
+        if self.tune is not None:
+            del content["lr"]
         content = {key: value for key, value in content.items() if YOUNGER_KEYS.get(key, ...) != value}
         for group, left_out in NOT_IN_ID.items():
             content[group] = {key: value for key, value in content[group].items() if key not in left_out}
@@ -175,6 +221,7 @@ def make(config: Mapping[str, Any]) -> Cell:
     values["data"] = construct(DataOptions, "data", _group(values, "data"), own_options=_is_target(values, "data"))
     values["recipe"] = construct(Recipe, "recipe", _group(values, "recipe"))
     values["eval"] = construct(EvalOptions, "eval", values.get("eval") or {})
+    values["tune"] = _tune(values.get("tune"))
     norm = _group(values, "norm")
     # null means: not given; the method's or the architecture's own value holds.
     given = {key: value for key, value in norm.items() if key != "name" and value is not None}
@@ -202,6 +249,23 @@ def construct(cls: type[Any], section: str, values: Mapping[str, Any], *, own_op
             what = f"option of {section}={values['name']}" if "name" in values else "option"
             raise UnknownName(what, f"{prefix}{key}", [f"{prefix}{name}" for name in hints if name != "options"])
     return cls(**known, **({"options": extra} if own_options else {}))
+
+
+def _tune(given: Any) -> TuneOptions | None:
+    """How lr is chosen; None where no rates are given to choose from."""
+    if given is None:
+        return None
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"tune: got {given!r}, expected an option of it, {TUNE_EXAMPLE}")
+    rates = given.get("lr")
+    if rates is None:
+        # For unknown options and wrong types: what is right is of no use, and grid says so.
+        construct(TuneOptions, "tune", {**given, "lr": (1.0, 2.0)})
+        return None
+    if not isinstance(rates, list | tuple):
+        raise ConfigError(f"tune.lr: got {rates!r}, expected all rates to try in one list, {TUNE_EXAMPLE}")
+    made: TuneOptions = construct(TuneOptions, "tune", given)
+    return made
 
 
 @functools.cache

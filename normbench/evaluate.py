@@ -56,10 +56,15 @@ def evaluate(
 
 def _sums(logits: Tensor, y: Tensor) -> Tensor:
     """Pictures right at once, right within five, and summed loss, as one small float64 tensor on the device."""
-    best = logits.topk(min(5, logits.shape[1]), dim=1).indices == y[:, None]
+    best = within_five(logits, y)
     loss = F.cross_entropy(logits, y, reduction="sum")
     kind = _kind(logits.device)
     return torch.stack([best[:, 0].sum().to(kind), best.sum().to(kind), loss.to(kind)])
+
+
+def within_five(logits: Tensor, y: Tensor) -> Tensor:
+    """Whether the true class is the first guess, the second … the fifth: bool (N, 5), fewer for fewer classes."""
+    return logits.topk(min(5, logits.shape[1]), dim=1).indices == y[:, None]
 
 
 def _nothing(model: nn.Module) -> Tensor:

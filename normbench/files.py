@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import time
@@ -17,6 +18,8 @@ from normbench.errors import ConfigError
 
 # The folder of a sweep where what auto came to stands.
 CHOICES = ".choices"
+# The folder of a sweep where the trials lie that choose learning rates: a sweep's folder itself.
+TRIALS = ".tune"
 
 
 def conf_folder() -> Path:
@@ -90,10 +93,39 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; empty if the file is missing or damaged (its owner was killed)."""
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
+        content = decoded(path.read_bytes())
+    except OSError:
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def decoded(data: bytes) -> Any:
+    """What JSON in UTF-8 says; None if it is damaged. Letters that no file could hold again become U+FFFD."""
+    try:
+        content = json.loads(data.decode())
+    except (ValueError, RecursionError):
+        return None
+    return _writable(content) if _UNWRITABLE.search(data) else content
+
+
+# Escapes of control characters and of halves of letters, which JSON can hold but no text file or page.
+_UNWRITABLE = re.compile(rb"\\u(?:00[01]|[dD][89a-fA-F])|\\[bf]")
+
+
+def _writable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_writable(key): _writable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_writable(item) for item in value]
+    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]", "\ufffd", value) if isinstance(value, str) else value
+
+
+def legible(text: str) -> str:
+    """``text`` on one line: spaces for what breaks lines, escapes for what cannot be printed or written."""
+    if text.isprintable():
+        return text
+    line = " ".join(text.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in line)
 
 
 def plain(value: Any) -> Any:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +25,7 @@ class Watch(Protocol):
 
     def step(self, epoch: int, step: int, loss: float, images_per_s: float) -> None: ...
     def row(self, row: dict[str, Any]) -> None: ...
+    def right(self, right: np.ndarray) -> None: ...
 
 
 class EndedError(NormbenchError):

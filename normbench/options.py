@@ -17,6 +17,7 @@ RAMPS = ("linear", "cosine")
 ANCHORS = ("zero", "one", "init")
 DECODERS = ("torchvision", "pillow", "cuda")
 AUTO = "auto"
+TUNE_EXAMPLE = "such as 'tune.lr=[0.01,0.03,0.1]'"
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class DataOptions:
     """A data set and how its pictures are prepared.
 
     name: one of ours, ``file.py:callable`` or ``package.module:callable``.
+    title: what tables call it; None: its name.
     root: folder or archive the pictures are in; None: ``data/<name>`` here.
     download: fetch what is missing where the data set can be fetched.
     limit: at most so many pictures of each split, balanced over the classes, always the same ones.
@@ -71,6 +73,7 @@ class DataOptions:
     """
 
     name: str
+    title: str | None = None
     root: str | None = None
     download: bool = True
     limit: int | None = None
@@ -111,11 +114,16 @@ class EvalOptions:
     example_weight: the share of an image's own moments in the statistics that it is evaluated with, beside the running
     ones, for methods that keep such (inference example weighing, Summers & Dinneen, ICLR 2020, arXiv:1906.03548); or
     ``auto``: chosen after the last epoch on the pictures that ``data.tune`` holds out.
+    isolate: after the last epoch evaluate in other ways too, which tell what the normalizer alone does (isolate.py).
+    pictures: of the training set, that take part in that.
     """
 
     example_weight: float | str = 0.0
+    isolate: bool = True
+    pictures: int = 4096
 
     def __post_init__(self) -> None:
+        at_least("eval.pictures", self.pictures, 1)
         got = self.example_weight
         if got != AUTO and (isinstance(got, str) or not 0 <= got <= 1):
             raise ConfigError(f"eval.example_weight: got {got!r}, expected a share from 0 to 1, such as 0.1, or {AUTO}")
@@ -186,6 +194,48 @@ class Recipe:
         """The peak learning rate for ``images`` (batch × workers) images a step."""
         ratio = images / self.base_batch
         return self.base_lr * {"linear": ratio, "sqrt": ratio**0.5, "none": 1.0}[self.lr_rule]
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """How the peak learning rate of a cell is chosen: by trials on pictures held out of its training set.
+
+    lr: the rates that are tried, two or more; kept in rising order.
+    valid: share of the training pictures that trials do not train on and are evaluated on.
+    seeds: trials of each rate.
+    budget: length of a trial as a share of the cell's, rounded up to whole epochs (or steps).
+    """
+
+    lr: tuple[float, ...]
+    valid: float = 0.1
+    seeds: int = 1
+    budget: float = 1.0
+
+    def __post_init__(self) -> None:
+        for rate in self.lr:
+            if not 0 < rate < math.inf:
+                raise ConfigError(f"tune.lr: got {rate}, expected rates above 0, and finite")
+        object.__setattr__(self, "lr", tuple(sorted(set(self.lr))))
+        if len(self.lr) < 2:
+            got = f"one rate, {self.lr[0]:g}" if self.lr else "none"
+            one = f"; a single one is lr={self.lr[0]:g}" if self.lr else ""
+            raise ConfigError(f"tune.lr: got {got}, expected two or more to choose from, {TUNE_EXAMPLE}{one}")
+        if not 0 < self.valid < 1:
+            raise ConfigError(f"tune.valid: got {self.valid}, expected a share above 0 and below 1, such as 0.1")
+        at_least("tune.seeds", self.seeds, 1)
+        if not 0 < self.budget <= 1:
+            raise ConfigError(f"tune.budget: got {self.budget}, expected a share of the run above 0 and up to 1")
+
+    @property
+    def rates(self) -> str:
+        """``0.01, 0.1``."""
+        return ", ".join(f"{rate:g}" for rate in self.lr)
+
+    def told(self) -> str:
+        """``0.01, 0.1 on a held-out 10 % of the training set (1 seed, full length)``."""
+        seeds = f"{self.seeds} seed{'s'[: self.seeds > 1]}"
+        length = "full length" if self.budget == 1 else f"{100 * self.budget:g} % of the length"
+        return f"{self.rates} on a held-out {100 * self.valid:g} % of the training set ({seeds}, {length})"
 
 
 def one_of(key: str, got: str, choices: tuple[str, ...]) -> None:

@@ -36,7 +36,8 @@ class Planned:
 
     label: the cell for people, with what tells it from the others of the grid. attempts: made so far.
     values: in the maps of one forward, a measure of the cell's size. widest: of these, in one picture's largest map.
-    parameters: of the untouched network.
+    parameters: of the untouched network. skip_as: the status that a cell with a reason in ``skip`` ends with. told:
+    what every record of the cell says beside its configuration.
     """
 
     cell: Cell
@@ -51,12 +52,14 @@ class Planned:
     widest: int
     parameters: int
     evidence: Mapping[str, str | None]
+    skip_as: str = "skipped"
+    told: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def known(self) -> dict[str, Any]:
         """What every record of the cell repeats."""
         sources = {f"{key}.source": value[:8] for key, value in self.evidence.items() if value is not None}
-        return {"config": self.cell.flat() | sources, "changed": list(self.changed)}
+        return {"config": self.cell.flat() | sources, "changed": list(self.changed), **self.told}
 
 
 @dataclass
@@ -85,7 +88,7 @@ class Preflight:
                 check_machine(item.cell)
             found = self.check(item.cell, item.changed, store)
             planned.setdefault(found.cell_id, found)
-        return _labelled(list(planned.values()))
+        return labelled(list(planned.values()))
 
     def check(self, cell: Cell, changed: tuple[str, ...], store: Store) -> Planned:
         description = self.describe(cell.data)
@@ -212,7 +215,7 @@ def identify(cell: Cell, description: Description) -> tuple[str, Mapping[str, st
     return cell.identity(evidence), evidence
 
 
-def _labelled(planned: list[Planned]) -> list[Planned]:
+def labelled(planned: list[Planned]) -> list[Planned]:
     """Labels that tell the cells of this grid apart: every axis that varies stands in them."""
     flats = [item.cell.flat() for item in planned]
     keys = dict.fromkeys(["arch", "data", *(key for item in planned for key in item.changed)])
@@ -221,6 +224,8 @@ def _labelled(planned: list[Planned]) -> list[Planned]:
     def label(item: Planned, flat: dict[str, Any]) -> str:
         own = [key for key in varying if flat.get(key) is not None]
         words = [str(flat[key]) if key in ("arch", "data") else f"{key.split('.')[-1]}={flat[key]}" for key in own]
+        if item.cell.tune is not None and "tune" in own:
+            words[own.index("tune")] = f"tuned over {item.cell.tune.rates}"
         return " ".join([item.cell.label(), *words])
 
     return [dataclasses.replace(item, label=label(item, flat)) for item, flat in zip(planned, flats, strict=True)]

@@ -12,24 +12,26 @@ import signal
 import sys
 import textwrap
 import traceback
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
 
-from normbench import __version__, grid, track
-from normbench.errors import ConfigError, NormbenchError, StoreError, UnknownName, one_line
+from normbench import __version__, grid, planning, stages, track
+from normbench.errors import ConfigError, NormbenchError, UnknownName, one_line
 from normbench.files import plain
 from normbench.launch import forkserver, slurm
 from normbench.options import AUTO, at_least, one_of
-from normbench.records import Store, cell_status, cells_of
+from normbench.records import Store
 from normbench.spinning import spin_less
+from normbench.stages import DONE, FAILED
+from normbench.tune import Tuning
 
-DONE, FAILED, BAD_COMMAND, STOPPED = 0, 1, 2, 130
-FINE = ("ok", "skipped")
-FAILURES = ("diverged", "oom", "timeout", "error")
+if TYPE_CHECKING:
+    from normbench.preflight import Planned
+
+BAD_COMMAND, STOPPED = 2, 130
 RERUNS = ("none", "failed", "all")
 
 HELP = """\
@@ -98,104 +100,41 @@ def sweep(argv: Sequence[str]) -> int:
     # torch is imported from here on: whatever can be told without it has been told.
     if not settings["plan"] and settings["launch"] == "local":
         forkserver.shared()  # it imports torch too, meanwhile
-    from normbench.preflight import Preflight
-
-    try:
-        planned = Preflight(fetch=not settings["plan"]).plan(request, store)
-    except (NormbenchError, OSError):
-        raise
-    except Exception as error:  # a user's own network, pictures or normalizer, most likely
-        raise ConfigError(
-            f"checking the grid failed{_where(error)}: {type(error).__name__}: {one_line(error)}"
-        ) from error
+    planned, tuning = _checked(request, store)
     if len(planned) < len(request.cells):
         alike = len(request.cells) - len(planned)
         print(
             f"{alike} of {len(request.cells)} combinations are the same cell as another and run once", file=sys.stderr
         )
     if settings["plan"]:
-        _print_plan(planned, store, settings)
+        planning.show(planned, store, settings, tuning)
         return DONE
-    warning = _make_room(planned, settings)
+    warning = stages.make_room(planned, tuning, settings)
     store.create()
-    return _run(planned, store, settings, warning)
+    return stages.run(planned, tuning, store, settings, warning)
 
 
-def _make_room(planned: Sequence[Any], settings: Mapping[str, Any]) -> str | None:
-    """Raise ConfigError for more slots than memory holds; what else is to be said of it."""
-    from normbench.launch import room
-    from normbench.launch.local import in_turn
-    from normbench.preflight import will_run
+def _checked(request: grid.Grid, store: Store) -> tuple[list[Planned], Tuning | None]:
+    """Every cell of the grid, checked, and where rates are tuned the trials that choose them."""
+    from normbench.preflight import Preflight
 
-    slots = settings["slots"]
-    return room.check(in_turn(will_run(planned, settings["rerun"]), slots), slots, settings["ranks"])
-
-
-def _run(planned: Sequence[Any], store: Store, settings: Mapping[str, Any], warning: str | None = None) -> int:
-    from normbench.display import Display
-    from normbench.launch.local import Local, record_skip
-    from normbench.preflight import will_run
-
-    todo = {item.cell_id: item for item in will_run(planned, settings["rerun"])}
-    tracker = track.make(settings["track"], folder=store.folder)
-    writable = True
+    preflight = Preflight(fetch=not request.settings["plan"])
     try:
-        with Display(len(planned), settings["slots"]) as display:
-            states = {item.cell_id: "new" if item.cell_id in todo else item.status for item in planned}
-            display.plan([(item.cell_id, item.label, states[item.cell_id]) for item in planned])
-            tracker.note = display.note
-            if warning:
-                display.note(warning)
-            stand = Counter(item.status for item in planned if item.cell_id not in todo and item.status in FAILURES)
-            if stand:
-                counts = ", ".join(f"{count} {status}" for status, count in stand.items())
-                display.note(f"failed before, and not run again without rerun=failed: {counts}")
-            for item in planned:
-                if item.skip is not None:
-                    record_skip(item, store)
-                    display.finish(item.cell_id, item.label, {"status": "skipped", "reason": item.skip})
-            launcher: slurm.Slurm | Local
-            if settings["launch"] == "slurm":
-                launcher = slurm.Slurm(store, display, tracker, settings)
-            else:
-                slots, ranks, timeout, threads = (
-                    settings[key] for key in ("slots", "ranks", "cell_timeout", "threads")
-                )
-                launcher = Local(store, display, tracker, slots, ranks, timeout, threads)
-            launcher.run(todo.values(), [item for item in planned if item.cell_id not in todo])
-    except StoreError as error:
-        writable = False
-        raise OSError(one_line(error)) from None
-    finally:
-        tracker.close()
-        if writable:
-            _report(store)
-    if isinstance(launcher, slurm.Slurm) and launcher.left:  # detached
-        return DONE
-    statuses = Counter(cell_status(store.cell(item.cell_id)) for item in planned)
-    if statuses["running"]:
-        print(f"{statuses['running']} of the cells are at work in another process, and not done", file=sys.stderr)
-    fine = FINE[:1] if settings["strict"] else FINE
-    return DONE if all(status in fine for status in statuses) else FAILED
+        planned = preflight.plan(request, store)
+        tuned = any(item.cell.tune is not None for item in planned)
+        return planned, Tuning(planned, preflight, request, store) if tuned else None
+    except (NormbenchError, OSError):
+        raise
+    except Exception as error:  # a user's own network, pictures or normalizer, most likely
+        raise ConfigError(
+            f"checking the grid failed{_where(error)}: {type(error).__name__}: {one_line(error)}"
+        ) from error
 
 
 def _where(error: BaseException) -> str:
     """The innermost line of code that an error came from, with its file's name."""
     frames = traceback.extract_tb(error.__traceback__)
     return f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-
-
-def _report(store: Store) -> None:
-    """Table and plot; what goes wrong with them is said and changes nothing about the cells."""
-    from normbench import report
-
-    try:
-        if cells_of(store.folder):
-            print(report.write(store.folder))
-        else:
-            store.write_results()
-    except Exception as error:
-        print(f"normbench: what the cells left is whole, but no table or plot: {one_line(error)}", file=sys.stderr)
 
 
 def _check(settings: Mapping[str, Any]) -> None:
@@ -218,60 +157,6 @@ def _check(settings: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"name: got {settings['name']!r}, expected the plain name of a folder below runs={settings['runs']}"
         )
-
-
-def _print_plan(planned: Sequence[Any], store: Store, settings: Mapping[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from normbench.preflight import will_run
-
-    todo = {item.cell_id for item in will_run(planned, settings["rerun"])}
-    axes = ["arch", "data", "norm", "batch", "workers", "seed"]
-    flats = [item.cell.flat() for item in planned]
-    chosen = dict.fromkeys(key for item in planned for key in item.changed if key not in axes)
-    axes += [key for key in chosen if len({str(flat.get(key)) for flat in flats}) > 1]
-    table = Table("cell", *axes, "state", box=None, pad_edge=False)
-    for column in table.columns:
-        column.overflow = "fold"
-    states = []
-    for item, flat in zip(planned, flats, strict=True):
-        states.append(_state(item, item.cell_id in todo))
-        table.add_row(item.cell_id, *(str(flat.get(key, "")) for key in axes), states[-1])
-    console = Console(highlight=False)
-    if console.is_terminal:
-        console.print(table)
-    else:  # a log or a pipe has no width: nothing there may be cut
-        wide = Console(width=400, highlight=False)
-        with wide.capture() as captured:
-            wide.print(table)
-        print("\n".join(line.rstrip() for line in captured.get().splitlines()))
-    counts = Counter(state.split(":")[0] for state in states)
-    console.print(f"{_count(planned)}: " + "; ".join(f"{count} {state}" for state, count in counts.items()))
-    for line in _autos([item for item in planned if item.cell_id in todo], store, settings):
-        console.print(line, soft_wrap=True)
-
-
-def _autos(planned: Sequence[Any], store: Store, settings: Mapping[str, Any]) -> list[str]:
-    """What is known of the values that are auto, a line for each."""
-    from normbench.launch.choosing import Choosing
-    from normbench.launch.places import Places
-
-    places = Places(settings["slots"], settings["ranks"])
-    return Choosing(store.folder, places, settings["threads"]).told(planned)
-
-
-def _count(planned: Sequence[Any]) -> str:
-    return f"{len(planned)} cell" + ("s" if len(planned) != 1 else "")
-
-
-def _state(item: Any, runs: bool) -> str:
-    if item.skip is not None:
-        return f"would be skipped: {item.skip}"
-    if item.status == "new":
-        return "new"
-    done = "done" if item.status == "ok" else item.status
-    return f"{done}, to be run again" if runs else done
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -12,15 +13,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from normbench import data, graph, machine, models, norms, surgery, weighing
+from normbench import data, graph, isolate, machine, models, norms, surgery, weighing
 from normbench.cell import Cell
 from normbench.checkpoint import CheckpointError, draws, set_draws
 from normbench.data import Description, Pictures, open_pictures
 from normbench.data.tuned import Tuned
-from normbench.errors import ConfigError, one_line
+from normbench.errors import ConfigError, LostRankError, one_line
 from normbench.evaluate import evaluate
 from normbench.graph import CudaRecorder, Recorded, Recorder
-from normbench.meter import DivergedError, Meter, StoppedError, Watch
+from normbench.meter import DivergedError, EndedError, Meter, StoppedError, Watch
 from normbench.optimize import learning_rate, optimizer, warmup_steps
 from normbench.options import AUTO
 from normbench.ranks import ALONE, Ranks
@@ -207,7 +208,24 @@ class Run:
             measured["compile_seconds"] = self.compile_seconds
         row = {key: value for key, value in self.row.items() if key != "lr"}  # the last step's; a cell's is its peak
         last = {"last_loss": self.meter.last, "split": self.pictures.description.split}
-        return row | measured | last
+        return row | measured | last | self._isolate()
+
+    def _isolate(self) -> dict[str, Any]:
+        """What the trained network does when it is evaluated in other ways; what cannot be done costs no result."""
+        if not self.cell.eval.isolate:
+            return {}
+        try:
+            found, right = isolate.isolate(
+                self.cell, self.net, self.pictures, self.step.precision, partial(self._stop_or_save, at_end=True)
+            )
+        except (EndedError, LostRankError):
+            raise
+        except Exception as error:
+            warnings.warn(f"only the ordinary evaluation was done: {one_line(error)}", RuntimeWarning, stacklevel=2)
+            return {}
+        if right is not None:
+            self.watch.right(right)
+        return found
 
     def _epoch(self) -> None:
         """What is left of the epoch at work, its evaluation and its row."""
@@ -236,7 +254,7 @@ class Run:
             reached = {"epoch": epoch, "step": self.done, "last_loss": meter.last}
             raise DivergedError(f"the evaluation loss is {found['loss']}", reached)
         self.meter = Meter(epoch + 1, self.done, cell.images, self.device, self.watch, meter.last)
-        if self.done < run.total:
+        if self.done < run.total or self.cell.eval.isolate:
             self._stop_or_save(at_end=True)
 
     def _losses(self, epoch: int) -> Iterator[Tensor]:

@@ -24,20 +24,23 @@ FLOORS = [
     {"norms", "machine", "checkpoint"},
     {"surgery", "models", "data"},
     {"optimize", "evaluate", "step", "meter", "weighing"},
-    {"graph"},
+    {"graph", "isolate"},
     {"train", "rehearse"},
     {"choices"},
     {"steptime"},
     {"grid"},
     {"preflight"},
+    {"tune"},
     {"progress"},
     {"report", "display", "track"},
     {"launch", "bench", "check"},
+    {"planning", "stages"},
     {"sweep"},
 ]
 TORCH_FREE = {
     "errors", "options", "files", "claim", "attempt", "cell", "records", "report", "progress", "display", "track",
-    "grid", "sweep", "memory", "spinning",
+    "grid", "sweep", "memory", "spinning", "tune", "planning",
+    "stages",
 }  # fmt: skip
 
 

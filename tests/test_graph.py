@@ -124,6 +124,8 @@ class Rows:
     def row(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
 
+    def right(self, _: Any) -> None: ...
+
 
 class StopAt:
     """A keeper that stops the run at its n-th look."""

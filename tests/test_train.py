@@ -81,6 +81,8 @@ class Notes:
     def row(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
 
+    def right(self, _: Any) -> None: ...
+
 
 def run(cell: Cell, description: Description | None = None) -> tuple[dict[str, Any], nn.Module, Notes, Made]:
     pictures = Made(description or described())

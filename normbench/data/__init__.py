@@ -1,6 +1,6 @@
 """Data sets: described before anything runs, opened on the device they are trained on.
 
-description.py          what the rest of normbench sees: Description, Pictures, Feed
+description.py          what the rest of normbench sees: Description, Pictures, Feed, Look
 sources.py              a name → the pictures behind it
 digits official folder domains user     the kinds of source
 tree listing archive picture files      names → classes, archives, decoding
@@ -14,7 +14,18 @@ view decode cut         how a streamed picture becomes pixels
 progress.py             what a person sees meanwhile
 """
 
-from normbench.data.description import Description, Feed, Pictures, feed
+from normbench.data.description import Description, Feed, Look, Pictures, feed, look
 from normbench.data.sources import check_decoder, describe, names, open_pictures
 
-__all__ = ["Description", "Feed", "Pictures", "check_decoder", "describe", "feed", "names", "open_pictures"]
+__all__ = [
+    "Description",
+    "Feed",
+    "Look",
+    "Pictures",
+    "check_decoder",
+    "describe",
+    "feed",
+    "look",
+    "names",
+    "open_pictures",
+]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 from torch import Tensor
 
 
@@ -90,6 +91,20 @@ class Pictures(Protocol):
         rank, ranks: of these same batches, number rank, rank + ranks, rank + 2 · ranks …; there may be none.
         """
         ...
+
+
+class Look(Protocol):
+    """Hands out the evaluation pictures at positions ``at``, (N,), in that order, as evaluation sees them: x, y.
+
+    training: positions among the training pictures, likewise unaugmented and without domains.
+    """
+
+    def __call__(self, at: np.ndarray, batch: int, *, training: bool = False) -> Iterator[tuple[Tensor, Tensor]]: ...
+
+
+def look(pictures: Pictures) -> Look | None:
+    """How chosen pictures can be looked at; None for pictures of a user's own that cannot."""
+    return getattr(pictures, "look", None)
 
 
 def feed(pictures: Pictures, images: int) -> Feed | None:

@@ -76,6 +76,14 @@ class InMemory:
         for x, y in share.of_batches(batches, rank, ranks):
             yield self.normalised(x), y
 
+    def look(self, at: np.ndarray, batch: int, *, training: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+        """See ``Look``."""
+        x, y, border = (self.train_x, self.train_y, self.pad) if training else (self.test_x, self.test_y, 0)
+        H, W = self.test_x.shape[2:]
+        for part in torch.from_numpy(at).split(batch):
+            shown = x[part.to(x.device)][:, :, border : border + H, border : border + W]
+            yield self.normalised(shown), y[part.to(y.device)].to(self.device) % self.num_classes
+
     def steps(
         self, *, seed: int, epoch: int, batch: int, start: int = 0, rank: int = 0, ranks: int = 1
     ) -> tuple[Tensor, Tensor, Tensor]:

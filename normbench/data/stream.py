@@ -157,6 +157,18 @@ class Streamed:
         batches = [wanted[i : i + batch] for i in range(0, self.count, batch)]
         yield from self.batches(self.testing, share.of_batches(batches, rank, ranks), ranks)
 
+    def look(self, at: np.ndarray, batch: int, *, training: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+        """See ``Look``. Raises DataError for a picture that is damaged."""
+        loader = self.testing
+        if training:
+            files, shown = self.training.dataset, self.testing.dataset
+            assert isinstance(files, Files)
+            assert isinstance(shown, Files)
+            loader = self.loader(Files(files.shelf, files.labels % self.num_classes, shown.view))
+            at = self.train_at[at]
+        wanted = [(int(i), 0) for i in at]
+        yield from self.batches(loader, [wanted[i : i + batch] for i in range(0, len(wanted), batch)], 1)
+
     def batches(
         self, loader: DataLoader[Any], wanted: Sequence[list[Wanted]], ranks: int
     ) -> Iterator[tuple[Tensor, Tensor]]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
 from torch import Tensor
 
-from normbench.data.description import Description, Feed, Pictures, feed
+from normbench.data.description import Description, Feed, Pictures, feed, look
 from normbench.options import DataOptions
 
 
@@ -49,6 +50,12 @@ class Tuned:
     def test(self, batch: int, *, rank: int = 0, ranks: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
         """See ``Pictures.test``."""
         return self.plain.test(batch, rank=rank, ranks=ranks)
+
+    def look(self, at: np.ndarray, batch: int, *, training: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+        """See ``Look``; pictures of a user's own that cannot be looked at are never held out from."""
+        found = look(self.held if training else self.plain)
+        assert found is not None
+        return found(at, batch, training=training)
 
     def tune(self, batch: int, *, rank: int = 0, ranks: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
         """Every held-out picture once, in order, as it is."""

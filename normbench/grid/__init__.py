@@ -22,6 +22,7 @@ from normbench.cell import Cell, make
 from normbench.errors import ConfigError, UnknownName, nearest, one_line
 from normbench.grid.command import Axis, parse
 from normbench.grid.configs import GROUPS, Configs, conf_folder, existing
+from normbench.options import TUNE_EXAMPLE
 from normbench.targets import installed
 
 __all__ = ["GROUPS", "Configs", "Grid", "GridCell", "conf_folder", "read"]
@@ -76,6 +77,7 @@ def read(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Grid:
     _check_keys(axes, defaults, configs)
     settings = _settings(axes, defaults)
     cells = list(_cells(axes, configs))
+    _check_tune(axes, cells)
     return Grid(cells, {**settings, "name": settings["name"] or _default_name(cells)})
 
 
@@ -128,6 +130,13 @@ def _check_keys(axes: Sequence[Axis], defaults: Mapping[str, Any], configs: Conf
             raise ConfigError(f"{axis.key}: {first} is one value; expected {first}=…")
         if first == "slurm" and axis.key not in SWEEP_KEYS and not axis.key.startswith(SBATCH):
             raise UnknownName("key", axis.key, [key for key in SWEEP_KEYS if key.startswith("slurm.")])
+
+
+def _check_tune(axes: Sequence[Axis], cells: Sequence[GridCell]) -> None:
+    """How a rate is chosen says something only of cells whose rate is."""
+    stray = next((axis.key for axis in axes if axis.key.startswith("tune.")), None)
+    if stray not in (None, "tune.lr") and all(item.cell.tune is None for item in cells):
+        raise ConfigError(f"{stray} is given, but no rates to choose from; add some, {TUNE_EXAMPLE}")
 
 
 def _settings(axes: Sequence[Axis], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,7 +215,10 @@ def _cell(composed: dict[str, Any], scalars: Mapping[str, Any], recipe_given: bo
         except OmegaConfBaseException as error:
             raise ConfigError(f"cannot resolve {', '.join(map(str, scalars.values()))}: {one_line(error)}") from None
     cell = make(config)
-    changed = [*scalars, *(["recipe"] if recipe_given else [])]
+    if cell.tune is not None and cell.lr is not None:
+        raise ConfigError(f"lr={cell.lr:g} and tune.lr are both given; expected one: the rate, or those to choose from")
+    changed = [*dict.fromkeys("tune" if key.startswith("tune.") else key for key in scalars)]
+    changed += ["recipe"] if recipe_given else []
     if packaged is not None:
         ours, theirs = make(_plain(packaged)).flat(), cell.flat()
         changed += [key for key in theirs if theirs[key] != ours.get(key) and key not in (*GROUPS, *changed)]
@@ -233,6 +245,9 @@ def _put(config: dict[str, Any], key: str, value: Any) -> None:
 
 def _default_name(cells: Sequence[GridCell]) -> str:
     """<arch>-<data>: what is compared within one table."""
-    words = [dict.fromkeys(getattr(item.cell, key).name for item in cells) for key in ("arch", "data")]
+    words = [
+        dict.fromkeys(item.cell.arch.name for item in cells),
+        dict.fromkeys(item.cell.data.title or item.cell.data.name for item in cells),
+    ]
     name = "-".join("+".join(word.rsplit("/", 1)[-1].replace(":", ".") for word in group) for group in words)
     return name if len(name) <= 80 else name[:77] + "..."

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from normbench import checkpoint, choices, machine, norms, steptime, surgery
@@ -27,6 +28,7 @@ from normbench.launch.order import Order
 from normbench.meter import EndedError
 from normbench.preflight import identify
 from normbench.ranks import LostRankError, Ranks
+from normbench.records import correct
 from normbench.rehearse import rehearse
 from normbench.train import open_for, prepare, train
 
@@ -119,6 +121,10 @@ class Onlookers:
             self.attempt.append_row(row)
             self.parent.tell(row=row)
 
+    def right(self, right: np.ndarray) -> None:
+        if self.attempt is not None:
+            self.attempt.keep_correct(correct.packed(right))
+
 
 class Keeper:
     """Writes checkpoints when they are due, unless the cell has been taken over; hears the signal to stop."""
@@ -168,7 +174,7 @@ def _attempt(order: Order, parent: Parent) -> int:
         if attempt is None:
             return TAKEN
         parent.tell(began=attempt.number)
-    keeper = Keeper(attempt, order.chosen)
+    keeper = Keeper(attempt, chosen(order))
     with attempt.beating() if attempt else contextlib.nullcontext():
         onlookers = Onlookers(attempt, parent)
         try:
@@ -202,7 +208,7 @@ def _run(order: Order, attempt: Attempt | None, keeper: Keeper, onlookers: Onloo
         torch.set_num_threads(order.threads)
     numerics = machine.numerics(cell.deterministic, order.values, order.exactly)
     with numerics as threads, _joined(order, device) as ranks:
-        state = ranks.first(_resume(attempt, order.chosen))
+        state = ranks.first(_resume(attempt, chosen(order)))
         if attempt is not None:
             from_step = 0 if state is None else state["done"]
             if from_step:
@@ -242,6 +248,12 @@ def _here(cell: Cell, order: Order) -> Cell:
     return dataclasses.replace(
         choices.resolved(cell, order.chosen), data=dataclasses.replace(cell.data, loaders=loaders)
     )
+
+
+def chosen(order: Order) -> dict[str, str]:
+    """What was chosen for the cell and is not in its id: a checkpoint of anything else is not gone on from."""
+    cell = order.cell
+    return {**order.chosen, **({"lr": repr(cell.lr)} if cell.tune is not None else {})}
 
 
 @contextlib.contextmanager

@@ -63,7 +63,7 @@ class Local:
         self.store, self.display, self.tracker = store, display, tracker
         self.slots, self.ranks, self.timeout = slots, ranks, timeout
         self.places = Places(slots, ranks)
-        self.choosing = Choosing(store.folder, self.places, threads, display.note, self._measure)
+        self.choosing = Choosing(store.sweep, self.places, threads, display.note, self._measure)
         self.server: ForkServer | None = None  # where the cells that run came from
         self._ends: list[tuple[int, int]] = []
         self.running: list[Running] = []
@@ -113,7 +113,9 @@ class Local:
         skip = self._too_large(item)
         if skip:
             record_skip(dataclasses.replace(item, skip=skip), self.store)
-            self.display.finish(item.cell_id, item.label, {"status": "skipped", "reason": skip})
+            result = {"status": "skipped", "reason": skip}
+            self.display.finish(item.cell_id, item.label, result)
+            self.tracker.finish(item.cell_id, result)
             return
         chosen = self.choosing.of(item)
         if chosen is None:  # stopped meanwhile
@@ -376,11 +378,11 @@ class Local:
 def record_skip(item: Planned, store: Store) -> None:
     """Record a cell that cannot be done, unless it is recorded, or another process was at the cell meanwhile."""
     before = read_json(store.cell(item.cell_id) / "result.json")
-    if (before.get("status"), before.get("reason")) == ("skipped", item.skip):
+    if (before.get("status"), before.get("reason")) == (item.skip_as, item.skip):
         return
     found = store.begin(item.cell_id, item.cell.nested(), item.known, after=item.attempts)
     if found is not None:
-        found.finish({"status": "skipped", "reason": item.skip, **item.known})
+        found.finish({"status": item.skip_as, "reason": item.skip, **item.known})
 
 
 def in_turn(planned: Iterable[Planned], slots: int) -> list[Planned]:

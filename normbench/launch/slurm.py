@@ -235,7 +235,7 @@ class Slurm:
 
         own = {key.removeprefix("slurm."): value for key, value in self.settings.items() if key.startswith("slurm.")}
         wanted = {
-            "job_name": f"normbench-{self.store.folder.name}",
+            "job_name": f"normbench-{self.store.sweep.name}",
             "partition": own["partition"],
             "account": own["account"],
             "time": array.minutes,

@@ -126,8 +126,8 @@ class BatchChannelNorm(nn.Module):
 
         The mean over workers of as many images each is that over all images.
         """
-        mean, var = plain.mean_var(x, (0, 2, 3))
-        running.update(self, mean[None], var + (mean - m).square(), 1.0)
+        mean, var = (value[None] for value in plain.mean_var(x, (0, 2, 3)))
+        running.update(self, mean, var, 1.0, around=m)
 
     def _by_channel(self, value: Tensor | None) -> Tensor | None:
         """(G,) → (C,)."""

@@ -44,7 +44,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from normbench.norms import core, plain, running
+from normbench.norms import core, plain, population, running
 from normbench.norms.registry import Normalizer, register
 from normbench.norms.wiring import Wiring
 
@@ -154,7 +154,9 @@ class BatchKalmanNorm(nn.Module):
             mean, var, of_measured = self.filter(z, S, *moments(given[0], x), images=N // workers)
         y = core.normalize(x, mean, var, self.eps, *affine)
         kept = (var + of_measured * (unbiased - 1) * S).detach()
-        running.update(self, mean.detach(), kept, 1.0)
+        population.met(self, z, S)  # what was measured, as without a prediction
+        with population.paused():
+            running.update(self, mean.detach(), kept, 1.0)
         return (y, *self._laws(mean, var))
 
     def filter(self, z: Tensor, S: Tensor, mean: Tensor, var: Tensor, images: int) -> tuple[Tensor, Tensor, Tensor]:

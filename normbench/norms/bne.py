@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from normbench.errors import InputError
-from normbench.norms import core, plain, running
+from normbench.norms import core, plain, population, running
 from normbench.norms.hooks import StepHooks
 from normbench.norms.registry import Normalizer, register
 
@@ -152,6 +152,8 @@ class BatchNormEmbedding(nn.Module):
     def _move(self, mean: Tensor, var: Tensor, values: Tensor) -> None:
         """Towards the moments of each worker's domains, (workers, D, C) each, of so many ``values``, (workers, D)."""
         count, dtype = self.num_batches_tracked, plain.at_least_float32(self.running_mean.dtype)
+        if self.domains == 1:
+            population.met(self, mean[:, 0], var[:, 0])
         values = values.to(dtype)
         seen = (values > 0).to(dtype)
         share = seen * self.momentum if self.momentum is not None else seen / (count.to(dtype) + 1)

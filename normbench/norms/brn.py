@@ -119,6 +119,11 @@ class BatchRenorm(nn.Module):
             x, workers, C, self.eps, *core.affine(self), renorm=renorm, track=track, residual=residual
         )
 
+    def take_population(self, mean: Tensor, var: Tensor) -> None:
+        """Statistics of many batches, (C,) each, to evaluate by."""
+        self.running_mean.copy_(mean)
+        self.running_std.copy_(torch.sqrt(var + self.eps))
+
     def bounds(self) -> Tensor:
         """r_max and d_max of the step that comes next, (2,)."""
         bounds = self._next_bounds()

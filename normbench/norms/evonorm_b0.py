@@ -106,9 +106,9 @@ class EvoNormB0(nn.Module):
             kept = self.running_var.to(var.dtype)[None]
             return torch.lerp(kept, var, self.example_weight) if self.example_weight else kept  # no mean is kept
         workers = core.workers(N, self.batch if self.training else None, "evonorm_b0")
-        found = plain.pool(mean, var, workers, C)[1]
+        of_mean, found = plain.pool(mean, var, workers, C)
         if self.training:
-            running.update_var(self, found)
+            running.update_var(self, of_mean, found)
         return found
 
     def values_per_statistic(self, H: int, W: int, batch: int) -> int:

@@ -23,7 +23,7 @@ from torch.nn import Parameter
 from torch.nn.modules.module import _has_any_global_hook
 
 from normbench.errors import InputError
-from normbench.norms import operators, plain, running
+from normbench.norms import operators, plain, population, running
 from normbench.norms.call import After, Gate, Moments, Parts, Shape, Track
 
 Again = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -107,7 +107,7 @@ def standardize(
     call = Call(kernels, shape, parts, None, by_channel)
     if not x.is_cpu:
         call.parts = _with_bounds(parts, torch.float32, x)
-    elif track is not None:
+    elif track is not None and not population.wanted():
         call.track = kernels.tracked(track, x, groups, by_channel)
         if call.track is not None:
             return call.run(x, eps, residual), call

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from normbench.norms import core, plain, running
+from normbench.norms import core, plain, population, running
 from normbench.norms.convolution import Reweighted, adopt
 from normbench.norms.registry import Normalizer, register
 
@@ -130,6 +130,7 @@ class MovingAverageBatchNorm(nn.Module):
         mask; whether the averages are of the window.
         """
         count, dtype = self.num_batches_tracked.add_(1), square.dtype
+        population.met(self, torch.zeros_like(square), square)
         slot = (torch.arange(self.window, device=count.device) == count % self.window)[:, None]
         full = (count > self.window) & (count >= self.warmup_steps)
         chi = self.average("window_square", square, slot, full)
@@ -138,6 +139,10 @@ class MovingAverageBatchNorm(nn.Module):
         r = torch.where(count > max(self.clip_start, self.warmup_steps), r, 1.0)
         self.running_square.copy_(s.lerp(chi.mean(0), 1 - self.decay))
         return chi, r, slot, full
+
+    def take_population(self, _mean: Tensor, square: Tensor) -> None:
+        """E[x²] of many batches, (C,), to evaluate by."""
+        self.running_square.copy_(square)
 
     @torch.no_grad()
     def average(self, name: str, own: Tensor, slot: Tensor, full: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normbench.norms import core, plain, running
+from normbench.norms import core, plain, population, running
 from normbench.norms.hooks import StepHooks
 from normbench.norms.operators import held
 from normbench.norms.registry import Normalizer, is_unit, register
@@ -199,12 +199,19 @@ class MemorizedBatchNorm(nn.Module):
     @torch.no_grad()
     def _write(self, mean: Tensor, var: Tensor) -> None:
         """The workers' mean statistics into memory, as the newest; in the second forward in place of the newest."""
+        population.met(self, mean, var)
         for buffer, value in ((self.mem_mean, mean), (self.mem_var, var)):
             earlier = buffer[:-1] if self.again else buffer[1:]
             buffer.copy_(torch.cat([earlier, value.mean(0, keepdim=True).to(buffer.dtype)]))
         if not self.again:
             self.num_batches_tracked.add_(1)
             self.mem_count.add_(1).clamp_(max=self.memory + 1)
+
+    def take_population(self, mean: Tensor, var: Tensor) -> None:
+        """Statistics of many batches, (C,) each, to evaluate by: all that is remembered."""
+        self.mem_mean.copy_(mean)
+        self.mem_var.copy_(var)
+        self.mem_count.fill_(self.memory)
 
     def values_per_statistic(self, H: int, W: int, batch: int) -> int:
         """How many values stand behind one training statistic, of which memory holds some steps."""

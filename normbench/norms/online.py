@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from normbench.norms import core, plain, running
+from normbench.norms import core, plain, population, running
 from normbench.norms.registry import Normalizer, register
 
 
@@ -129,6 +129,7 @@ class OnlineNorm(nn.Module):
     def go_through(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         """m and v at every image, (N, C) each, by the images' moments, (workers, batch, C) each; keep the last."""
         a, dtype = self.alpha_fwd, mean.dtype
+        population.met(self, mean.flatten(0, 1), var.flatten(0, 1))
         m = recur(torch.full_like(mean, a), (1 - a) * mean, self.running_mean.to(dtype))
         rise = (1 - a) * (var + a * (mean - m[:, :-1]).square())
         v = recur(torch.full_like(mean, a), rise, self.running_var.to(dtype))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from normbench.errors import ConfigError
+from normbench.norms import population
 from normbench.norms.call import Track
 from normbench.norms.plain import at_least_float32, pool
 from normbench.norms.plain import moments as of_planes
@@ -89,32 +90,39 @@ def total(unit: Any, workers: int) -> Track | None:
     return Track(unit, "running_var", "total", workers)
 
 
-def update(unit: Any, mean: Tensor, var: Tensor, unbiased: float | Tensor) -> None:
-    """Move running_mean and running_var, where there are some, towards moments of the workers, (workers, K) each."""
+def update(unit: Any, mean: Tensor, var: Tensor, unbiased: float | Tensor, around: Tensor | None = None) -> None:
+    """Move running_mean and running_var, where there are some, towards moments of the workers, (workers, K) each.
+
+    around: the variance kept is that around this, (1, K), in place of the mean.
+    """
     if (track := variance(unit, len(mean), unbiased)) is not None:
-        move(track, mean, var)
+        move(track, mean, var, around)
 
 
 @torch.no_grad()
-def update_var(unit: Any, var: Tensor) -> None:
+def update_var(unit: Any, mean: Tensor, var: Tensor) -> None:
     """Move running_var alone, where there is one, towards the mean over the workers of ``var``, (workers, K)."""
     if unit.num_batches_tracked is not None:
+        population.met(unit, mean, var)
         unit.num_batches_tracked.add_(1)
         _towards(unit, "running_var", var)
 
 
 @torch.no_grad()
-def move(track: Track, mean: Tensor, var: Tensor) -> None:
+def move(track: Track, mean: Tensor, var: Tensor, around: Tensor | None = None) -> None:
     """Move the buffers by mean and biased variance of the rows of a batch, (rows, K) each, and count it.
 
     The update is linear, so the mean of what each worker would have kept is one update by the mean statistic. The CPU
     kernels do the same as a part of their forward (cpu/moving.py).
     """
     unit = track.unit
+    population.met(unit, mean, var)
     unit.num_batches_tracked.add_(1)
     if track.kind == "total":
         _move_total(unit, track.workers, mean, var)
         return
+    if around is not None:
+        var = var + (mean - around).square()
     second = torch.sqrt(var + track.eps) if track.kind == "std" else var * track.unbiased
     for name, new in (("running_mean", mean), (track.second, second)):
         _towards(unit, name, new)

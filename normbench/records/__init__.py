@@ -3,6 +3,7 @@
     runs/<name>/store.json          the schema's version
     runs/<name>/results.csv         one row per cell, made again from the cell folders as cells end
     runs/<name>/.choices/           what auto comes to in this sweep
+    runs/<name>/.tune/              the trials that choose its learning rates: a store of the same kind
     runs/<name>/<cell>/config.yaml  the cell's whole configuration
                        rows.jsonl   one line per epoch
                        correct.npy  which pictures the trained network gets right, one bit each (correct.py)
@@ -17,23 +18,23 @@ Nothing here needs torch: a report can be made on a machine without it.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from normbench import attempt, claim
+from normbench import attempt
 from normbench.attempt import SCHEMA, Attempt
 from normbench.errors import StoreError
-from normbench.files import read_json, sweep_up, write_atomically
-
-STATUSES = ("ok", "diverged", "oom", "killed", "timeout", "error", "skipped", "interrupted")
+from normbench.files import TRIALS, legible, read_json, sweep_up, write_atomically
+from normbench.records import cells, folders
+from normbench.records.cells import DUPLICATE, UNREADABLE
+from normbench.records.problems import Problems
 
 # The axes every row shows, whether or not they vary.
 AXES = ("arch", "data", "norm", "batch", "workers", "seed", "epochs", "lr")
@@ -43,17 +44,31 @@ METRICS = (
     "train_top1", "train_top5", "gap", "eval_flips", "train_loss", "train_seconds", "images_per_s", "peak_memory_mib",
     "execution", "epoch", "step", "last_loss", "split", "eval_count", "sites", "groups",
     "parameters", "compile_seconds", "example_weight", "chosen_memory_format", "chosen_amp", "chosen_threads",
+    "tune_trials", "tune_top1", "tune_edge",
 )  # fmt: skip
-# What a row has where some cell of the sweep compiled, or chose what auto leaves open.
-SOMETIMES = METRICS[-5:]
+# What a row has where some cell of the sweep compiled, chose what auto leaves open, or tuned its rate.
+SOMETIMES = METRICS[-8:]
 # Measurements that are words: what is missing of them is empty.
-WORDS = ("reason", "execution", "groups", "split", "chosen_memory_format", "chosen_amp")
+WORDS = ("reason", "execution", "groups", "split", "chosen_memory_format", "chosen_amp", "tune_edge")
+# Measurements that are counts, and those in percent; the others are numbers.
+COUNTS = ("eval_flips", "epoch", "step", "eval_count", "sites", "parameters", "chosen_threads", "tune_trials")
+SHARES = (
+    "top1", "top5", "batch_top1", "batch_top5", "precise_top1", "precise_top5", "train_top1", "train_top5",
+    "tune_top1",
+)  # fmt: skip
 # What every row has.
 COLUMNS = ("cell_id", "status", "reason", *AXES, *METRICS[3 : -len(SOMETIMES)])
 # Configuration that says where things are or run: it cannot change a number, so it tells no cells apart.
-PLACES = ("device", "data.root", "data.download", "data.loaders", "recipe.source")
+PLACES = ("device", "data.title", "data.root", "data.download", "data.loaders", "recipe.source")
 # A failed cell has no final value of these, even if some epochs were finished: the last epoch is the headline.
 FINAL = METRICS[3:14]
+# The status of cells that no table counts: of those that cannot be read, and those that are there twice.
+LEFT_OUT = (UNREADABLE, DUPLICATE)
+# What each measurement is, for whoever checks one.
+KINDS = {
+    column: "word" if column in WORDS else "count" if column in COUNTS else "share" if column in SHARES else "number"
+    for column in METRICS[2:]
+}
 
 
 class Store:
@@ -77,6 +92,16 @@ class Store:
                 f"runs: cannot write {str(self.folder)!r} ({error.strerror or error}); "
                 "expected a folder this user can write; choose another with runs=FOLDER"
             ) from None
+
+    @property
+    def trials(self) -> Store:
+        """The store of the trials that choose this sweep's learning rates, in its folder."""
+        return Store(self.folder, TRIALS)
+
+    @property
+    def sweep(self) -> Path:
+        """The folder of the sweep: that which a store of trials lies in, or this one."""
+        return self.folder.parent if self.folder.name == TRIALS else self.folder
 
     def cell(self, cell_id: str) -> Path:
         return self.folder / cell_id
@@ -103,26 +128,50 @@ class Store:
         return path
 
 
-def rows(folder: Path | str) -> list[dict[str, Any]]:
-    """What results.csv holds: a dict per cell, all with the same keys, sorted by arch, data, norm, batch, seed.
+@dataclass(frozen=True)
+class Contents:
+    """What a sweep's folder holds: ``rows`` as in results.csv, and lines on what is wrong with some of its cells."""
+
+    rows: list[dict[str, Any]]
+    problems: list[str]
+
+
+def read(folder: Path | str) -> Contents:
+    """A dict per cell, all with the same keys, sorted by arch, data, norm, batch, seed; and what is wrong, if anything.
 
     A config key has a column if it was set or swept in any cell, differs from what the packaged configs say, or
     differs between cells of the same part (``norm.eps`` between cells of one norm), so that no reader averages over an
-    axis that is not shown. Unreadable cells are rows too.
+    axis that is not shown. Damaged cells are rows too; ``LEFT_OUT`` says which of them have no place in a table.
+    Raises StoreError if the folder was written by another version of the schema, or is no store at all.
     """
     folder = Path(folder)
     check_schema(folder)
-    cells = [_read_cell(path) for path in cells_of(folder)]
-    extra = _extra_columns(cells)
-    table = [{column: _value(cell, column) for column in (*COLUMNS, *extra)} for cell in cells]
-    return sorted(
-        table, key=lambda row: [_sortable(row[key]) for key in ("arch", "data", "norm", "batch", "seed", "cell_id")]
-    )
+    problems = Problems()
+    listing = folders.listed(folder)
+    found = [cells.read(path, KINDS, problems) for path in listing.cells]
+    found += [cells.locked(path.name, why, problems) for path, why in listing.locked]
+    for name in listing.others:
+        problems.add("folders that hold no cell, passed over", name)
+    contents = [{**cell.content, "cell_id": legible(cell.name)} for cell in folders.once(found, PLACES, problems)]
+    extra = _extra_columns(contents)
+    table = [{column: _value(cell, column) for column in (*COLUMNS, *extra)} for cell in contents]
+    table.sort(key=lambda row: [_sortable(row[key]) for key in ("arch", "data", "norm", "batch", "seed", "cell_id")])
+    return Contents(table, problems.told())
+
+
+def rows(folder: Path | str) -> list[dict[str, Any]]:
+    """What results.csv holds: see ``read``."""
+    return read(folder).rows
+
+
+def read_cell(folder: Path) -> dict[str, Any]:
+    """What the store knows of a cell: ``cell_id status reason``, what was measured, ``config`` (flat), ``changed``."""
+    return {**cells.read(folder, KINDS, Problems()).content, "cell_id": folder.name}
 
 
 def cells_of(folder: Path) -> list[Path]:
     """The cells' folders of a sweep; none that is only half there, whose name begins with a dot."""
-    return [path.parent for path in sorted(folder.glob("*/config.yaml")) if not path.parent.name.startswith(".")]
+    return folders.listed(folder).cells
 
 
 def sweeps(folder: Path | str) -> list[Path]:
@@ -141,20 +190,20 @@ def sweeps(folder: Path | str) -> list[Path]:
 
 
 def is_sweep(folder: Path) -> bool:
-    return (folder / "store.json").is_file()
+    return os.path.isfile(folder / "store.json")
 
 
 def check_schema(folder: Path) -> None:
     """Raise StoreError if ``folder`` was written by another version of the schema, or is no store at all."""
     path = folder / "store.json"
-    if path.is_file():
+    if is_sweep(folder):
         found = read_json(path).get("schema")
         if found != SCHEMA:
             raise StoreError(
                 f"{str(folder)!r} was written with schema {found}, this normbench reads and writes schema {SCHEMA}; "
                 "read it with the normbench that wrote it, or start another with name=… or runs=…"
             )
-    elif (folder / "results.csv").exists():
+    elif os.path.exists(folder / "results.csv"):
         raise StoreError(
             f"{str(folder)!r} holds results but no store.json; choose another folder with name=… or runs=…"
         )
@@ -162,22 +211,17 @@ def check_schema(folder: Path) -> None:
 
 def cell_status(folder: Path) -> str:
     """``new``, ``running``, or how the cell ended; ``killed`` when its process went away without a word."""
-    if (folder / "result.json").exists():
-        return str(read_json(folder / "result.json").get("status", "killed"))
-    _, claimed = claim.newest(folder)
-    if claimed is None:
-        return "killed" if (folder / "config.yaml").exists() else "new"
-    return "running" if claim.alive(claimed) else "killed"
+    return cells.status(folder)
 
 
 def epochs(folder: Path) -> list[dict[str, Any]]:
-    """The rows of rows.jsonl; a last line cut short by a power cut is left out."""
-    path = folder / "rows.jsonl"
-    found = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        with contextlib.suppress(json.JSONDecodeError):
-            found.append(json.loads(line))
-    return found
+    """The rows of rows.jsonl; a last line cut short by a power cut is left out, and so is any other damaged one."""
+    return cells.rows(folder)[0]
+
+
+def read_rows(folder: Path) -> tuple[list[dict[str, Any]], int]:
+    """``epochs``, and how many lines of rows.jsonl were left out."""
+    return cells.rows(folder)
 
 
 def to_csv(table: Iterable[Mapping[str, Any]]) -> str:
@@ -197,34 +241,6 @@ def _cell_text(value: Any, column: str) -> Any:
     if isinstance(value, bool):
         return str(value).lower()
     return "NaN" if isinstance(value, float) and math.isnan(value) else value
-
-
-def _read_cell(folder: Path) -> dict[str, Any]:
-    """Result of a cell, or what is known of one that has none: its configuration and its last epoch."""
-    status = cell_status(folder)
-    result = read_json(folder / "result.json")
-    if result and isinstance(result.get("config"), dict):
-        return result
-    claimed = claim.newest(folder)[1]
-    started = read_json(claimed) if claimed else {}
-    reason = "" if status == "running" else "its process ended without a result"
-    last = (epochs(folder) or [{}])[-1]
-    reached = {key: last.get(key) for key in ("epoch", "step", "train_seconds", "images_per_s")}
-    if result or not started:
-        reason = "its result.json cannot be read"
-        started = {"config": _flat(folder / "config.yaml")}
-    known = {key: started.get(key, {}) for key in ("config", "changed")}
-    return {"cell_id": folder.name, "status": status, "reason": reason, **reached, **known}
-
-
-def _flat(path: Path) -> dict[str, Any]:
-    """A damaged cell's configuration from what was written for people; YAML is slow, so only as a last resort."""
-    try:
-        nested = yaml.safe_load(path.read_text())
-        groups = ((key, value.get("name") if isinstance(value, dict) else value) for key, value in nested.items())
-        return {key: value for key, value in groups if value is not None}
-    except (OSError, yaml.YAMLError, AttributeError, KeyError):
-        return {}
 
 
 def _extra_columns(cells: list[dict[str, Any]]) -> list[str]:

@@ -7,23 +7,27 @@ from pathlib import Path
 
 import numpy as np
 
+from normbench.attempt import CORRECT
 from normbench.files import write_atomically
 
-NAME = "correct.npy"
 
-
-def write(folder: Path, right: np.ndarray) -> None:
-    """Keep ``right``, bool (pictures,), in a cell's folder: the number of pictures, then their bits."""
+def packed(right: np.ndarray) -> bytes:
+    """``right``, bool (pictures,), as a .npy file of bytes: the number of pictures in eight of them, then the bits."""
     count = np.frombuffer(np.uint64(len(right)).tobytes(), dtype=np.uint8)
     file = io.BytesIO()
     np.save(file, np.concatenate([count, np.packbits(np.asarray(right, dtype=bool))]))
-    write_atomically(folder / NAME, file.getvalue())
+    return file.getvalue()
+
+
+def write(folder: Path, right: np.ndarray) -> None:
+    """Keep ``right``, bool (pictures,), in a cell's folder."""
+    write_atomically(folder / CORRECT, packed(right))
 
 
 def read(folder: Path) -> np.ndarray | None:
     """bool (pictures,): whether the network of a cell gets each right; None where that is not known, or damaged."""
     try:
-        held = np.load(folder / NAME, allow_pickle=False)
+        held = np.load(folder / CORRECT, allow_pickle=False)
         count = int(np.frombuffer(held[:8].tobytes(), dtype=np.uint64)[0])
         bits = np.unpackbits(held[8:])
     except (OSError, ValueError, IndexError, TypeError):

@@ -9,18 +9,17 @@ from typing import Any
 
 from normbench.attempt import writing
 from normbench.errors import StoreError
-from normbench.files import CHOICES, read_json, temporary, write_atomically
+from normbench.files import CHOICES, TRIALS, read_json, temporary, write_atomically
 from normbench.records import Store, cell_status, cells_of, is_sweep, sweeps
-
-# Of two records of one cell the one further to the right is kept; of equal ones the later.
-WORTH = ("killed", "interrupted", "skipped", "error", "timeout", "oom", "diverged", "ok")
+from normbench.records.folders import WORTH
 
 
 def merge(sources: Sequence[Path | str], target: Path | str) -> dict[str, int]:
     """Copy the cells of ``sources`` into ``target``: all sweeps, or all stores of sweeps, put together by their names.
 
     Nothing is taken away: a cell that both have keeps its better end (``ok`` before failures, finished before
-    unfinished, the later of equal ones). Returns how many cells were ``new``, ``better`` and ``kept``.
+    unfinished, the later of equal ones). Returns how many cells were ``new``, ``better`` and ``kept``; trials of
+    tune.lr are put together likewise, and not counted.
     Raises StoreError for what is no store, a mixture, a cell that is at work, or a target that cannot be written.
     """
     kinds = {is_sweep(Path(source)) for source in sources}
@@ -37,6 +36,8 @@ def merge(sources: Sequence[Path | str], target: Path | str) -> dict[str, int]:
             for cell in cells_of(sweep):
                 counts[_take(cell, store)] += 1
             store.write_results()
+            if is_sweep(sweep / TRIALS):
+                merge([sweep / TRIALS], place / TRIALS)
     return counts
 
 

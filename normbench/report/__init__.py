@@ -8,6 +8,7 @@ pandas and matplotlib (a second together) are imported when a report is written,
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,30 +42,43 @@ class Report:
         return said.get()
 
 
-def write(folder: Path | str) -> Report:
-    """Write results.csv, table.csv, table.md, plot.png and plot.svg into a sweep's folder, each whole or not at all.
+def write(folder: Path | str, baseline: str | None = None) -> Report:
+    """Write a sweep's tables, pictures and page into its folder, each file whole or not at all.
 
-    results.csv has a row per cell, table.csv one per entry of the table (a mean over seeds): both are data, numbers in
-    columns of their own (``report.tidy.rows``). table.md and the plots are for reading.
+    Data, with numbers in columns of their own: results.csv and results.parquet have a row per cell, epochs.parquet one
+    per cell and epoch (``report.parquet``), table.csv one per entry of the table, a mean over seeds (``report.tidy``),
+    tune.csv one per trial where rates were tuned (``report.tuned``). To read: table.md, table.tex, the pictures
+    (``report.pictures.SHOWN``, PNG and SVG; one without anything to show is not made, and an earlier one deleted), and
+    report.html with all of it (``report.page``). What is wrong with the store, if anything, stands below the table.
+    baseline: the line, or the normalizer, that the others are compared with; ``bn`` where it is there, if none is given.
     Raises StoreError if the folder is no sweep, was written by another schema version, holds no cell, or cannot be
-    written.
+    written; UnknownName for a baseline that stands in no line.
     """
-    from normbench.report import frame, notes, plot, table, tidy
+    from normbench.report import epochs, frame, latex, notes, parquet, pictures, statistics, table, tidy, tuned
 
     folder = Path(folder)
     if not records.is_sweep(folder):
         raise StoreError(f"{str(folder)!r} is no sweep; expected runs/<name>, as normbench.sweep leaves it")
-    rows = records.rows(folder)
-    cells = frame.make(folder, rows)
-    _save(folder / "results.csv", records.to_csv(rows))  # first: it needs neither table nor plot
-    spots = frame.spots(cells)
+    found = records.read(folder)
+    cells = frame.make(folder, found.rows)
+    _save(folder / "results.csv", records.to_csv(found.rows))  # first: it needs neither table nor plot
+    curves, more = epochs.read(folder)
+    spots = statistics.judged(folder, cells, frame.spots(cells), baseline)
     made = table.make(folder.resolve().name, cells, spots)
-    pictures = plot.draw(made.title, spots, notes.settings(cells))
-    contents = {
+    made = dataclasses.replace(made, notes=[*made.notes, *found.problems, *more])
+    drawn = pictures.draw(folder, made.title, cells, spots, notes.settings(cells), curves)
+    trials = tuned.rows(folder)
+    contents: dict[str, str | bytes] = {
         "table.csv": records.to_csv(tidy.rows(cells, spots)),
         "table.md": made.markdown(),
-    } | {f"plot.{k}": v for k, v in pictures.items()}
+        "table.tex": latex.latex(made),
+        "results.parquet": parquet.results(found.rows),
+        "epochs.parquet": parquet.epochs(curves),
+        **({"tune.csv": records.to_csv(trials)} if trials else {}),
+        **drawn,
+    }
     written = [_save(folder / name, content) for name, content in contents.items()]
+    pictures.sweep(folder, drawn)
     return Report(folder, made, (folder / "results.csv", *written))
 
 

@@ -1,4 +1,7 @@
-"""python -m normbench.report DIR: print the tables of a store or of one sweep, and write them and the plots."""
+"""python -m normbench.report DIR: print the tables of a store or of one sweep, and write them and the plots.
+
+With ``power=…`` it says how many seeds would show a difference instead.
+"""
 
 from __future__ import annotations
 
@@ -9,47 +12,92 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from normbench import records
-from normbench.errors import NormbenchError
-from normbench.report import write
+from normbench.errors import NormbenchError, UnknownName
+from normbench.report import command, write
 
 EPILOG = """\
 Into each sweep's folder go
   results.csv          one row per cell (a training run): configuration, status, measurements
-  table.csv            one row per entry of the table: line, configuration, batch, mean, s.d. and number of its seeds
-  table.md             the table as it is printed, and its notes
-  plot.png, plot.svg   top-1 against batch
+  results.parquet      the same, typed
+  epochs.parquet       one row per cell and epoch
+  table.csv            one row per entry of the table: line, configuration, batch; mean, s.d., interval and number of
+                       its seeds; difference to the baseline with interval, p and p_holm, verdict and kinds of noise
+  table.md, table.tex  the table as it is printed, and its notes; for LaTeX, with booktabs
+  tune.csv             where tune.lr chose rates: one row per trial, its top-1 on held-out pictures, chosen or not
+  plot.png, plot.svg   top-1 against batch; and, likewise, as far as there is something to show:
+    heat               heat map norm × batch
+    curves             learning curves: top-1 and the training loss against the epoch
+    cost               top-1 against the time of a step and the peak memory
 They are made from the cells' own folders, so this can be done again at any time, while a sweep runs too, and on a
 machine without torch.
+
+keys:
+  baseline=LINE        what the others are compared with, a line's label or a normalizer; bn where it is there
+  power=POINTS,...     print how many seeds would show such differences of top-1 (in points) to the baseline, by the
+                       noise that the sweep itself has; nothing is written
 
 examples:
   python -m normbench.report runs              every sweep in runs/ but reference/
   python -m normbench.report runs/first        one sweep
   python -m normbench.report runs/reference    the published results that came along
+  python -m normbench.report runs/first baseline=gn
+  python -m normbench.report runs/first power=0.2,0.5,1
 
-exit status: 0, or 2 for a folder that is missing, holds no sweep or was written by another schema version
+exit status: 0, or 2 for a folder that is missing, holds no sweep or was written by another schema version, for a
+baseline that stands in no line, and for power where no two seeds can be compared
 """
+
+
+# The table's marks where a terminal has no letters for them.
+PLAIN = str.maketrans("▲▼≈", "^v~")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Report on every folder named; nothing is written unless all of them can be read.
 
-    A sweep without a cell yet is an error when it is named, and passed over with a word when it lies in a store.
+    A sweep without a cell yet is an error when it is named, and passed over with a word when it lies in a store. So is
+    one without the baseline that is asked for, or without the seeds that ``power`` takes.
     """
-    options = _parser().parse_args(arguments)
+    words = _parser().parse_args(arguments).word
     try:
-        folders = list(dict.fromkeys(sweep for named in options.dir for sweep in records.sweeps(named)))
+        asked = command.read(words)
+        folders = list(dict.fromkeys(sweep for named in asked.folders for sweep in records.sweeps(named)))
         for folder in folders:
             records.check_schema(folder)
-        named = [Path(path) for path in options.dir]
-        for folder in folders:
-            if folder not in named and not any(folder.glob("*/config.yaml")):
-                _say(f"{folder}: no cell yet")
-            else:
-                _say(str(write(folder)))
+        _report(folders, asked)
     except NormbenchError as error:
         print(f"normbench.report: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _report(folders: list[Path], asked: command.Asked) -> None:
+    """One sweep after the other; what one of a store lacks to be compared is an error only if all lack it."""
+    named = [Path(path) for path in asked.folders]
+    done, passed = 0, list[NormbenchError]()
+    for folder in folders:
+        if folder not in named and not records.cells_of(folder):
+            _say(f"{folder}: no cell yet")
+            continue
+        try:
+            _say(_power(folder, asked) if asked.power else str(write(folder, asked.baseline)))
+            done += 1
+        except NormbenchError as error:
+            if folder in named or not (asked.power or isinstance(error, UnknownName)):
+                raise
+            passed.append(error)
+            _say(f"{folder}: {error}")
+    if passed and not done:
+        raise passed[0]
+
+
+def _power(folder: Path, asked: command.Asked) -> str:
+    """The seeds it takes, block by block."""
+    from normbench.report import frame, power
+
+    cells = frame.read(folder)
+    found = power.bases(folder, cells, frame.spots(cells), asked.baseline)
+    return "\n\n".join(power.told(folder.resolve().name, basis, asked.power) for basis in found) + "\n"
 
 
 def _say(text: str) -> None:
@@ -57,7 +105,7 @@ def _say(text: str) -> None:
     try:
         print(text, flush=True)
     except UnicodeEncodeError:
-        _say(text.encode("ascii", "replace").decode())
+        _say(text.translate(PLAIN).encode("ascii", "replace").decode())
     except BrokenPipeError:
         # What is still buffered would be tried again, and fail again, when Python exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -66,11 +114,12 @@ def _say(text: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m normbench.report",
-        description="Print the table norm × batch of finished cells, and write it and its plot.",
+        usage="python -m normbench.report [-h] [baseline=LINE] [power=POINTS,...] DIR [DIR ...]",
+        description="Print the table norm × batch of finished cells, and write it and its pictures.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("dir", metavar="DIR", nargs="+", help="a store (runs/) or one sweep in it (runs/<name>)")
+    parser.add_argument("word", metavar="DIR", nargs="+", help="a store (runs/) or one sweep in it (runs/<name>)")
     return parser
 
 

@@ -7,9 +7,11 @@ from matplotlib.figure import Figure
 
 from normbench.report.canvas import AXES, WIDTH, canvas, head, settled, shortened, text_width
 from normbench.report.frame import Spot, grouped
-from normbench.report.look import GRID, Style, reach, scale, styled
+from normbench.report.look import GRID, Style, bar, by_interval, key, reach, styled
+from normbench.report.panel import BOTTOM, KEY, below, wrapped_key
+from normbench.report.scales import top1
 
-ROW, STACKED, BOTTOM = 0.2, 0.36, 0.44  # inches: a row, one with its name above it, below the axes
+ROW, STACKED = 0.2, 0.36  # inches: a row, one with its name above it
 SIZE = 7.5
 
 
@@ -20,19 +22,22 @@ def dots(title: str, spots: list[Spot], told: list[str]) -> Figure:
     right = 0.2 + max(text_width(spot.text, SIZE) for spot in spots)
     beside = left + right <= (1 - AXES) * WIDTH
     lines, middle = settled(told), (ROW if beside else STACKED) * max(len(spots), 2)
-    height = head(lines) + middle + BOTTOM
+    said = wrapped_key(key(spots))
+    bottom = BOTTOM + KEY * len(said)
+    height = head(lines) + middle + bottom
     figure = canvas(title, lines, height)
     x, width = (left, WIDTH - left - right) if beside else (0.15, WIDTH - 0.3)
-    axes = figure.add_axes((x / WIDTH, BOTTOM / height, width / WIDTH, middle / height))
-    scale(axes, [value for spot in spots for value in spot.values], "x", reach(spots))
+    axes = figure.add_axes((x / WIDTH, bottom / height, width / WIDTH, middle / height))
+    top1([value for spot in spots for value in spot.values], reach(spots), apart=0.14).apply(axes, "x")
     axes.set_xlabel(f"{axes.get_xlabel()}, batch {spots[0].batch}")
+    below(axes, said)
     axes.grid(axis="y", color=GRID, linewidth=0.6)
     axes.set_yticks(range(len(spots)), names if beside else [""] * len(spots))
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(spots) - (0.5 if beside else 0.7), -0.5 if beside else -0.7)
     styles = styled(list(grouped(spots, "line")))
     for y, (name, spot) in enumerate(zip(names, spots, strict=True)):
-        _dot(axes, y, spot, styles[spot.line])
+        _dot(axes, y, spot, styles[spot.line], by_interval(spots))
         if beside:
             _write(axes, 1.02, y, spot.text, "left")
         else:
@@ -46,9 +51,9 @@ def _write(axes: Axes, x: float, y: float, text: str, side: str) -> None:
     axes.text(x, y, text, va="center_baseline", ha=side, size=SIZE, color="0.25", transform=beside)
 
 
-def _dot(axes: Axes, y: float, spot: Spot, style: Style) -> None:
+def _dot(axes: Axes, y: float, spot: Spot, style: Style, intervals: bool) -> None:
     axes.plot(spot.mean, y, **style.mark(hollow=bool(spot.failed), size=5))
     if spot.n > 1:
         axes.plot(spot.values, [y + 0.2] * len(spot.values), **style.faint())
-    if len(spot.values) > 1:
-        axes.errorbar(spot.mean, y, xerr=spot.sd, **style.bar())
+    if ends := bar(spot, intervals):
+        axes.errorbar(spot.mean, y, xerr=[[ends[0]], [ends[1]]], **style.bar())

@@ -21,6 +21,8 @@ import pandas as pd
 
 from normbench import records
 from normbench.errors import StoreError
+from normbench.files import legible
+from normbench.report.verdict import LEVEL_SIGN, SIGNS, Versus
 
 # Comparisons hold inside one of these blocks: another network or other pictures are another experiment.
 BLOCK = ("data", "arch")
@@ -28,6 +30,8 @@ BLOCK = ("data", "arch")
 SOURCE = ".source"
 # What may follow the batch by a rule, besides a normalizer's own options (``norm.…``).
 FOLLOWS = ("lr", "steps")
+# By what trials a cell's rate was chosen, in words; nothing where it was given, or by the recipe's rule.
+TUNE = "tune"
 # The baselines come first, the rest by name.
 FIRST = ("none", "bn")
 
@@ -36,7 +40,8 @@ def read(folder: Path | str) -> pd.DataFrame:
     """The cells of one sweep: the columns of ``results.csv`` and ``line`` and ``block``, in the order to be shown.
 
     ``line``: label of the cell's line, without its block; ``block``: data and architecture where they vary, else "".
-    Cells that left no configuration behind (damaged ones) have an empty ``line``.
+    Cells that left no configuration behind (damaged ones), or that are left out (``records.LEFT_OUT``), have an empty
+    ``line``.
     Raises StoreError if the folder has no cell, or was written by another schema version.
     """
     return make(folder, records.rows(folder))
@@ -48,7 +53,7 @@ def make(folder: Path | str, rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         raise StoreError(f"{str(folder)!r} has no cell yet; expected a sweep that has begun at least one")
     # As objects: pandas would make floats of integers beside a missing value, and 4 groups 4.0.
     frame = pd.DataFrame([{key: _known(value) for key, value in row.items()} for row in rows], dtype=object)
-    whole = frame[["norm", "batch"]].notna().all(axis=1)
+    whole = frame[["norm", "batch", "seed"]].notna().all(axis=1) & ~frame["status"].isin(records.LEFT_OUT)
     return _sorted(_labelled(frame, whole), whole).reset_index(drop=True)
 
 
@@ -60,6 +65,8 @@ class Spot:
     contest: all settings but the norm's, batch and seed; only spots of one contest are compared.
     best: the highest mean of its block, batch and contest among the complete ones, all of them where they print alike,
     none where there is nothing to compare. Complete: every seed ended ok, and no rival has more seeds there.
+    versus: beside the baseline; level: not significantly worse than the best, where that could be told
+    (``statistics.judged``).
     """
 
     block: str
@@ -72,6 +79,8 @@ class Spot:
     seeds: tuple[int, ...] = ()
     cells: tuple[str, ...] = ()
     interval: tuple[float, float] | None = None
+    versus: Versus | None = None
+    level: bool = False
 
     @property
     def n(self) -> int:
@@ -97,6 +106,11 @@ class Spot:
         if self.failed:
             return f"{self.mean:.1f} ({len(self.values)}/{self.n}, {kinds})"
         return f"{self.mean:.1f}" + (f" ± {self.sd:.1f} ({self.n})" if self.n > 1 else "")
+
+    @property
+    def marks(self) -> str:
+        """``▲``, ``▼≈``, "": better or worse than the baseline, level with the best."""
+        return (SIGNS.get(self.versus.verdict, "") if self.versus else "") + (LEVEL_SIGN if self.level else "")
 
 
 def spots(frame: pd.DataFrame) -> list[Spot]:
@@ -159,12 +173,12 @@ def named(frame: pd.DataFrame, group: str) -> pd.Series:
 
 
 def word(value: Any) -> str:
-    """A configuration value as a label shows it; "" if it has none."""
+    """A configuration value as a label shows it, on one line; "" if it has none."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, bool):
         return str(value).lower()
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else legible(str(value))
 
 
 def _known(value: Any) -> Any:
@@ -194,14 +208,25 @@ def _labelled(frame: pd.DataFrame, whole: pd.Series) -> pd.DataFrame:
     groups = frame.assign(**{group: named(frame, group) for group in ("norm", *BLOCK) if group in frame})
     blocks = [c for c in BLOCK if c in groups and groups.loc[whole, c].nunique() > 1]
 
+    ways = _ways(frame)
+
     def line(row: Mapping[Any, Any], norm: str) -> str:
         set_here = (c for c in names if row["norm"] in stands[c] and row[c] is not None)
-        return " ".join([norm, *(f"{names[c]}={short[c][word(row[c])]}" for c in set_here)])
+        own = (ways[row[c]] if c == TUNE else f"{names[c]}={short[c][word(row[c])]}" for c in set_here)
+        return " ".join([norm, *own])
 
     rows = zip(frame.to_dict("records"), groups["norm"], whole, strict=True)
     lines = [line(row, norm) if known else "" for row, norm, known in rows]
     block = [" · ".join(row) for row in groups[blocks].to_numpy()]
     return _told_apart(frame.assign(line=lines, block=pd.Series(block, frame.index).where(whole, "")))
+
+
+def _ways(frame: pd.DataFrame) -> dict[str, str]:
+    """How a label says that a rate was tuned: with the rates tried where there were several, with all if need be."""
+    told = list(frame[TUNE].dropna().unique()) if TUNE in frame else []
+    rates = [text.partition(" on ")[0] for text in told]
+    said = told if len(set(rates)) < len(told) else rates
+    return {text: f"tuned over {way}" if len(told) > 1 else "tuned" for text, way in zip(told, said, strict=True)}
 
 
 def _told_apart(frame: pd.DataFrame) -> pd.DataFrame:
@@ -249,7 +274,10 @@ def _natural(value: Any) -> tuple[tuple[int, float, str], ...]:
 def _contests(frame: pd.DataFrame) -> pd.Series:
     own = {"norm", "batch", "seed"}
     settings = [c for c in configuration(frame) if c not in own and not c.startswith("norm.")]
-    rows = zip(*(_words(frame, column) for column in settings), strict=True)
+    words = {column: _words(frame, column) for column in settings}
+    if TUNE in words and "lr" in words:  # chosen in one way, rates may differ as the norms do
+        words["lr"] = words["lr"].where(words[TUNE] == "", "")
+    rows = zip(*words.values(), strict=True)
     return pd.Series(["|".join(row) for row in rows], frame.index, dtype=object)
 
 

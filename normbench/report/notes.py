@@ -6,17 +6,18 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from normbench.report.frame import SOURCE, Spot, configuration, named, shown, word
+from normbench.report import sureness, tuned
+from normbench.report.frame import SOURCE, TUNE, Spot, configuration, named, shown, word
 
 REASON = 100  # characters of a reason; the rest stands in results.csv
 FAILURES = 12  # lines of failures; likewise
 TITLE = ("arch", "data", "epochs")  # what the title says where it is the same for all
-NO_SETTINGS = ("norm", "batch", "seed", *TITLE)
+NO_SETTINGS = ("norm", "batch", "seed", TUNE, *TITLE)
 
 
 def notes(frame: pd.DataFrame, spots: list[Spot]) -> list[str]:
     """The lines below a table."""
-    return [*_caption(frame, spots), *settings(frame), *_told(frame), *_failures(frame)]
+    return [*_caption(frame, spots), *sureness.notes(spots), *settings(frame), *_told(frame), *_failures(frame)]
 
 
 def title(name: str, frame: pd.DataFrame) -> str:
@@ -36,7 +37,8 @@ def settings(frame: pd.DataFrame) -> list[str]:
     whole = frame[frame["line"] != ""]
     several = whole["norm"].nunique() > 1
     shared = {column: value for column, value in _constants(whole).items() if several or not _of_norm(column)}
-    said = [f"throughout: {_listed(shared)}"] if shared else []
+    said = tuned.notes(whole)
+    said += [f"throughout: {_listed(shared)}"] if shared else []
     for norm, cells in whole.groupby(named(whole, "norm"), sort=False):
         own = {c: v for c, v in _constants(cells).items() if _of_norm(c) and c not in shared}
         said += [f"{norm}: {_listed({c.removeprefix('norm.'): v for c, v in own.items()})}"] if own else []
@@ -115,8 +117,9 @@ def _whose(lines: dict[str, set[str]], blocks: dict[str, set[str]]) -> str:
 
 
 def _values_by_batch(name: str, values: pd.Series) -> str:
-    texts = {batch: word(value) or "default" for batch, value in values.sort_index().items()}
-    if set(texts.values()) == {"default"}:
+    missing = "none" if name == "lr" else "default"  # trials may choose none
+    texts = {batch: word(value) or missing for batch, value in values.sort_index().items()}
+    if set(texts.values()) == {missing}:
         return ""
     if len(set(texts.values())) == 1:
         return f"{name} {next(iter(texts.values()))}"
@@ -124,8 +127,11 @@ def _values_by_batch(name: str, values: pd.Series) -> str:
 
 
 def _failures(frame: pd.DataFrame) -> list[str]:
-    """Who has no result, and why: cells with the same status and reason share a line."""
-    failed = frame[frame["status"] != "ok"]
+    """Who has no result, and why: cells with the same status and reason share a line.
+
+    What has no place in the table is told with the store's problems (``records.read``).
+    """
+    failed = frame[(frame["status"] != "ok") & (frame["line"] != "")]
     causes = failed.groupby(["status", failed["reason"].map(_shortened)], sort=False)
     said = [f"{status}: {_who(cells, frame)}" + (f" ({why})" if why else "") for (status, why), cells in causes]
     more = len(said) - FAILURES

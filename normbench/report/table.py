@@ -13,6 +13,7 @@ from rich.text import Text
 
 from normbench.report import notes
 from normbench.report.frame import Spot, grouped
+from normbench.report.verdict import MARKS
 
 NOTHING = "–"  # no such cell in the sweep, or none yet
 
@@ -22,7 +23,7 @@ class Table:
     """A sweep's table. Printing it with rich breaks it by batch where the terminal is too narrow.
 
     title: what all cells share.  blocks: per (data, architecture) its name and lines; a line is its label and, per
-    batch, the text and whether it is the best.  notes: lines below the table.
+    batch, the text, with ``Spot.marks`` at its end, and whether it is the best.  notes: lines below the table.
     """
 
     title: str
@@ -71,6 +72,7 @@ class Table:
         return Measurement.get(console, unlimited, self._part(columns)).maximum
 
     def _part(self, columns: list[int]) -> RichTable:
+        widest = [max(_marks(cells[k][0]) for _, lines in self.blocks for _, cells in lines) for k in columns]
         table = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="none")
         table.add_column("norm \\ batch", no_wrap=True)
         for k in columns:
@@ -79,7 +81,7 @@ class Table:
             if name:
                 table.add_row(Text(name, style="italic"))
             for label, cells in lines:
-                table.add_row(Text(label), *(_styled(*cells[k]) for k in columns))
+                table.add_row(Text(label), *(_styled(*cells[k], widest[j]) for j, k in enumerate(columns)))
         return table
 
 
@@ -94,12 +96,20 @@ def make(name: str, frame: pd.DataFrame, spots: list[Spot]) -> Table:
 
 
 def _cells(line: list[Spot], batches: list[int]) -> list[tuple[str, bool]]:
-    there = {spot.batch: (spot.text, spot.best) for spot in line}
+    there = {spot.batch: (f"{spot.text} {spot.marks}".rstrip(), spot.best) for spot in line}
     return [there.get(batch, (NOTHING, False)) for batch in batches]
 
 
-def _styled(cell: str, best: bool) -> Text:
-    return Text(cell, style="bold" if best else "" if cell[0].isdigit() else "dim")
+def _marks(cell: str) -> int:
+    """How wide the marks at the end of a text are, with the space before them."""
+    return len(cell) - len(cell.rstrip(MARKS).rstrip())
+
+
+def _styled(cell: str, best: bool, widest: int) -> Text:
+    """Filled up behind, so that numbers stand below each other where some have marks."""
+    text = Text(cell, style="bold" if best else "" if cell[0].isdigit() else "dim")
+    text.append(" " * (widest - _marks(cell)))
+    return text
 
 
 def _escaped(text: str) -> str:

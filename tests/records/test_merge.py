@@ -12,7 +12,7 @@ from normbench.errors import StoreError
 from normbench.records import Store, __main__, cell_status
 from normbench.records.merge import merge
 
-KNOWN = {"config": {"arch": "resnet8", "data": "digits", "norm": "bn", "batch": 2}, "changed": []}
+KNOWN = {"config": {"arch": "resnet8", "data": "digits", "norm": "bn", "batch": 2, "seed": 0}, "changed": []}
 
 
 def store(root: Path, name: str = "t", **cells: str) -> Store:

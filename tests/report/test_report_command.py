@@ -10,7 +10,9 @@ from normbench import report
 from normbench.errors import StoreError
 from normbench.report.__main__ import main
 
-FILES = ["results.csv", "table.csv", "table.md", "plot.png", "plot.svg"]
+FILES = [
+    "results.csv", "table.csv", "table.md", "table.tex", "results.parquet", "epochs.parquet", "plot.png", "plot.svg",
+]  # fmt: skip
 
 
 def test_write(sweep, cell):
@@ -41,7 +43,7 @@ def spoil(folder, how):
     if how == "schema":
         (folder / "store.json").write_text('{"schema": 99}')
     if how == "empty":
-        for path in folder.glob("bn-*/config.yaml"):
+        for path in folder.glob("bn-*/*"):
             path.unlink()
     if how == "unwritable":
         (folder / "plot.png").mkdir()

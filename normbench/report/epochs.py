@@ -1,0 +1,49 @@
+"""Every epoch of every cell of a sweep, as columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from normbench import records
+from normbench.files import legible
+
+# What an epoch has, in this order; whatever else a row holds comes behind.
+COLUMNS = (
+    "epoch", "step", "lr", "train_loss", "top1", "top5", "loss", "eval_count", "images_per_s", "train_seconds",
+)  # fmt: skip
+
+
+def read(folder: Path) -> tuple[dict[str, list[Any]], list[str]]:
+    """``cell_id`` and a list per key of the rows, None where a row lacks it; and lines on rows that cannot be read."""
+    columns: dict[str, list[Any]] = {column: [] for column in ("cell_id", *COLUMNS)}
+    problems = records.Problems()
+    count = 0
+    for place in records.cells_of(folder):
+        rows, damaged = records.read_rows(place)
+        if damaged:
+            problems.add("cells with lines in rows.jsonl that cannot be read", place.name, str(damaged))
+        columns["cell_id"] += [legible(place.name)] * len(rows)
+        for key, values in _turned(rows).items():
+            if key not in columns:
+                columns[key] = [None] * count
+            columns[key].extend(values)
+        count += len(rows)
+        for values in columns.values():
+            values.extend([None] * (count - len(values)))
+    known = ("cell_id", *COLUMNS)
+    return {key: columns[key] for key in (*known, *sorted(columns.keys() - set(known)))}, problems.told()
+
+
+def _turned(rows: list[dict[str, Any]]) -> dict[str, Iterable[Any]]:
+    """A column per key; quickly where all rows have the same keys in the same order, as a run writes them."""
+    keys = list(rows[0]) if rows else []
+    if all(list(row) == keys for row in rows):
+        turned: dict[str, Iterable[Any]] = dict(
+            zip(keys, zip(*(row.values() for row in rows), strict=True), strict=True)
+        )
+    else:
+        turned = {key: [row.get(key) for row in rows] for key in dict.fromkeys(key for row in rows for key in row)}
+    turned.pop("cell_id", None)
+    return turned

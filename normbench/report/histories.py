@@ -1,0 +1,82 @@
+"""What the table's cells went through, epoch by epoch: top-1 and the training loss of every seed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from normbench import records
+from normbench.report.frame import places
+
+COLUMNS = ("epoch", "top1", "train_loss")
+Place = tuple[str, str, int]
+
+
+@dataclass(frozen=True)
+class History:
+    """Of one block, line and batch: per seed (epochs, 3) with the columns epoch, top-1 (%) and training loss.
+
+    whole: the seeds that ended ok, which the table averages; cut: those that did not, as far as they came.
+    """
+
+    whole: tuple[np.ndarray, ...]
+    cut: tuple[np.ndarray, ...]
+
+    def mean(self) -> np.ndarray:
+        """Over the whole seeds, (epochs, 3), for the epochs that all of them have; empty if there is none."""
+        if not self.whole:
+            return np.empty((0, 3))
+        common = self.whole[0][:, 0]
+        for seed in self.whole[1:]:
+            common = np.intersect1d(common, seed[:, 0])
+        return np.mean([seed[np.isin(seed[:, 0], common)] for seed in self.whole], axis=0)
+
+
+def read(folder: Path, frame: pd.DataFrame) -> dict[str, list[Any]]:
+    """A column per entry of ``COLUMNS`` and ``cell_id``, of all epochs of the frame's cells."""
+    found: dict[str, list[Any]] = {column: [] for column in ("cell_id", *COLUMNS)}
+    for cell in frame["cell_id"].map(str):
+        if Path(cell).name != cell:  # a damaged store may say anything
+            continue
+        rows = [row for row in records.epochs(folder / cell) if isinstance(row, Mapping)]
+        found["cell_id"] += [cell] * len(rows)
+        for column in COLUMNS:
+            found[column] += [row.get(column) for row in rows]
+    return found
+
+
+def collect(frame: pd.DataFrame, epochs: Mapping[str, Sequence[Any]]) -> dict[Place, History]:
+    """The histories of every place in the table, from columns as ``read`` makes them; without places that have none."""
+    rows: dict[str, list[Sequence[Any]]] = {}
+    columns = (epochs[column] for column in COLUMNS)
+    for cell, row in zip(epochs["cell_id"], zip(*columns, strict=True), strict=True):
+        rows.setdefault(cell, []).append(row)
+    seeds = {cell: _seed(some) for cell, some in rows.items()}
+    found = {place: _history(seeds, cells) for place, cells in places(frame)}
+    return {place: history for place, history in found.items() if history.whole or history.cut}
+
+
+def _history(seeds: Mapping[str, np.ndarray], cells: pd.DataFrame) -> History:
+    whole: list[np.ndarray] = []
+    cut: list[np.ndarray] = []
+    for cell, status in zip(cells["cell_id"], cells["status"], strict=True):
+        seed = seeds.get(str(cell))
+        if seed is not None and len(seed):
+            (whole if status == "ok" else cut).append(seed)
+    return History(tuple(whole), tuple(cut))
+
+
+def _seed(rows: Iterable[Sequence[Any]]) -> np.ndarray:
+    """NaN for what a row does not say; an epoch that was written twice, by two attempts, counts as it was last."""
+    by_epoch = {row[0]: row for row in (tuple(map(_number, row)) for row in rows) if not math.isnan(row[0])}
+    return np.array([by_epoch[epoch] for epoch in sorted(by_epoch)], dtype=float).reshape(-1, 3)
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan

@@ -1,0 +1,40 @@
+"""What the table's cells went through."""
+
+import numpy as np
+from made import lived, table
+
+from normbench.report import histories
+
+
+def past(folder):
+    cells, _ = table(folder)
+    return histories.collect(cells, histories.read(folder, cells))
+
+
+def test_means_are_over_whole_seeds_and_the_epochs_they_share(sweep, cell):
+    folder = lived(sweep([cell(90.0, seed=s) for s in (0, 1)] + [cell(status="diverged", seed=2)]))
+    short = next(folder.glob("*-s1-*/rows.jsonl"))
+    short.write_text("".join(short.read_text().splitlines(keepends=True)[:4]))
+    (history,) = past(folder).values()
+    assert [len(seed) for seed in history.whole] == [6, 4]
+    assert [len(seed) for seed in history.cut] == [3]
+    expected = [(e, 90.5 + e, 2.0 / e) for e in range(1, 5)]
+    np.testing.assert_allclose(history.mean(), expected)
+
+
+def test_damaged_rows_are_passed_over(sweep, cell):
+    folder = lived(sweep([cell(90.0)]))
+    path = next(folder.glob("*/rows.jsonl"))
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], '{"epoch": "two"}', '{"epoch": 2, "top1": 50}', lines[1], "[3]", '{"epo']))
+    (history,) = past(folder).values()
+    np.testing.assert_allclose(history.whole[0], [(1, 91.0, 2.0), (2, 92.0, 1.0)])
+
+
+def test_a_name_that_leads_elsewhere_is_not_followed(sweep, cell):
+    folder = lived(sweep([cell(90.0)]))
+    cells, _ = table(folder)
+    outside = folder.parent / "outside"
+    outside.mkdir()
+    (outside / "rows.jsonl").write_text('{"epoch": 1, "top1": 1.0, "train_loss": 1.0}\n')
+    assert histories.read(folder, cells.assign(cell_id="../outside"))["epoch"] == []
