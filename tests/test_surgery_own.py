@@ -252,7 +252,7 @@ def test_untraceable_takes_what_needs_no_graph() -> None:
     for call in (surgery.apply, surgery.check_traceable):
         with (
             untouched(model),
-            pytest.raises(InputError, match=r"(?s)frn needs the graph.*control flow.*test_surgery.py:\d+.*bn, ln"),
+            pytest.raises(InputError, match=r"(?s)frn needs the graph.*control flow.*surgery_cases.py:\d+.*bn, ln"),
         ):
             call(model, "frn")
 
