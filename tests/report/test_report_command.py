@@ -16,7 +16,7 @@ FILES = ["results.csv", "table.csv", "table.md", "plot.png", "plot.svg"]
 def test_write(sweep, cell):
     folder = sweep([cell(98.1), cell(97.4, norm="gn")])
     made = report.write(folder)
-    assert [path.name for path in made.paths] == FILES
+    assert [path.name for path in made.paths] == [*FILES, "heat.png", "heat.svg"]
     assert all(path.parent == folder and path.stat().st_size for path in made.paths)
     before = {path.name: path.read_bytes() for path in made.paths}
     assert {path.name: path.read_bytes() for path in report.write(folder).paths} == before
