@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from normbench.attempt import CORRECT
+from normbench.attempt import CORRECT as NAME
 from normbench.files import write_atomically
 
 
@@ -21,14 +21,14 @@ def packed(right: np.ndarray) -> bytes:
 
 def write(folder: Path, right: np.ndarray) -> None:
     """Keep ``right``, bool (pictures,), in a cell's folder."""
-    write_atomically(folder / CORRECT, packed(right))
+    write_atomically(folder / NAME, packed(right))
 
 
 def read(folder: Path) -> np.ndarray | None:
     """bool (pictures,): whether the network of a cell gets each right; None where that is not known, or damaged."""
     try:
         # All at once: np.load's many small reads of a file take several times as long, and a report reads thousands.
-        held = np.load(io.BytesIO((folder / CORRECT).read_bytes()), allow_pickle=False)
+        held = np.load(io.BytesIO((folder / NAME).read_bytes()), allow_pickle=False)
         count = int(np.frombuffer(held[:8].tobytes(), dtype=np.uint64)[0])
         bits = np.unpackbits(held[8:])
     except (OSError, EOFError, ValueError, IndexError, TypeError):

@@ -10,7 +10,7 @@ from normbench.report import curves, histories, look
 
 
 def grid(cell, norms, batches=(2, 8), seeds=(0, 1), **more):
-    return [cell(90.0 + k + s, norm=norm, batch=batch, seed=s, **more)
+    return [cell(85.0 + k + s, norm=norm, batch=batch, seed=s, **more)
             for k, norm in enumerate(norms) for batch in batches for s in seeds]  # fmt: skip
 
 

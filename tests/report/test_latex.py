@@ -54,7 +54,9 @@ def test_a_table_as_it_is_written(sweep, cell):
         r"\end{tabular}",
         r"\par\smallskip",
         *(r"\noindent " + line + r"\par" for line in [
-            r"top-1 (\%), test split, last epoch, mean $\pm$ s.d. over seeds (n)", "throughout: lr 0.1",
+            r"top-1 (\%), test split, last epoch, mean $\pm$ s.d. over seeds (n)",
+            "no verdict where a seed, the entry's or the baseline's, ended diverged, oom, timeout or error",
+            "throughout: lr 0.1",
             r"gn: num\_groups 4", "diverged: gn at batch 8 (loss is nan)",
         ]),
         r"\endgroup",

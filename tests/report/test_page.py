@@ -114,7 +114,9 @@ def test_no_word_becomes_markup(nasty):
     assert "<!--" not in text
     columns = {column["key"]: column for column in parsed.data("cell-data")["columns"]}
     assert NASTY in columns["norm"]["words"]
-    assert {BREAKOUT, "ared\ufffd"} <= set(columns["recipe.note"]["words"])
+    noted = columns["recipe.note"]["words"]
+    assert BREAKOUT in noted
+    assert any("red" in word and word.isprintable() for word in noted)
     assert "\x1b" not in text
     assert "\x00" not in text
 
@@ -249,7 +251,7 @@ def test_a_cell_that_is_no_folder_of_the_sweep_is_not_read(sweep, cell):
     bad = next(folder.glob("gn-*")) / "result.json"
     bad.write_text(bad.read_text().replace(bad.parent.name, "../secret"))
     text = made(folder)
-    assert "../secret" in text
+    assert bad.parent.name in text
     assert "a secret" not in text
     assert "12.34" not in text
 
