@@ -72,16 +72,22 @@ class Table:
         return Measurement.get(console, unlimited, self._part(columns)).maximum
 
     def _part(self, columns: list[int]) -> RichTable:
-        widest = [max(_marks(cells[k][0]) for _, lines in self.blocks for _, cells in lines) for k in columns]
+        texts = [[cells[k][0] for _, lines in self.blocks for _, cells in lines] for k in columns]
+        widest = [max(map(_marks, column)) for column in texts]
+        widths = [
+            max(len(str(self.batches[k])), *(len(text) + most - _marks(text) for text in column))
+            for k, column, most in zip(columns, texts, widest, strict=True)
+        ]
         table = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="none")
         table.add_column("norm \\ batch", no_wrap=True)
-        for k in columns:
-            table.add_column(str(self.batches[k]), justify="right", no_wrap=True)
+        for k, width, most in zip(columns, widths, widest, strict=True):
+            table.add_column(f"{self.batches[k]}".rjust(width - most).ljust(width), no_wrap=True)
         for name, lines in self.blocks:
             if name:
                 table.add_row(Text(name, style="italic"))
             for label, cells in lines:
-                table.add_row(Text(label), *(_styled(*cells[k], widest[j]) for j, k in enumerate(columns)))
+                places = zip(columns, widths, widest, strict=True)
+                table.add_row(Text(label), *(_styled(*cells[k], width, most) for k, width, most in places))
         return table
 
 
@@ -105,11 +111,13 @@ def _marks(cell: str) -> int:
     return len(cell) - len(cell.rstrip(MARKS).rstrip())
 
 
-def _styled(cell: str, best: bool, widest: int) -> Text:
-    """Filled up behind, so that numbers stand below each other where some have marks."""
-    text = Text(cell, style="bold" if best else "" if cell[0].isdigit() else "dim")
-    text.append(" " * (widest - _marks(cell)))
-    return text
+def _styled(cell: str, best: bool, width: int, most: int) -> Text:
+    """To the right, numbers below each other where some have marks, of at most ``most`` letters, behind them.
+
+    Filled up in front by hand: rich takes away what fills up behind where a column is to stand to the right.
+    """
+    fill = " " * (width - len(cell) - (most - _marks(cell)))
+    return Text(fill).append(cell, style="bold" if best else "" if cell[0].isdigit() else "dim")
 
 
 def _escaped(text: str) -> str:
