@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -83,59 +79,3 @@ def test_a_loss_that_is_not_finite_does_not_hide_the_count() -> None:
     found = evaluate(Table(torch.full((4, 2), math.nan)), pictures([0, 1, 0, 1], 2), 4, reduce=lambda sums: sums)
     assert math.isnan(found["loss"])
     assert found["eval_count"] == 4
-
-
-RANK = """
-import json, sys, torch
-from torch import distributed as dist, nn
-from normbench.errors import DataError
-from normbench.evaluate import evaluate
-
-rank, ranks, count, meeting = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=ranks)
-
-def total(sums):
-    dist.all_reduce(sums)
-    return sums
-
-torch.manual_seed(0)
-model = nn.Sequential(nn.Flatten(), nn.Linear(4, 7))
-x, y = torch.randn(9, 1, 2, 2), torch.arange(9) % 7
-batches = list(zip(x.split(3), y.split(3)))
-try:
-    found = evaluate(model, batches[rank::ranks], count, reduce=total)
-    found["alone"] = evaluate(model, batches, 9)
-except DataError as error:
-    found = str(error)
-print(json.dumps(found))
-dist.destroy_process_group()
-"""
-
-
-def by_ranks(folder: Path, ranks: int, count: int) -> list:
-    """What every one of ``ranks`` processes finds."""
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", RANK, str(rank), str(ranks), str(count), str(folder / "meeting")],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
-    return [json.loads(process.communicate(timeout=120)[0]) for process in processes]
-
-
-def test_ranks_that_are_processes_find_what_one_finds_even_if_one_has_no_batch(tmp_path: Path) -> None:
-    found = by_ranks(tmp_path, ranks=4, count=9)
-    alone = found[0].pop("alone")
-    assert alone["eval_count"] == 9
-    for other in found[1:]:
-        assert other.pop("alone") == alone
-        assert other == found[0]
-    assert found[0] == pytest.approx(alone, rel=1e-12)
-    assert found[0]["top1"] == alone["top1"]
-
-
-def test_the_count_is_that_of_all_ranks_together(tmp_path: Path) -> None:
-    for message in by_ranks(tmp_path, ranks=2, count=8):
-        assert "saw 9 pictures, expected each of 8 once" in message

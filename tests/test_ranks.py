@@ -18,6 +18,7 @@ from normbench import cell as cells
 from normbench import norms, train
 from normbench.cell import Cell
 from normbench.data import Description, share
+from normbench.errors import DataError
 from normbench.evaluate import evaluate
 from normbench.launch import meeting
 from normbench.launch.forkserver import ForkServer
@@ -149,9 +150,15 @@ class Made:
             yield torch.nn.functional.one_hot(part % 7, 10) * 3.0, part % 10
 
 
-def evaluated(count: int, ranks: Ranks) -> dict[str, float]:
+def evaluated(count: int, ranks: Ranks, expected: int | None = None) -> dict[str, float]:
     pictures = Made(count).test(4, rank=ranks.rank, ranks=ranks.count)
-    return evaluate(nn.Identity(), pictures, count, reduce=ranks.total if ranks.count > 1 else None)
+    return evaluate(nn.Identity(), pictures, expected or count, reduce=ranks.total if ranks.count > 1 else None)
+
+
+def miscounted(ranks: Ranks) -> str:
+    with pytest.raises(DataError) as caught:
+        evaluated(9, ranks, expected=8)
+    return str(caught.value)
 
 
 EVALUATIONS = (1, 3, 4, 5, 8, 10, 13)
@@ -178,6 +185,7 @@ def main(text: str, talk: int) -> int:
         found = {
             "steps": {name: steps(make(**keys), ranks) for name, keys in CASES.items()},
             "evaluations": [evaluated(count, ranks) for count in EVALUATIONS],
+            "miscounted": miscounted(ranks),
             "exchanged": exchanged(ranks),
         }
     torch.save(found, order["out"])
@@ -250,6 +258,11 @@ def test_every_test_picture_counts_once(at: int, by_rank: list[dict[str, Any]]) 
     alone = evaluated(EVALUATIONS[at], ALONE)
     assert alone["eval_count"] == EVALUATIONS[at]
     assert by_rank[0]["evaluations"][at] == by_rank[1]["evaluations"][at] == pytest.approx(alone, rel=1e-12)
+
+
+def test_pictures_are_counted_over_all_ranks_together(by_rank: list[dict[str, Any]]) -> None:
+    for found in by_rank:
+        assert "saw 9 pictures, expected each of 8 once" in found["miscounted"]
 
 
 def test_what_ranks_tell_each_other(by_rank: list[dict[str, Any]]) -> None:
