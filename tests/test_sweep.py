@@ -76,7 +76,8 @@ def test_the_grid_leaves_rows_a_table_and_a_plot(sweep: Sweep, results: Results,
     folder = tmp_path / "runs" / "resnet8-digits"
     assert {"results.csv", "table.csv", "table.md", "plot.png", "plot.svg"} <= {p.name for p in folder.iterdir()}
     cell = folder / found[0]["cell_id"]
-    assert {p.name for p in cell.iterdir()} == {"config.yaml", "rows.jsonl", "result.json", "provenance.json"}
+    names = {"config.yaml", "rows.jsonl", "result.json", "provenance.json", "correct.npy"}
+    assert {p.name for p in cell.iterdir()} == names
     assert len((cell / "rows.jsonl").read_text().splitlines()) == 1
     result = json.loads((cell / "result.json").read_text())
     assert result["config"]["norm"] == "bgn"

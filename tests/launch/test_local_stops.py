@@ -107,7 +107,7 @@ def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(
     for cell in store.glob("*/rows.jsonl"):
         assert [row["epoch"] for row in epochs(cell.parent)] == list(range(1, 9))
         assert {path.name for path in cell.parent.iterdir()} - {"log.txt"} == {
-            "config.yaml", "rows.jsonl", "result.json", "provenance.json",
+            "config.yaml", "rows.jsonl", "result.json", "provenance.json", "correct.npy",
         }  # fmt: skip
 
 
