@@ -87,7 +87,7 @@ def _report(folders: list[Path], asked: command.Asked) -> None:
             if folder in named or not (asked.power or isinstance(error, ConfigError)):
                 raise
             passed.append(error)
-            _say(f"{folder}: {error}")
+            _say(str(error) if str(folder) in str(error) else f"{folder}: {error}")
     if passed and not done:
         raise passed[0]
 

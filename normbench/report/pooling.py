@@ -11,6 +11,9 @@ as noisy. The rule, whose error rates tests/report/test_statistics_rates.py hold
 * Refused: each its own, at least a quarter of the mean: of many variances with few degrees of freedom the least are
   too small by luck, and refusal selects such families.
 
+What no rule can see is one noisy comparison whose two seeds happen to agree: of 28 with two seeds each, one of them
+eight times as noisy (s.d.), or those of one batch of four three times, 6 to 7 of 100 null tables have a false finding.
+
 All comparisons of a batch share the baseline, so that their variances are correlated: with correlation ρ of two
 differences (measured over the family, at least ½, that of equally noisy lines) and k of them with ν degrees of freedom
 each, the mean has kν / (1 + (k − 1)ρ²), not kν: the variances of Gaussians correlate by ρ².

@@ -72,22 +72,19 @@ class Table:
         return Measurement.get(console, unlimited, self._part(columns)).maximum
 
     def _part(self, columns: list[int]) -> RichTable:
-        texts = [[cells[k][0] for _, lines in self.blocks for _, cells in lines] for k in columns]
-        widest = [max(map(_marks, column)) for column in texts]
-        widths = [
-            max(len(str(self.batches[k])), *(len(text) + most - _marks(text) for text in column))
-            for k, column, most in zip(columns, texts, widest, strict=True)
-        ]
+        """Marks have a column of their own, so that numbers stand below each other where some have none."""
+        marked = [k for k in columns if any(_split(cells[k][0])[1] for _, lines in self.blocks for _, cells in lines)]
         table = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="none")
         table.add_column("norm \\ batch", no_wrap=True)
-        for k, width, most in zip(columns, widths, widest, strict=True):
-            table.add_column(f"{self.batches[k]}".rjust(width - most).ljust(width), no_wrap=True)
+        for k in columns:
+            table.add_column(str(self.batches[k]), justify="right", no_wrap=True)
+            if k in marked:
+                table.add_column(no_wrap=True)
         for name, lines in self.blocks:
             if name:
                 table.add_row(Text(name, style="italic"))
             for label, cells in lines:
-                places = zip(columns, widths, widest, strict=True)
-                table.add_row(Text(label), *(_styled(*cells[k], width, most) for k, width, most in places))
+                table.add_row(Text(label), *(part for k in columns for part in _styled(*cells[k], k in marked)))
         return table
 
 
@@ -106,18 +103,16 @@ def _cells(line: list[Spot], batches: list[int]) -> list[tuple[str, bool]]:
     return [there.get(batch, (NOTHING, False)) for batch in batches]
 
 
-def _marks(cell: str) -> int:
-    """How wide the marks at the end of a text are, with the space before them."""
-    return len(cell) - len(cell.rstrip(MARKS).rstrip())
+def _split(cell: str) -> tuple[str, str]:
+    """A text and the marks at its end."""
+    text = cell.rstrip(MARKS)
+    return text.rstrip(), cell[len(text) :]
 
 
-def _styled(cell: str, best: bool, width: int, most: int) -> Text:
-    """To the right, numbers below each other where some have marks, of at most ``most`` letters, behind them.
-
-    Filled up in front by hand: rich takes away what fills up behind where a column is to stand to the right.
-    """
-    fill = " " * (width - len(cell) - (most - _marks(cell)))
-    return Text(fill).append(cell, style="bold" if best else "" if cell[0].isdigit() else "dim")
+def _styled(cell: str, best: bool, marked: bool) -> list[Text]:
+    text, marks = _split(cell)
+    style = "bold" if best else "" if cell[0].isdigit() else "dim"
+    return [Text(text, style=style), *([Text(marks, style=style)] if marked else [])]
 
 
 def _escaped(text: str) -> str:
