@@ -54,16 +54,17 @@ def isolate(
     passes = Passes(cell, copy.deepcopy(net), look, precision)
     test, eval_batch = np.arange(pictures.description.test), cell.data.eval_batch
     trained = shuffled(pictures.description.train)[: max(cell.eval.pictures, passes.group)]
-    headline = passes.right(test, eval_batch)
+    right = passes.right(test, eval_batch)
+    headline = scores(right)
     proceed()
     smaller = max(1, min(eval_batch, len(test)) // SMALLER)
-    flips = int((passes.right(test, smaller)[:, 0] != headline[:, 0]).sum())
+    flips = int((passes.right(test, smaller)[:, 0] != right[:, 0]).sum())
     proceed()
     train = scores(passes.right(trained, eval_batch, training=True))
     found: dict[str, Any] = {f"train_{key}": value for key, value in train.items()}
-    found |= {"gap": train["top1"] - scores(headline)["top1"], "eval_flips": flips}
+    found |= {"gap": train["top1"] - headline["top1"], "eval_flips": flips}
     row = norms.get(cell.norm.name, cell.norm.options)
-    batch, precise = (scores(headline), scores(headline)) if not row.train_eval_differ else (NEITHER, NEITHER)
+    batch = precise = NEITHER if row.train_eval_differ else headline
     if row.train_eval_differ and not pictures.description.domains:  # whose units want to be told the domains
         proceed()
         precise = passes.precise(pictures, test)
@@ -71,7 +72,7 @@ def isolate(
         batch = scores(Passes(cell, copy.deepcopy(net), look, precision).by_batch(test))
     for name, kind in (("batch", batch), ("precise", precise)):
         found |= {f"{name}_{key}": value for key, value in kind.items()}
-    return found, headline[:, 0]
+    return found, right[:, 0]
 
 
 class Passes:

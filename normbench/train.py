@@ -172,7 +172,7 @@ class Run:
             norms.set_example_weight(net, float(cell.eval.example_weight))
         feed = data.feed(pictures, cell.images) if graph.wanted(cell, device, ranks.count) else None
         if feed is None and cell.graph is True:
-            raise ConfigError(f"graph=true: {graph.NO_FEED}; take graph=auto")
+            raise graph.refused(graph.NO_FEED)
         self.update = optimizer(net, cell.recipe, cell.peak_lr, recorded=feed is not None)
         warmup = warmup_steps(cell.recipe, run.per_epoch, run.total)
         self.rate = partial(learning_rate, peak=cell.peak_lr, total=run.total, warmup=warmup, recipe=cell.recipe)
