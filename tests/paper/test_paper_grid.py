@@ -61,10 +61,10 @@ def test_its_cells_are_the_published_ones(name: str) -> None:
 def test_its_cells_can_be_without_any_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By tracing alone, as a sweep does before it runs: every network with each of its normalizers, smallest batch."""
     monkeypatch.chdir(tmp_path)
-    kinds: dict[object, grid.GridCell] = {}
+    kinds: dict[str, grid.GridCell] = {}
     for cells in (cells for name in TABLES for _, cells in table(name).lines):
         for item in sorted(cells, key=lambda item: -item.cell.batch):
-            kinds[item.cell.arch, item.cell.data, repr(item.cell.norm)] = item
+            kinds[repr((item.cell.arch, item.cell.data, item.cell.norm))] = item
     asked = grid.Grid(list(kinds.values()), table("gn").settings)
     planned = Preflight(fetch=False).plan(asked, Store(tmp_path, "none"))
     assert len(planned) == len(kinds) > 30
