@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from normbench import track
+from normbench.commands import DONE, FAILED
 from normbench.errors import StoreError, one_line
 from normbench.launch import slurm
 from normbench.records import Store, cell_status, cells_of
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from normbench.preflight import Planned
     from normbench.tune import Tuning
 
-# Exit codes.
-DONE, FAILED = 0, 1
 FINE = ("ok", "skipped")
 FAILURES = ("diverged", "oom", "timeout", "error")
 

@@ -6,9 +6,6 @@ python -m normbench.sweep norm=bgn batch=2,8,32
 from __future__ import annotations
 
 import argparse
-import io
-import os
-import signal
 import sys
 import textwrap
 import traceback
@@ -19,19 +16,18 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import yaml
 
 from normbench import __version__, grid, planning, stages, track
+from normbench.commands import DONE, begin, ended
 from normbench.errors import ConfigError, NormbenchError, UnknownName, one_line
 from normbench.files import plain
 from normbench.launch import forkserver, slurm
 from normbench.options import AUTO, at_least, one_of
 from normbench.records import Store
 from normbench.spinning import spin_less
-from normbench.stages import DONE, FAILED
 from normbench.tune import Tuning
 
 if TYPE_CHECKING:
     from normbench.preflight import Planned
 
-BAD_COMMAND, STOPPED = 2, 130
 RERUNS = ("none", "failed", "all")
 
 HELP = """\
@@ -63,20 +59,9 @@ Exit code: 0 all cells ok or skipped; 1 some failed; 2 bad command or config, no
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the sweep that ``argv`` asks for; the exit code says how it ended."""
-    try:
-        return sweep(sys.argv[1:] if argv is None else argv)
-    except NormbenchError as error:
-        print(f"normbench: {one_line(error)}", file=sys.stderr)
-        return BAD_COMMAND
-    except BrokenPipeError:  # whoever read the output went away
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
-    except OSError as error:  # a disk that fills, a store that goes away: finished cells are whole
-        print(f"normbench: {one_line(error)}; mend it, and the same command goes on from here", file=sys.stderr)
-        return FAILED
-    except KeyboardInterrupt:
-        print("normbench: stopped; the same command goes on from here", file=sys.stderr)
-        return STOPPED
+    goes_on = "the same command goes on from here"
+    words = sys.argv[1:] if argv is None else argv
+    return ended(lambda: sweep(words), mend=f"; mend it, and {goes_on}", stopped=f"stopped; {goes_on}")
 
 
 def sweep(argv: Sequence[str]) -> int:
@@ -203,17 +188,7 @@ def _help() -> str:
     return HELP.format(groups=groups, keys=keys) + FLAGS
 
 
-def _stop(signum: int, frame: Any) -> NoReturn:
-    """A polite kill ends the sweep as Ctrl-C does: the cell at work is closed as interrupted."""
-    raise KeyboardInterrupt
-
-
 if __name__ == "__main__":
     spin_less()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal without ± must not cost a sweep
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's word
-            signal.signal(number, _stop)
+    begin()
     sys.exit(main())

@@ -16,7 +16,7 @@ PACKAGE = Path(normbench.__file__).parent
 # From the bottom up; rooms on one line do not know each other.
 FLOORS = [
     {"errors"},
-    {"options", "targets", "files", "spinning", "memory"},
+    {"commands", "options", "targets", "files", "spinning", "memory"},
     {"claim"},
     {"attempt"},
     {"cell", "records"},
@@ -40,7 +40,7 @@ FLOORS = [
 ]
 TORCH_FREE = {
     "errors", "options", "files", "claim", "attempt", "cell", "records", "report", "progress", "display", "track",
-    "grid", "sweep", "memory", "spinning", "tune", "planning",
+    "grid", "sweep", "memory", "spinning", "tune", "planning", "commands",
     "stages",
 }  # fmt: skip
 

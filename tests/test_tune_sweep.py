@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from normbench import stages
+from normbench.commands import DONE
 from normbench.files import read_json
 from normbench.launch import slurm
 from normbench.records import cell_status, rows
@@ -183,7 +183,7 @@ def test_trials_that_are_at_work_elsewhere_are_waited_for(
 
     monkeypatch.setattr(slurm, "Slurm", Cluster)
     monkeypatch.setattr(slurm, "check", lambda _: None)
-    assert sweep(*SHORT, TUNED, "launch=slurm", "detach=true") == stages.DONE
+    assert sweep(*SHORT, TUNED, "launch=slurm", "detach=true") == DONE
     assert submitted == [[".tune", "bn-b8-s1000 lr=0.001", "bn-b8-s1000 lr=0.1"]]
     assert "1 of the cells wait for trials of tune.lr that have not ended" in capsys.readouterr().err
     assert rows(tmp_path / "runs" / "t") == []

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from normbench.commands import BAD_COMMAND, DONE, FAILED, STOPPED, begin
 from normbench.data.files import cores
 from normbench.data.prepare import prepare
 from normbench.data.prepared import Recipe
 from normbench.errors import ConfigError, NormbenchError, UnknownName, one_line
 from normbench.options import one_of
 
-DONE, FAILED, BAD_COMMAND, STOPPED = 0, 1, 2, 130
 SPLITS = ("train", "val", "test")
 HELP = """\
 python -m normbench.data prepare root=DIR out=DIR [size=320] [quality=90] [split=train,val] [workers=N]
@@ -117,11 +116,6 @@ PARSERS: dict[str, Callable[[str, str], Any]] = {
 }  # fmt: skip
 
 
-def _stop(signum: int, frame: Any) -> NoReturn:
-    """A polite kill ends the command as Ctrl-C does."""
-    raise KeyboardInterrupt
-
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _stop)
+    begin()
     sys.exit(main())

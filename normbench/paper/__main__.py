@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from normbench import grid, sweep
-from normbench.errors import ConfigError, NormbenchError, UnknownName, one_line
+from normbench.commands import BAD_COMMAND, DONE, FAILED, STOPPED, begin, ended
+from normbench.errors import ConfigError, UnknownName
 from normbench.grid.paper import GROUP
-from normbench.sweep import BAD_COMMAND, DONE, FAILED, STOPPED
+from normbench.spinning import spin_less
 
 HELP = """\
 python -m normbench.paper list [TABLE...] [measure=false] [device=cpu] [scale=0.02] [data.root=FOLDER]
@@ -36,17 +36,7 @@ COMMANDS = ("list", "run", "show")
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what ``argv`` says; the exit code says how it ended."""
     words = sys.argv[1:] if argv is None else list(argv)
-    try:
-        return _command(words)
-    except NormbenchError as error:
-        print(f"normbench: {one_line(error)}", file=sys.stderr)
-        return BAD_COMMAND
-    except BrokenPipeError:  # whoever read the output went away
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
-    except KeyboardInterrupt:
-        print("normbench: stopped", file=sys.stderr)
-        return STOPPED
+    return ended(lambda: _command(words), stopped="stopped; the same command goes on from here")
 
 
 def _command(words: Sequence[str]) -> int:
@@ -123,4 +113,6 @@ def _as_sweep(words: Sequence[str]) -> Iterator[None]:
 
 
 if __name__ == "__main__":
+    spin_less()  # as a sweep does
+    begin()
     sys.exit(main())

@@ -78,7 +78,7 @@ def write(folder: Path | str, baseline: str | None = None) -> Report:
         **drawn,
     }
     plots = {name: svg for name, svg in drawn.items() if name.endswith(".svg")}
-    contents["report.html"] = page.make(folder, cells, spots, made, plots)
+    contents["report.html"] = page.make(folder, cells, spots, made, plots, curves)
     written = [_save(folder / name, content) for name, content in contents.items()]
     pictures.sweep(folder, drawn)
     return Report(folder, made, (folder / "results.csv", *written))

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from normbench import records
+from normbench.commands import DONE, ended
 from normbench.errors import ConfigError, NormbenchError
 from normbench.report import command, write
 
@@ -60,20 +61,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     one without the baseline that is asked for, or without the seeds that ``power`` takes.
     """
     words = _parser().parse_args(arguments).word
-    try:
-        asked = command.read(words)
-        folders = list(dict.fromkeys(sweep for named in asked.folders for sweep in records.sweeps(named)))
-        for folder in folders:
-            records.check_schema(folder)
-        _report(folders, asked)
-    except NormbenchError as error:
-        print(f"normbench.report: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return ended(lambda: _report(command.read(words)), "normbench.report")
 
 
-def _report(folders: list[Path], asked: command.Asked) -> None:
+def _report(asked: command.Asked) -> int:
     """One sweep after the other; what one of a store lacks to be compared is an error only if all lack it."""
+    folders = list(dict.fromkeys(sweep for named in asked.folders for sweep in records.sweeps(named)))
+    for folder in folders:
+        records.check_schema(folder)
     named = [Path(path) for path in asked.folders]
     done, passed = 0, list[NormbenchError]()
     for folder in folders:
@@ -90,6 +85,7 @@ def _report(folders: list[Path], asked: command.Asked) -> None:
             _say(str(error) if str(folder) in str(error) else f"{folder}: {error}")
     if passed and not done:
         raise passed[0]
+    return DONE
 
 
 def _power(folder: Path, asked: command.Asked) -> str:

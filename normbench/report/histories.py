@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from normbench import records
 from normbench.report.frame import places
 
 COLUMNS = ("epoch", "top1", "train_loss")
@@ -38,21 +36,8 @@ class History:
         return np.mean([seed[np.isin(seed[:, 0], common)] for seed in self.whole], axis=0)
 
 
-def read(folder: Path, frame: pd.DataFrame) -> dict[str, list[Any]]:
-    """A column per entry of ``COLUMNS`` and ``cell_id``, of all epochs of the frame's cells."""
-    found: dict[str, list[Any]] = {column: [] for column in ("cell_id", *COLUMNS)}
-    for cell in frame["cell_id"].map(str):
-        if Path(cell).name != cell:  # a damaged store may say anything
-            continue
-        rows = [row for row in records.epochs(folder / cell) if isinstance(row, Mapping)]
-        found["cell_id"] += [cell] * len(rows)
-        for column in COLUMNS:
-            found[column] += [row.get(column) for row in rows]
-    return found
-
-
 def collect(frame: pd.DataFrame, epochs: Mapping[str, Sequence[Any]]) -> dict[Place, History]:
-    """The histories of every place in the table, from columns as ``read`` makes them; without places that have none."""
+    """The histories of every place in the table that has one, from columns as ``epochs.read`` gives them."""
     rows: dict[str, list[Sequence[Any]]] = {}
     columns = (epochs[column] for column in COLUMNS)
     for cell, row in zip(epochs["cell_id"], zip(*columns, strict=True), strict=True):

@@ -27,16 +27,16 @@ def draw(
     title: str,
     frame: pd.DataFrame,
     spots: list[Spot],
-    told: Sequence[str] = (),
-    epochs: Mapping[str, Sequence[Any]] | None = None,
+    told: Sequence[str],
+    epochs: Mapping[str, Sequence[Any]],
 ) -> dict[str, bytes]:
     """From file name (``plot.png``) to bytes, in the order of ``SHOWN``; pictures with nothing to show are left out.
 
     folder: the sweep's.  frame, spots: of ``report.frame``.  told: settings, for the heads (``notes.settings``).
-    epochs: the columns ``cell_id epoch top1 train_loss`` of all epochs, read from the folder unless given.
+    epochs: columns of all epochs, among them ``cell_id epoch top1 train_loss`` (``epochs.read``).
     """
     settings = list(told)
-    past = histories.collect(frame, histories.read(folder, frame) if epochs is None else epochs)
+    past = histories.collect(frame, epochs)
     made = {
         plot.NAME: plot.draw(title, spots, settings),
         heat.NAME: heat.draw(title, spots, settings),

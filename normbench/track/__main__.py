@@ -10,9 +10,9 @@ import sys
 from collections.abc import Sequence
 
 from normbench import records
-from normbench.errors import NormbenchError, one_line
+from normbench.commands import DONE, FAILED, ended
+from normbench.errors import NormbenchError
 
-DONE, FAILED, BAD_COMMAND, STOPPED = 0, 1, 2, 130
 EPILOG = """\
 examples:
   python -m normbench.track push runs                      every sweep in runs/ but reference/
@@ -37,14 +37,11 @@ failures, gap between training and test. The package wandb-workspaces is needed:
 def main(argv: Sequence[str] | None = None) -> int:
     """Push stores, or make the dashboard; the exit code says how it went."""
     options = _parser().parse_args(argv)
-    try:
-        return _push(options.dir) if options.command == "push" else _dashboard(options)
-    except NormbenchError as error:
-        print(f"normbench.track: {one_line(error)}", file=sys.stderr)
-        return BAD_COMMAND
-    except KeyboardInterrupt:
-        print("normbench.track: stopped; the same command goes on from here", file=sys.stderr)
-        return STOPPED
+    return ended(
+        lambda: _push(options.dir) if options.command == "push" else _dashboard(options),
+        "normbench.track",
+        stopped="stopped; the same command goes on from here",
+    )
 
 
 def _push(named: Sequence[str]) -> int:

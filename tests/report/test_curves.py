@@ -6,7 +6,7 @@ import pytest
 from made import LONG, NORMS, TOLD, lived, table
 from matplotlib.collections import LineCollection
 
-from normbench.report import curves, histories, look
+from normbench.report import curves, epochs, histories, look
 
 
 def grid(cell, norms, batches=(2, 8), seeds=(0, 1), **more):
@@ -16,7 +16,7 @@ def grid(cell, norms, batches=(2, 8), seeds=(0, 1), **more):
 
 def drawn(folder):
     cells, spots = table(folder)
-    past = histories.collect(cells, histories.read(folder, cells))
+    past = histories.collect(cells, epochs.read(folder)[0])
     figure, texts = legible.read(lambda: curves.figure("first", spots, past, TOLD))
     return figure, texts, [text.get_text() for text in texts]
 
@@ -78,10 +78,10 @@ def test_what_ended_early_stops_at_a_cross(sweep, cell):
 
 
 def test_without_epochs_there_is_no_picture(sweep, cell):
-    for name, epochs in (("none", 0), ("one", 1)):
-        folder = lived(sweep(grid(cell, ["bn", "gn"]), name), epochs=epochs)
+    for name, count in (("none", 0), ("one", 1)):
+        folder = lived(sweep(grid(cell, ["bn", "gn"]), name), epochs=count)
         cells, spots = table(folder)
-        past = histories.collect(cells, histories.read(folder, cells))
+        past = histories.collect(cells, epochs.read(folder)[0])
         assert curves.draw("first", spots, past, []) == {}
 
 

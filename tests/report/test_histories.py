@@ -3,12 +3,12 @@
 import numpy as np
 from made import lived, table
 
-from normbench.report import histories
+from normbench.report import epochs, histories
 
 
 def past(folder):
     cells, _ = table(folder)
-    return histories.collect(cells, histories.read(folder, cells))
+    return histories.collect(cells, epochs.read(folder)[0])
 
 
 def test_means_are_over_whole_seeds_and_the_epochs_they_share(sweep, cell):
@@ -29,12 +29,3 @@ def test_damaged_rows_are_passed_over(sweep, cell):
     path.write_text("\n".join([lines[0], '{"epoch": "two"}', '{"epoch": 2, "top1": 50}', lines[1], "[3]", '{"epo']))
     (history,) = past(folder).values()
     np.testing.assert_allclose(history.whole[0], [(1, 91.0, 2.0), (2, 92.0, 1.0)])
-
-
-def test_a_name_that_leads_elsewhere_is_not_followed(sweep, cell):
-    folder = lived(sweep([cell(90.0)]))
-    cells, _ = table(folder)
-    outside = folder.parent / "outside"
-    outside.mkdir()
-    (outside / "rows.jsonl").write_text('{"epoch": 1, "top1": 1.0, "train_loss": 1.0}\n')
-    assert histories.read(folder, cells.assign(cell_id="../outside"))["epoch"] == []

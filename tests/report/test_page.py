@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from normbench import records, report
-from normbench.report import frame, page, table
+from normbench.report import epochs, frame, page, table
 from normbench.report.page import cells as page_cells
 from normbench.report.page import failures, markup, provenance
 
@@ -60,7 +60,7 @@ def made(folder, pictures=None):
     cells = frame.read(folder)
     spots = frame.spots(cells)
     shown = table.make(folder.name, cells, spots)
-    return page.make(folder, cells, spots, shown, pictures or {})
+    return page.make(folder, cells, spots, shown, pictures or {}, epochs.read(folder)[0])
 
 
 def rows(folder, *values):
@@ -155,7 +155,7 @@ def test_the_summary_says_what_the_terminal_says(sweep, cell):
     frame_ = frame.read(folder)
     spots = frame.spots(frame_)
     shown = table.make(folder.name, frame_, spots)
-    parsed = Parsed(page.make(folder, frame_, spots, shown, {}))
+    parsed = Parsed(page.make(folder, frame_, spots, shown, {}, epochs.read(folder)[0]))
     console = Console(file=io.StringIO(), width=200)
     console.print(shown)
     for words in (line.strip() for line in console.file.getvalue().splitlines()):

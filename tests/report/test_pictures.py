@@ -3,7 +3,7 @@
 from made import NORMS, lived, table
 
 from normbench import files, report
-from normbench.report import look, pictures
+from normbench.report import epochs, look, pictures
 
 
 def grid(cell, **more):
@@ -17,8 +17,8 @@ def grid(cell, **more):
 FILES = [f"{name}.{kind}" for name in ("plot", "heat", "curves", "cost") for kind in ("png", "svg")]
 
 
-def draw(folder, **more):
-    return pictures.draw(folder, "first", *table(folder), [], **more)
+def draw(folder):
+    return pictures.draw(folder, "first", *table(folder), [], epochs.read(folder)[0])
 
 
 def test_all_are_drawn_and_the_same_every_time(sweep, cell):
@@ -27,19 +27,6 @@ def test_all_are_drawn_and_the_same_every_time(sweep, cell):
     assert list(made) == FILES
     assert draw(folder) == made
     assert all(data.startswith(b"\x89PNG" if name.endswith("png") else b"<?xml") for name, data in made.items())
-
-
-def test_epochs_can_be_given(sweep, cell):
-    folder = sweep(grid(cell))
-    cells = [path.parent.name for path in sorted(folder.glob("*/result.json"))]
-    columns = {
-        "cell_id": [name for name in cells for _ in range(6)],
-        "epoch": [epoch for _ in cells for epoch in range(1, 7)],
-        "top1": [90.0 + epoch for _ in cells for epoch in range(1, 7)],
-        "train_loss": [2.0 / epoch for _ in cells for epoch in range(1, 7)],
-    }
-    made = draw(folder, epochs=columns)
-    assert "curves.png" in made, "though the cells' folders hold no epoch"
 
 
 def test_pictures_of_an_earlier_report_go(sweep, cell):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,15 +35,22 @@ CAPTIONS = {
 }
 
 
-def make(folder: Path, frame: pd.DataFrame, spots: Iterable[Spot], table: Table, pictures: Mapping[str, bytes]) -> str:
+def make(
+    folder: Path,
+    frame: pd.DataFrame,
+    spots: Iterable[Spot],
+    table: Table,
+    pictures: Mapping[str, bytes],
+    epochs: Mapping[str, Sequence[Any]],
+) -> str:
     """The page of a sweep's folder, as text; the same for the same store.
 
     frame, spots, table: as ``frame.make``, ``frame.spots`` and ``table.make`` give them.  pictures: name of a file →
-    its SVG; each is shown, whatever it is called.
+    its SVG; each is shown, whatever it is called.  epochs: columns of all epochs (``epochs.read``).
     """
     ids = frame["cell_id"].tolist()
     origin = provenance.read(folder, ids)
-    learned = curves.read(folder, ids)
+    learned = curves.of(ids, epochs)
     columns = cells.columns(frame, origin.names if len(origin.groups) > 1 else [""] * len(ids), origin.attempts)
     style = (HERE / "page.css").read_text(encoding="utf-8")
     script = (

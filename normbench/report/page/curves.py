@@ -2,38 +2,40 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from normbench import records
-
 MEASURES = {"top1": 2, "train_loss": 4}  # and their decimals: finer than a curve can show
 
 
-def read(folder: Path, cells: Iterable[Any]) -> list[list[Any] | None]:
-    """Of each cell a list per measure, and its epochs where these are not 1, 2, 3 …; None for a cell without any."""
-    return [_curve(records.epochs(folder / str(cell))) if inside(cell) else None for cell in cells]
+def of(cells: Iterable[str], epochs: Mapping[str, Sequence[Any]]) -> list[list[Any] | None]:
+    """Of each cell a list per measure, and its epochs where these are not 1, 2, 3 …; None for a cell without any.
+
+    epochs: the columns ``cell_id epoch top1 train_loss`` of all epochs (``epochs.read``), a cell's rows one by one.
+    """
+    places, start = dict[str, slice](), 0
+    for cell, rows in itertools.groupby(epochs["cell_id"]):
+        stop = start + len(list(rows))
+        places[cell], start = slice(start, stop), stop
+    columns = [epochs[name] for name in ("epoch", *MEASURES)]
+    return [_curve(*(column[places[cell]] for column in columns)) if cell in places else None for cell in cells]
 
 
-def inside(cell: Any) -> bool:
-    """Whether a cell's id is the name of a folder in its sweep; a damaged store may say anything."""
-    return Path(str(cell)).name == str(cell) and "\0" not in str(cell)
-
-
-def _curve(rows: Sequence[Any]) -> list[Any] | None:
-    rows = [row for row in rows if isinstance(row, dict) and isinstance(row.get("epoch"), int)]
-    if not rows:
+def _curve(epochs: Sequence[Any], *measured: Sequence[Any]) -> list[Any] | None:
+    if not all(numbered := [isinstance(epoch, int) for epoch in epochs]):
+        epochs, *rest = ([*itertools.compress(column, numbered)] for column in (epochs, *measured))
+        measured = tuple(rest)
+    if not epochs:
         return None
-    curve: list[Any] = [_rounded([row.get(name) for row in rows], digits) for name, digits in MEASURES.items()]
-    epochs = [row["epoch"] for row in rows]
-    return curve if epochs == list(range(1, len(rows) + 1)) else [*curve, epochs]
+    curve: list[Any] = [_rounded(values, digits) for values, digits in zip(measured, MEASURES.values(), strict=True)]
+    return curve if list(epochs) == list(range(1, len(epochs) + 1)) else [*curve, list(epochs)]
 
 
-def _rounded(values: list[Any], digits: int) -> list[float | None]:
+def _rounded(values: Sequence[Any], digits: int) -> list[float | None]:
     """At once, as there may be 100,000s of them; what is no number is None."""
     try:
         numbers = np.array(values, dtype=float)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from normbench.files import read_json
 from normbench.report.frame import word
-from normbench.report.page.curves import inside
 from normbench.report.page.markup import clean, escaped, link
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ class _Said:
 
     def words(self, rows: list[dict[str, Any]]) -> str:
         """What the cells of one reason said; of several texts the most frequent."""
-        found = Counter(words for row in rows[:50] if inside(row["cell_id"]) for words in self._of(row))
+        found = Counter(words for row in rows[:50] for words in self._of(row))
         if not found:
             return ""
         (name, text), _ = found.most_common(1)[0]

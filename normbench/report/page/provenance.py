@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from normbench.files import read_json
-from normbench.report.page.curves import inside
 from normbench.report.page.markup import escaped, link, table
 
 OWN = ("attempt", "from_step")  # of a cell, whatever it ran on
@@ -55,7 +54,7 @@ class Provenance:
 
 def read(folder: Path, cells: Iterable[Any]) -> Provenance:
     """The provenance of all cells, named in this order."""
-    found = [read_json(folder / str(cell) / "provenance.json") if inside(cell) else {} for cell in cells]
+    found = [read_json(folder / str(cell) / "provenance.json") for cell in cells]
     keys = list(dict.fromkeys(key for facts in found for key in facts if key not in (*OWN, *PRIVATE)))
     texts = [{key: _text(key, facts.get(key)) for key in keys} if facts else {} for facts in found]
     differ = [key for key in keys if len({facts[key] for facts in texts if facts}) > 1]
