@@ -117,6 +117,7 @@ class Spot:
 def spots(frame: pd.DataFrame) -> list[Spot]:
     """The table's entries, line by line as they are to be shown."""
     known = frame[frame["line"] != ""]
+    known = known.assign(top1=pd.to_numeric(known["top1"], errors="coerce"))
     contests = _contests(known)
     return _marked(
         [_spot(block, line, batch, cells, contests[cells.index[0]]) for (block, line, batch), cells in places(known)]
@@ -283,11 +284,15 @@ def _contests(frame: pd.DataFrame) -> pd.Series:
 
 
 def _spot(block: str, line: str, batch: int, cells: pd.DataFrame, contest: str) -> Spot:
-    top1 = pd.to_numeric(cells["top1"], errors="coerce")
-    ok = (cells["status"] == "ok") & top1.notna()
-    failed = Counter(str(status) if status != "ok" else "no top-1" for status in cells.loc[~ok, "status"])
-    values, seeds = tuple(map(float, top1[ok])), tuple(map(int, cells.loc[ok, "seed"]))
-    return Spot(block, line, batch, values, failed, contest, seeds=seeds, cells=tuple(cells.loc[ok, "cell_id"]))
+    some = list(zip(*(cells[key].tolist() for key in ("status", "top1", "seed", "cell_id")), strict=True))
+    ok = [cell for cell in some if _has_result(*cell[:2])]
+    failed = Counter(str(cell[0]) if cell[0] != "ok" else "no top-1" for cell in some if not _has_result(*cell[:2]))
+    _, values, seeds, ids = zip(*ok, strict=True) if ok else ((),) * 4
+    return Spot(block, line, batch, values, failed, contest, seeds=tuple(map(int, seeds)), cells=ids)
+
+
+def _has_result(status: object, top1: float) -> bool:
+    return status == "ok" and not math.isnan(top1)
 
 
 def _marked(spots: list[Spot]) -> list[Spot]:

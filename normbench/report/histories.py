@@ -59,9 +59,13 @@ def _history(seeds: Mapping[str, np.ndarray], cells: pd.DataFrame) -> History:
 
 def _seed(rows: Iterable[Sequence[Any]]) -> np.ndarray:
     """NaN for what a row does not say; an epoch that was written twice, by two attempts, counts as it was last."""
-    by_epoch = {row[0]: row for row in (tuple(map(_number, row)) for row in rows) if not math.isnan(row[0])}
-    return np.array([by_epoch[epoch] for epoch in sorted(by_epoch)], dtype=float).reshape(-1, 3)
+    numbers = np.array([_numbers(row) for row in rows], dtype=float)
+    numbers = numbers[~np.isnan(numbers[:, 0])][::-1]
+    _, last = np.unique(numbers[:, 0], return_index=True)
+    return numbers[last]
 
 
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else math.nan
+def _numbers(row: Sequence[Any]) -> Sequence[float]:
+    if {type(value) for value in row} <= {int, float}:
+        return row
+    return [float(value) if isinstance(value, int | float) else math.nan for value in row]

@@ -92,7 +92,7 @@ def _typed(values: Sequence[Any], kind: str | None) -> Any:
     import pandas as pd
 
     kind = kind or _kind(values)
-    held = values if all(map(_FITS[kind], values)) else [value if _FITS[kind](value) else None for value in values]
+    held = values if _are_all(kind, values) else [value if _FITS[kind](value) else None for value in values]
     if kind == "word":
         held = [None if value is None else _text(value) for value in held]
     return pd.array(held, dtype=_TYPES[kind])  # type: ignore[call-overload]
@@ -102,7 +102,14 @@ def _kind(values: Sequence[Any]) -> str:
     """The narrowest kind that holds all values; words where there is none."""
     there = [value for value in values if not _missing(value)]
     kinds = ("flag", "count", "number") if there else ()
-    return next((kind for kind in kinds if all(map(_FITS[kind], there))), "word")
+    return next((kind for kind in kinds if _are_all(kind, there)), "word")
+
+
+def _are_all(kind: str, values: Sequence[Any]) -> bool:
+    """Of this kind; quickly for hundreds of thousands of floats."""
+    if kind in ("number", "share") and set(map(type, values)) == {float}:
+        return True
+    return all(map(_FITS[kind], values))
 
 
 def _missing(value: Any) -> bool:

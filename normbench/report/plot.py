@@ -106,12 +106,16 @@ def _line(axes: Axes, spots: list[Spot], style: Style, aside: float, intervals: 
     """The line breaks where there is no result."""
     places, seeds = [spot.batch * aside for spot in spots], 2 ** (SEEDS * octaves(axes))
     axes.plot(places, [s.mean for s in spots], color=style.colour, ls=style.dashes, lw=1.2, zorder=3)
-    for x, spot in zip(places, spots, strict=True):
-        axes.plot(x, spot.mean, **style.mark(hollow=bool(spot.failed)))
-        if spot.n > 1:
-            axes.plot([x * seeds] * len(spot.values), spot.values, **style.faint())
-        if ends := bar(spot, intervals):
-            axes.errorbar(x, spot.mean, yerr=[[ends[0]], [ends[1]]], **style.bar())
+    for hollow in (False, True):
+        marked = [(x, spot.mean) for x, spot in zip(places, spots, strict=True) if bool(spot.failed) is hollow]
+        axes.plot(*zip(*marked, strict=True) if marked else ([], []), **style.mark(hollow=hollow))
+    faint = [(x * seeds, value) for x, spot in zip(places, spots, strict=True) if spot.n > 1 for value in spot.values]
+    if faint:
+        axes.plot(*zip(*faint, strict=True), **style.faint())
+    bars = [(x, spot.mean, bar(spot, intervals)) for x, spot in zip(places, spots, strict=True)]
+    if ends := [(x, mean, *reach) for x, mean, reach in bars if reach]:
+        x, mean, below, above = zip(*ends, strict=True)
+        axes.errorbar(x, mean, yerr=[below, above], **style.bar())
 
 
 def _crosses(axes: Axes, spots: list[Spot], styles: dict[str, Style]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -61,15 +63,16 @@ class Table:
         """As few tables as fit the width, each with some of the batches."""
         columns = list(range(len(self.batches)))
         while columns:
-            count = len(columns)
-            while count > 1 and self._width(columns[:count], console, options) > options.max_width:
-                count -= 1
+            sizes = range(1, len(columns) + 1)
+            width = partial(self._width, columns, console, options)
+            count = max(1, bisect.bisect_right(sizes, options.max_width, key=width))
             yield self._part(columns[:count])
             columns = columns[count:]
 
-    def _width(self, columns: list[int], console: Console, options: ConsoleOptions) -> int:
+    def _width(self, columns: list[int], console: Console, options: ConsoleOptions, count: int) -> int:
+        """Of the first ``count`` columns."""
         unlimited = options.update(max_width=10_000)
-        return Measurement.get(console, unlimited, self._part(columns)).maximum
+        return Measurement.get(console, unlimited, self._part(columns[:count])).maximum
 
     def _part(self, columns: list[int]) -> RichTable:
         """Marks have a column of their own, so that numbers stand below each other where some have none."""
