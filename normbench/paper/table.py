@@ -34,8 +34,12 @@ class Comparison:
 
     @property
     def heading(self) -> str:
+        return f"{self.name}: {self.paper.title}"
+
+    @property
+    def name(self) -> str:
         """With the scale, where it is not the paper's."""
-        return f"{self.paper.name}: {self.paper.title}" + (f" (scale {self.scale:g})" if self.scale != 1 else "")
+        return self.paper.name + (f" (scale {self.scale:g})" if self.scale != 1 else "")
 
     def lines(self) -> list[tuple[str, ...]]:
         """The table's texts, one tuple a row, as HEADER says."""
@@ -168,7 +172,8 @@ def _pictures(comparison: Comparison) -> dict[str, bytes]:
         )
         for row in both if row.theirs
     ]  # fmt: skip
-    return {f"paper.{kind}": picture for kind, picture in apart.draw(comparison.heading, drawn).items()}
+    title, told = f"Difference to the paper, {comparison.name}", [comparison.paper.title]
+    return {f"paper.{kind}": picture for kind, picture in apart.draw(title, drawn, told).items()}
 
 
 def _rounded(number: float) -> float:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from normbench.report.canvas import rendered
+from normbench.report.canvas import rendered, settled
 from normbench.report.labels import Legend, end_room, fit_at_ends, name_ends
 from normbench.report.look import Style, styled
 from normbench.report.panel import BOTTOM, KEY, LEFT, RIGHT, batch_axis, below, panels, wrapped_key
@@ -42,12 +42,12 @@ class Difference:
         return low - self.theirs, high - self.theirs
 
 
-def draw(title: str, rows: Sequence[Difference]) -> dict[str, bytes]:
-    """``{"png": …, "svg": …}``; nothing if there is no row. One row a norm and batch."""
-    return rendered(NAME, lambda: figure(title, rows)) if rows else {}
+def draw(title: str, rows: Sequence[Difference], told: Sequence[str] = ()) -> dict[str, bytes]:
+    """``{"png": …, "svg": …}``; nothing if there is no row. One row a norm and batch; told: for the head."""
+    return rendered(NAME, lambda: figure(title, rows, told)) if rows else {}
 
 
-def figure(title: str, rows: Sequence[Difference]) -> Figure:
+def figure(title: str, rows: Sequence[Difference], told: Sequence[str] = ()) -> Figure:
     """Lines against batch around a line at 0; a hollow sign is a reduced protocol, a bar the interval of our mean."""
     norms = {row.norm: [other for other in rows if other.norm == row.norm] for row in rows}
     batches = sorted({row.batch for row in rows})
@@ -56,7 +56,7 @@ def figure(title: str, rows: Sequence[Difference]) -> Figure:
     legend = None if direct else Legend(styles, set())
     said = wrapped_key(_key(rows))
     foot = BOTTOM + KEY * len(said) + (legend.height if legend else 0)
-    made, (axes,) = panels(title, [], [""], foot, RIGHT if legend else end_room(styles))
+    made, (axes,) = panels(title, settled(list(told)), [""], foot, RIGHT if legend else end_room(styles))
     _scale(axes, rows)
     asides = batch_axis(axes, batches, len(norms), beside=True)
     for aside, (norm, own) in zip(asides, norms.items(), strict=True):

@@ -31,7 +31,6 @@ CAPTIONS = {
     "heat": "Top-1, norm × batch",
     "curves": "Learning curves",
     "cost": "Top-1 against what a step costs",
-    "paper": "Difference to the paper",
 }
 
 
