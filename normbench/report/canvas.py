@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -29,7 +30,9 @@ def rendered(name: str, make: Callable[[], Figure]) -> dict[str, bytes]:
     The SVG's text stays text, to be searched and copied; its ids begin with ``name``, so that several pictures can
     stand in one page.
     """
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        # A letter that the font has not, in a user's own name: a box in the PNG, in the SVG what the viewer's font has.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
         matplotlib.rcdefaults()  # a user's own style would change the bytes, and perhaps the colours
         matplotlib.rcParams.update(FONT | {"svg.hashsalt": name})
         figure = make()

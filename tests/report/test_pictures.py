@@ -29,6 +29,12 @@ def test_all_are_drawn_and_the_same_every_time(sweep, cell):
     assert all(data.startswith(b"\x89PNG" if name.endswith("png") else b"<?xml") for name, data in made.items())
 
 
+def test_letters_that_no_font_has_are_drawn_as_boxes(sweep, cell):
+    """And cost neither a warning (an error in these tests) nor the text of the SVG."""
+    folder = lived(sweep([cell(90.0 + k, norm=norm, batch=8, seed=k) for norm in ("bn", "図.py:Ü") for k in (0, 1)]))
+    assert "図.py:Ü" in draw(folder)["plot.svg"].decode()
+
+
 def test_pictures_of_an_earlier_report_go(sweep, cell):
     folder = lived(sweep(grid(cell)))
     assert {path.name for path in report.write(folder).paths} >= set(FILES)
