@@ -7,8 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from normbench.report.frame import Spot, grouped
-
-BASELINE = "bn"
+from normbench.report.verdict import BASELINE
 
 
 def baseline(spots: Sequence[Spot]) -> str | None:

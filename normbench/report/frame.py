@@ -83,6 +83,10 @@ class Spot:
     versus: Versus | None = None
     level: bool = False
 
+    def is_of(self, name: str) -> bool:
+        """Whether ``name`` is its line's label, or its normalizer's name."""
+        return name in (self.line, self.line.split(" ")[0])
+
     @property
     def n(self) -> int:
         """Seeds, those without a result included."""

@@ -11,6 +11,7 @@ from normbench.report.frame import SOURCE, TUNE, Spot, configuration, named, sho
 
 REASON = 100  # characters of a reason; the rest stands in results.csv
 FAILURES = 12  # lines of failures; likewise
+FLIPS, FLIPPED = 3, 0.001  # pictures, and the share of them, that may change with the evaluation batch unsaid
 WHO = 12  # lines of the table named in one of them; likewise
 TITLE = ("arch", "data", "epochs")  # what the title says where it is the same for all
 NO_SETTINGS = ("norm", "batch", "seed", TUNE, *TITLE)
@@ -18,7 +19,8 @@ NO_SETTINGS = ("norm", "batch", "seed", TUNE, *TITLE)
 
 def notes(frame: pd.DataFrame, spots: list[Spot]) -> list[str]:
     """The lines below a table."""
-    return [*_caption(frame, spots), *sureness.notes(spots), *settings(frame), *_told(frame), *_failures(frame)]
+    said = [*sureness.notes(spots), *_flips(frame), *settings(frame), *_told(frame)]
+    return [*_caption(frame, spots), *said, *_failures(frame)]
 
 
 def title(name: str, frame: pd.DataFrame) -> str:
@@ -125,6 +127,21 @@ def _values_by_batch(name: str, values: pd.Series) -> str:
     if len(set(texts.values())) == 1:
         return f"{name} {next(iter(texts.values()))}"
     return f"{name} {', '.join(texts.values())} at batch {', '.join(map(str, texts))}"
+
+
+def _flips(frame: pd.DataFrame) -> list[str]:
+    """Lines whose accuracy is in part that of the evaluation batch; a few pictures may flip by rounding alone."""
+    if not {"eval_flips", "eval_count"} <= set(frame.columns):
+        return []
+    cells = frame[frame["line"] != ""]
+    flips, count = (pd.to_numeric(cells[name], errors="coerce") for name in ("eval_flips", "eval_count"))
+    found = cells[(flips >= FLIPS) & (flips > FLIPPED * count)].assign(flips=flips, count=count)
+    said = []
+    for (block, line), some in found.groupby(["block", "line"], sort=False):
+        number, of = max(zip(some["flips"], some["count"], strict=True))
+        what = f"{number:.0f} of {of:.0f} pictures are right or wrong by the evaluation batch they are in"
+        said.append(f"{block} {line}".strip() + f": {what} (data.eval_batch)")
+    return said
 
 
 def _failures(frame: pd.DataFrame) -> list[str]:

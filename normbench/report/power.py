@@ -29,7 +29,8 @@ from normbench.report.evidence import Evidence
 from normbench.report.frame import Spot, grouped
 from normbench.report.pairing import Pair, against, assess
 from normbench.report.pooling import LEAST_SEEDS
-from normbench.report.statistics import BASELINE, check, comparisons
+from normbench.report.statistics import check, comparisons
+from normbench.report.verdict import BASELINE
 
 WANTED = 0.8  # power
 MOST = 10_000  # seeds; more are as good as none

@@ -35,6 +35,7 @@ from normbench.report.evidence import Evidence
 from normbench.report.frame import Spot, grouped
 from normbench.report.pairing import Assessed, Pair, against, assess, paired
 from normbench.report.verdict import (
+    BASELINE,
     BASELINE_FAILED,
     BETTER,
     FAILED,
@@ -45,8 +46,6 @@ from normbench.report.verdict import (
     Noise,
     Versus,
 )  # fmt: skip
-
-BASELINE = "bn"
 
 
 def judged(folder: Path, frame: pd.DataFrame, spots: Sequence[Spot], baseline: str | None = None) -> list[Spot]:
@@ -76,7 +75,7 @@ def check(spots: Sequence[Spot], baseline: str | None) -> None:
     """Raise UnknownName for a baseline that was given and stands in no line, ConfigError for one that is several."""
     if baseline is None:
         return
-    named = [spot for spot in spots if _is(spot, baseline)]
+    named = [spot for spot in spots if spot.is_of(baseline)]
     if not named:
         raise UnknownName("baseline", baseline, {spot.line for spot in spots}, "Give baseline=LINE, a line's label.")
     places = Counter((spot.block, spot.batch, spot.contest) for spot in named)
@@ -101,13 +100,9 @@ def _interval(spot: Spot, evidence: Evidence) -> tuple[float, float] | None:
     return interval(spot.values, right, " ".join(sorted(spot.cells)))
 
 
-def _is(spot: Spot, baseline: str) -> bool:
-    return baseline in (spot.line, spot.line.split(" ")[0])
-
-
 def _to_baseline(rivals: list[Spot], baseline: str, evidence: Evidence) -> list[Pair]:
     """The other lines of one batch and contest, each with the baseline; none if there is none, or are several."""
-    named = [spot for spot in rivals if spot.line == baseline] or [spot for spot in rivals if _is(spot, baseline)]
+    named = [spot for spot in rivals if spot.line == baseline] or [spot for spot in rivals if spot.is_of(baseline)]
     if len(named) != 1:
         return []
     return [paired(spot, named[0], evidence) for spot in rivals if spot is not named[0]]

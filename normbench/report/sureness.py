@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from normbench.report.frame import Spot
 from normbench.report.verdict import (
+    BASELINE,
     BASELINE_FAILED,
     BETTER,
     FAILED,
@@ -29,7 +30,7 @@ def notes(spots: Sequence[Spot]) -> list[str]:
     said = [line for family in families for line in _family(family, [v for v in verdicts if v.family == family])]
     if any(spot.level for spot in spots):
         said.append(f"{LEVEL_SIGN} not significantly worse than the best of its batch (5 %, all of a batch together)")
-    return [*said, *_missing(spots, verdicts)]
+    return [*said, *_missing(spots, verdicts), *([] if verdicts else _uncompared(spots))]
 
 
 def _family(family: Family, verdicts: Sequence[Versus]) -> list[str]:
@@ -83,6 +84,18 @@ def _missing(spots: Sequence[Spot], verdicts: Sequence[Versus]) -> list[str]:
     if any(spot.interval and len(spot.values) == 1 for spot in spots):
         said.append("the 95 % interval of a single seed (table.csv) covers test-set noise only")
     return said
+
+
+def _uncompared(spots: Sequence[Spot]) -> list[str]:
+    """Where the usual baseline is several lines of one contest, a reader must say which is meant."""
+    contests: dict[tuple[str, int, str], list[str]] = {}
+    for spot in spots:
+        if spot.is_of(BASELINE):
+            contests.setdefault((spot.block, spot.batch, spot.contest), []).append(spot.line)
+    lines = max(contests.values(), key=len, default=[])
+    if len(lines) < 2:
+        return []
+    return [f"no comparison, as {BASELINE} is {len(lines)} lines: baseline='{lines[0]}', say, chooses one"]
 
 
 def _many(count: int, thing: str) -> str:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 BETTER, WORSE, UNDECIDED = "better", "worse", "undecided"
+BASELINE = "bn"  # what the others are compared with, unless said
 TOO_FEW, FAILED, BASELINE_FAILED = "too few seeds", "failed", "baseline failed"
 # What stands beside a mean in a table: better and worse than the baseline; level with the best of its batch.
 SIGNS = {BETTER: "▲", WORSE: "▼"}

@@ -79,6 +79,14 @@ def test_a_rate_that_was_swept_is_an_axis_of_that_norm_only(sweep, cell):
     assert lines(sweep(grid)) == ["bn", "gn lr=0.1", "gn lr=0.2"]
 
 
+def test_workers_that_follow_the_batch_are_no_axis(sweep, cell):
+    """Batch × workers kept; but workers swept at one batch are one."""
+    grid = [cell(90, norm=norm, batch=batch, workers=128 // batch) for norm in ("bn", "gn") for batch in (2, 8, 128)]
+    assert lines(sweep(grid)) == ["bn", "gn"]
+    swept = [cell(90, batch=2, workers=workers) for workers in (1, 4)]
+    assert lines(sweep(swept, "swept")) == ["bn workers=1", "bn workers=4"]
+
+
 def test_groups_that_follow_the_batch_are_no_axis(sweep, cell):
     grid = [cell(90, norm="bgn", batch=batch, norm__num_groups=groups) for batch, groups in ((2, 1), (8, 16))]
     assert lines(sweep(grid)) == ["bgn"]
