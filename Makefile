@@ -4,12 +4,13 @@
 # make gpu                   what only a CUDA device can show: its tests, and what steps and units cost there
 # make report  the tables and plots of runs/ again       make clean    remove .venv and caches, never runs/
 # make bench   what each normalizer costs here, quickly; all shapes:  python -m normbench.bench
+# make reference   the reference study again, into runs/again (hours)
 # make tables  the papers' tables, and how long each would take here
 # make table-gn              one of them in its paper's protocol, ours beside theirs; ARGS="scale=0.02 data.root=DIR" goes on
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: demo test check ci test-slow gpu report bench tables clean
+.PHONY: demo test check ci test-slow gpu report bench tables reference clean
 
 demo: .venv/ready
 	$(PY) -m normbench.sweep norm=bgn batch=2,8,32
@@ -38,6 +39,9 @@ report: .venv/ready
 
 bench: .venv/ready
 	$(PY) -m normbench.bench quick=true
+
+reference: .venv/ready
+	scripts/reference.sh $(ARGS)
 
 tables: .venv/ready
 	$(PY) -m normbench.paper list

@@ -68,7 +68,10 @@ def add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
 def main(source: str = "data/cifar10", target: str = "data/cifar10-jpeg.tar.xz") -> None:
     folder = Path(source) / "cifar-10-batches-py"
     if not (folder / "batches.meta").is_file():
-        raise SystemExit(f"{folder}: no batches.meta; expected the public original, see the head of this script")
+        raise SystemExit(
+            f"{folder}: no batches.meta; expected the public original: python -m normbench.sweep data=cifar10 steps=1 "
+            "fetches it, or unpack it there by hand (the head of this script says where it is)"
+        )
     with tarfile.open(target, "w:xz", format=tarfile.USTAR_FORMAT, preset=9) as archive:
         for name, pixels in pictures(folder):
             add(archive, f"cifar10/{name}", encoded(np.ascontiguousarray(pixels)))
