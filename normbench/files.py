@@ -105,18 +105,19 @@ def decoded(data: bytes) -> Any:
         content = json.loads(data.decode())
     except (ValueError, RecursionError):
         return None
-    return _writable(content) if _UNWRITABLE.search(data) else content
+    return writable(content) if _UNWRITABLE.search(data) else content
 
 
 # Escapes of control characters and of halves of letters, which JSON can hold but no text file or page.
 _UNWRITABLE = re.compile(rb"\\u(?:00[01]|[dD][89a-fA-F])|\\[bf]")
 
 
-def _writable(value: Any) -> Any:
+def writable(value: Any) -> Any:
+    """With U+FFFD for letters that no text file or page can hold."""
     if isinstance(value, dict):
-        return {_writable(key): _writable(item) for key, item in value.items()}
+        return {writable(key): writable(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_writable(item) for item in value]
+        return [writable(item) for item in value]
     return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]", "\ufffd", value) if isinstance(value, str) else value
 
 

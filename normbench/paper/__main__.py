@@ -93,8 +93,9 @@ def _compare(asked: grid.PaperGrid) -> None:
     from normbench.paper import compare, table
 
     folder = Path(asked.settings["runs"]) / asked.settings["name"]
-    rows = compare.with_intervals(compare.rows(asked.paper, folder, asked.scale, grid.Configs()), folder)
-    comparison = table.Comparison(asked.paper, asked.scale, folder, rows)
+    places = [(line, item.cell.batch) for line, cells in asked.lines for item in cells]
+    rows, problems = compare.compared(asked.paper, folder, asked.scale, grid.Configs(), places)
+    comparison = table.Comparison(asked.paper, asked.scale, folder, compare.with_intervals(rows, folder), problems)
     console = Console(highlight=False)
     console.print(comparison)
     if records.is_sweep(folder) and records.cells_of(folder):

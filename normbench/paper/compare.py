@@ -8,19 +8,15 @@ that made the cells, nor data, nor torch.
 from __future__ import annotations
 
 import math
-import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
-import yaml
-
-from normbench import cell as cells
 from normbench import grid, records
 from normbench.errors import ConfigError
-from normbench.files import read_json
 from normbench.grid.paper import Line, Paper
 from normbench.paper import published
 from normbench.paper.published import Entry
@@ -52,8 +48,8 @@ class Stored:
 class Row:
     """One entry of the table: theirs beside ours.
 
-    differs: where the protocol of ``runs`` is not the paper's. others: runs of still other protocols, left out.
-    interval: of 95 % for the mean of ours, where there is one.
+    seeds: how many the protocol has.  differs: where the protocol of ``runs`` is not the paper's.  others: runs of
+    still other protocols, left out.  interval: of 95 % for the mean of ours, where there is one.
     """
 
     line: str
@@ -62,6 +58,7 @@ class Row:
     workers: int
     theirs: Entry | None
     recovered: bool = True
+    seeds: int = 1
     runs: tuple[Stored, ...] = ()
     differs: tuple[str, ...] = ()
     others: int = 0
@@ -74,12 +71,12 @@ class Row:
     @property
     def ours(self) -> float:
         """Mean top-1 in percent; NaN without a run that ended ok."""
-        return statistics.fmean(self.values) if self.values else math.nan
+        return fmean(self.values) if self.values else math.nan
 
     @property
     def sd(self) -> float:
         """Of the sample; NaN for fewer than two."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else math.nan
+        return stdev(self.values) if len(self.values) > 1 else math.nan
 
     @property
     def ended(self) -> dict[str, int]:
@@ -92,45 +89,68 @@ class Row:
         return self.ours - self.theirs.value if self.theirs else math.nan
 
     @property
+    def missing(self) -> int:
+        """Seeds of the protocol that have no run."""
+        return max(self.seeds - len(self.runs), 0)
+
+    @property
     def states(self) -> list[str]:
         """What a reader must know of it before comparing; nothing where both are there in the paper's protocol."""
         found = [] if self.theirs else ["not published" if self.recovered else "not recovered"]
         if not self.runs:
             found.append("not run")
+        elif self.missing:
+            found.append(f"{self.missing} of {self.seeds} seeds not run")
         found += [f"{count} {'not done' if status in GOING_ON else status}" for status, count in self.ended.items()]
         return found
 
 
-def rows(paper: Paper, folder: Path, scale: float, configs: grid.Configs) -> list[Row]:
-    """The table's entries, line by line as conf/paper has them; then what was run and is published nowhere."""
+def compared(
+    paper: Paper, folder: Path, scale: float, configs: grid.Configs, asked: Iterable[tuple[Line, int]] = ()
+) -> tuple[list[Row], list[str]]:
+    """The table's entries, and lines on what in the store could not be compared.
+
+    Line by line as conf/paper has them; then what was ``asked`` for, line and batch, or run, and is published nowhere.
+    Raises StoreError for a store of another schema.
+    """
     expected = Expected(paper, scale, configs)
     known = published.of(paper.name)
     found: dict[tuple[str, int], Row] = {}
-    for line in paper.lines:
-        for batch in line.batches:
+    own = [(line, batch) for line in paper.lines for batch in line.batches]
+    for line, batch in [*own, *asked]:
+        if (line.label, batch) not in found:
             found[line.label, batch] = expected.row(line, batch, known.get((line.label, batch)))
     groups: dict[tuple[str, int], dict[tuple[str, ...], list[Stored]]] = {}
-    for run in stored(folder):
-        for line, differs in expected.lines(run):
+    stored, problems = _stored(folder)
+    nowhere = 0
+    for run in stored:
+        lines = expected.lines(run)
+        nowhere += not lines
+        for line, differs in lines:
             batch = run.config["batch"]
             found.setdefault((line.label, batch), expected.row(line, batch, known.get((line.label, batch))))
             groups.setdefault((line.label, batch), {}).setdefault(differs, []).append(run)
+    if nowhere:
+        problems.append(
+            f"left out: {nowhere} runs in this folder that fit no line, as their batch divides no step of it"
+        )
     for place, by_protocol in groups.items():
         differs = min(by_protocol, key=lambda one: (len(one), -len(by_protocol[one]), one))
         rest = sum(len(runs) for other, runs in by_protocol.items() if other != differs)
         runs = tuple(sorted(by_protocol[differs], key=lambda run: run.cell_id))
         found[place] = replace(found[place], runs=runs, differs=differs, others=rest)
     order = list(dict.fromkeys(label for label, _ in found))
-    return sorted(found.values(), key=lambda row: order.index(row.line))
+    return sorted(found.values(), key=lambda row: order.index(row.line)), problems
 
 
 def with_intervals(rows: Sequence[Row], folder: Path) -> list[Row]:
     """The rows, with the report's interval where it has one for the very same cells."""
     if all(len(row.values) < 2 for row in rows):
         return list(rows)
-    from normbench.report import frame  # pandas
+    from normbench.report import frame, statistics  # pandas
 
-    known = {frozenset(spot.cells): spot.interval for spot in frame.spots(frame.read(folder))}
+    cells = frame.read(folder)
+    known = {frozenset(spot.cells): spot.interval for spot in statistics.judged(folder, cells, frame.spots(cells))}
     ok = [frozenset(run.cell_id for run in row.runs if run.status == "ok") for row in rows]
     return [replace(row, interval=known.get(cells)) for row, cells in zip(rows, ok, strict=True)]
 
@@ -144,7 +164,9 @@ class Expected:
 
     def row(self, line: Line, batch: int, theirs: Entry | None) -> Row:
         flat = self.flat(line, batch)
-        return Row(line.label, str(flat["norm"]), batch, flat["workers"], theirs, line.recovered)
+        seeds = line.settings.get("seed")
+        many = len(seeds) if isinstance(seeds, list) else 1
+        return Row(line.label, str(flat["norm"]), batch, flat["workers"], theirs, line.recovered, many)
 
     def flat(self, line: Line, batch: int) -> dict[str, Any]:
         key = (line.label, batch)
@@ -202,24 +224,20 @@ def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> tuple[str
     return tuple(told)
 
 
-def stored(folder: Path) -> list[Stored]:
-    """The cells of a sweep's folder that say what they are; none where there is no folder."""
-    found = []
-    for path in records.cells_of(folder) if folder.is_dir() else []:
-        result, status = read_json(path / "result.json"), records.cell_status(path)
-        config = result.get("config") or _unfinished(path)
-        if config:
-            top1 = result.get("top1") if status == "ok" else None
-            found.append(Stored(path.name, status, config, math.nan if top1 is None else float(top1)))
-    return found
+def _stored(folder: Path) -> tuple[list[Stored], list[str]]:
+    """The cells of a sweep's folder that have a place in a table, and what is wrong with the folder."""
+    if not records.is_sweep(folder):
+        return [], []
+    found, problems = records.read_cells(folder)
+    kept = [
+        cell for cell in found if cell["status"] not in records.LEFT_OUT and {"norm", "batch"} <= cell["config"].keys()
+    ]
+    return [_run(cell) for cell in kept], problems
 
 
-def _unfinished(path: Path) -> Mapping[str, Any]:
-    """The flat configuration of a cell that has no result yet; empty if it cannot be read."""
-    try:
-        return cells.make(yaml.safe_load((path / "config.yaml").read_text())).flat()
-    except (OSError, yaml.YAMLError, ConfigError, TypeError, AttributeError):
-        return {}
+def _run(cell: Mapping[str, Any]) -> Stored:
+    top1 = cell.get("top1") if cell["status"] == "ok" else None
+    return Stored(cell["cell_id"], cell["status"], cell["config"], math.nan if top1 is None else float(top1))
 
 
 def _length(config: Mapping[str, Any]) -> str:

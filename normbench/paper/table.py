@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,17 +21,19 @@ from normbench.paper.compare import Row
 HEADER = ("line", "batch × workers", "theirs", "ours", "difference", "")
 LEFT = {0, 5}  # columns of words
 NOTHING = "–"
+PICTURES = {"paper.png", "paper.svg"}
 FAILED = ("diverged", "oom", "timeout", "error", "skipped")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is printed and written of one table at one scale, from the rows of ``compare.rows``."""
+    """What is printed and written of one table at one scale, from what ``compare.compared`` gives."""
 
     paper: Paper
     scale: float
     folder: Path
     rows: Sequence[Row]
+    problems: Sequence[str] = ()
 
     @property
     def heading(self) -> str:
@@ -70,7 +73,7 @@ class Comparison:
         """What a reader must know, a line each."""
         published = [row for row in self.rows if row.theirs]
         both = [row for row in published if row.values]
-        plain = sum(not self.reduced(row) for row in both)
+        plain = sum(not self.reduced(row) and not row.missing for row in both)
         found = [
             f"claim: {self.paper.claim}",
             "top-1 in %, ours of the last epoch; difference: ours − theirs, in points",
@@ -86,7 +89,7 @@ class Comparison:
         if others := sum(row.others for row in self.rows):
             found.append(f"left out: {others} runs in this folder that are further from the paper's protocol")
         found += [f"not as in the paper: {text}" for text in self.paper.differs]
-        return [*found, *self._sources()]
+        return [*found, *self._sources(), *self.problems]
 
     def _marks(self) -> dict[tuple[str, ...], str]:
         """A number for every protocol that is not the paper's, in the order of the rows."""
@@ -155,6 +158,9 @@ def write(comparison: Comparison) -> list[Path]:
             why = error.strerror or error
             raise StoreError(f"cannot write {str(path)!r}: {why}; expected a folder this user can write") from None
         written.append(path)
+    for name in PICTURES - contents.keys():  # of an earlier comparison
+        with contextlib.suppress(OSError):
+            (comparison.folder / name).unlink()
     return written
 
 
@@ -167,8 +173,8 @@ def _pictures(comparison: Comparison) -> dict[str, bytes]:
 
     drawn = [
         apart.Difference(
-            norm=row.line, batch=row.batch, ours=row.ours, interval=row.interval, theirs=row.theirs.value,
-            reduced=bool(comparison.reduced(row)),
+            line=row.line, norm=row.norm, batch=row.batch, ours=row.ours, interval=row.interval,
+            theirs=row.theirs.value, reduced=bool(comparison.reduced(row)),
         )
         for row in both if row.theirs
     ]  # fmt: skip

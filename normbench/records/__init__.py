@@ -144,6 +144,18 @@ def read(folder: Path | str) -> Contents:
     axis that is not shown. Damaged cells are rows too; ``LEFT_OUT`` says which of them have no place in a table.
     Raises StoreError if the folder was written by another version of the schema, or is no store at all.
     """
+    contents, problems = read_cells(folder)
+    extra = _extra_columns(contents)
+    table = [{column: _value(cell, column) for column in (*COLUMNS, *extra)} for cell in contents]
+    table.sort(key=lambda row: [_sortable(row[key]) for key in ("arch", "data", "norm", "batch", "seed", "cell_id")])
+    return Contents(table, problems)
+
+
+def read_cells(folder: Path | str) -> tuple[list[dict[str, Any]], list[str]]:
+    """Every cell of a sweep's folder as ``read_cell`` has it, and what is wrong; those ``LEFT_OUT`` are there too.
+
+    Raises as ``read`` does.
+    """
     folder = Path(folder)
     check_schema(folder)
     problems = Problems()
@@ -153,10 +165,7 @@ def read(folder: Path | str) -> Contents:
     for name in listing.others:
         problems.add("folders that hold no cell, passed over", name)
     contents = [{**cell.content, "cell_id": legible(cell.name)} for cell in folders.once(found, PLACES, problems)]
-    extra = _extra_columns(contents)
-    table = [{column: _value(cell, column) for column in (*COLUMNS, *extra)} for cell in contents]
-    table.sort(key=lambda row: [_sortable(row[key]) for key in ("arch", "data", "norm", "batch", "seed", "cell_id")])
-    return Contents(table, problems.told())
+    return contents, problems.told()
 
 
 def rows(folder: Path | str) -> list[dict[str, Any]]:

@@ -5,7 +5,6 @@ What cannot be used is left out and said; nothing here raises for what a file ho
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -18,7 +17,7 @@ import yaml
 
 from normbench import claim
 from normbench.attempt import SCHEMA
-from normbench.files import decoded, legible, plain, read_json
+from normbench.files import decoded, legible, plain, read_json, writable
 from normbench.records.problems import Problems
 
 STATUSES = ("ok", "diverged", "oom", "killed", "timeout", "error", "skipped", "interrupted")
@@ -28,7 +27,8 @@ REACHED = ("epoch", "step", "train_seconds", "images_per_s")
 PLACE = ("norm", "batch", "seed")
 # Of a result, what is not measured.
 NO_MEASUREMENT = ("config", "changed", "schema", "cell_id", "status")
-MOST = 2**63 - 1  # larger numbers are damage
+# Larger numbers, and those nearer to 0, are damage: no count and no float32 holds them.
+MOST, LARGEST, LEAST = 2**63 - 1, 3.5e38, 1e-45
 # A cell that is left out of the table has this status where it cannot be read, that one where it is there twice.
 UNREADABLE, DUPLICATE = "unreadable", "duplicate"
 
@@ -142,7 +142,7 @@ def _left_out(name: str, reason: str) -> Found:
 def _flat(path: Path) -> dict[str, Any]:
     """A damaged cell's configuration from what was written for people; YAML is slow, so only as a last resort."""
     try:
-        nested = plain(yaml.safe_load(path.read_text(encoding="utf-8")))
+        nested = writable(plain(yaml.safe_load(path.read_text(encoding="utf-8"))))
     except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError):
         return {}
     flat: dict[str, Any] = {}
@@ -171,9 +171,9 @@ def _checked(config: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
 
 
 def _is_number(value: Any) -> bool:
-    with contextlib.suppress(OverflowError):
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return False
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return value == 0 or LEAST <= abs(value) <= LARGEST
 
 
 def _is_count(value: Any) -> bool:

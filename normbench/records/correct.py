@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import io
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +12,21 @@ import numpy as np
 from normbench.attempt import CORRECT as NAME
 from normbench.files import write_atomically
 
+COUNT = 8  # bytes of the number of pictures
+
 
 def packed(right: np.ndarray) -> bytes:
     """``right``, bool (pictures,), as a .npy file of bytes: the number of pictures in eight of them, then the bits."""
-    count = np.frombuffer(np.uint64(len(right)).tobytes(), dtype=np.uint8)
+    bits = np.packbits(np.asarray(right, dtype=bool))
+    return _header(COUNT + len(bits)) + np.uint64(len(right)).tobytes() + bits.tobytes()
+
+
+@functools.cache
+def _header(length: int) -> bytes:
+    """Of a .npy file of so many bytes."""
     file = io.BytesIO()
-    np.save(file, np.concatenate([count, np.packbits(np.asarray(right, dtype=bool))]))
-    return file.getvalue()
+    np.save(file, np.empty(length, dtype=np.uint8))
+    return file.getvalue()[:-length]
 
 
 def write(folder: Path, right: np.ndarray) -> None:
@@ -27,10 +37,13 @@ def write(folder: Path, right: np.ndarray) -> None:
 def read(folder: Path) -> np.ndarray | None:
     """bool (pictures,): whether the network of a cell gets each right; None where that is not known, or damaged."""
     try:
-        # All at once: np.load's many small reads of a file take several times as long, and a report reads thousands.
-        held = np.load(io.BytesIO((folder / NAME).read_bytes()), allow_pickle=False)
-        count = int(np.frombuffer(held[:8].tobytes(), dtype=np.uint64)[0])
-        bits = np.unpackbits(held[8:])
-    except (OSError, EOFError, ValueError, IndexError, TypeError):
+        held = (folder / NAME).read_bytes()
+    except OSError:
         return None
-    return bits[:count].astype(bool) if -(-count // 8) * 8 == len(bits) else None
+    # Not by np.load, which guesses at what is damaged, and whose many small reads take several times as long.
+    start = len(_header(COUNT))
+    count = int.from_bytes(held[start : start + COUNT], sys.byteorder)
+    body = COUNT + -(-count // 8)
+    if len(held) != start + body or held[:start] != _header(body):
+        return None
+    return np.unpackbits(np.frombuffer(held, dtype=np.uint8, offset=start + COUNT))[:count].astype(bool)

@@ -10,7 +10,7 @@ from typing import Any
 from normbench.attempt import writing
 from normbench.errors import StoreError
 from normbench.files import CHOICES, TRIALS, read_json, temporary, write_atomically
-from normbench.records import Store, cell_status, cells_of, is_sweep, sweeps
+from normbench.records import LEFT_OUT, Store, cell_status, cells_of, check_schema, is_sweep, read_cell, sweeps
 from normbench.records.folders import WORTH
 
 
@@ -20,24 +20,27 @@ def merge(sources: Sequence[Path | str], target: Path | str) -> dict[str, int]:
     Nothing is taken away: a cell that both have keeps its better end (``ok`` before failures, finished before
     unfinished, the later of equal ones). Returns how many cells were ``new``, ``better`` and ``kept``; trials of
     tune.lr are put together likewise, and not counted.
-    Raises StoreError for what is no store, a mixture, a cell that is at work, or a target that cannot be written.
+    Raises StoreError for what is no store, a mixture, another schema, a cell that is at work, or a target that cannot
+    be written.
     """
     kinds = {is_sweep(Path(source)) for source in sources}
     if len(kinds) != 1:
         raise StoreError("expected stores (runs/) or sweeps (runs/<name>) to merge, and not some of each")
     (one,) = kinds
     counts = dict.fromkeys(("new", "better", "kept"), 0)
-    for source in sources:
-        for sweep in sweeps(source):
-            place = Path(target) if one else Path(target) / sweep.name
-            store = Store(place.parent, place.name)
-            store.create()
-            _take_choices(sweep, place)
-            for cell in cells_of(sweep):
-                counts[_take(cell, store)] += 1
-            store.write_results()
-            if is_sweep(sweep / TRIALS):
-                merge([sweep / TRIALS], place / TRIALS)
+    found = [sweep for source in sources for sweep in sweeps(source)]
+    for sweep in found:
+        check_schema(sweep)
+    for sweep in found:
+        place = Path(target) if one else Path(target) / sweep.name
+        store = Store(place.parent, place.name)
+        store.create()
+        _take_choices(sweep, place)
+        for cell in cells_of(sweep):
+            counts[_take(cell, store)] += 1
+        store.write_results()
+        if is_sweep(sweep / TRIALS):
+            merge([sweep / TRIALS], place / TRIALS)
     return counts
 
 
@@ -76,5 +79,6 @@ def _take(cell: Path, store: Store) -> str:
 
 def _worth(cell: Path) -> tuple[Any, ...]:
     status = cell_status(cell)
+    usable = status in WORTH and read_cell(cell)["status"] not in LEFT_OUT
     ended = read_json(cell / "result.json").get("ended")
-    return (WORTH.index(status) if status in WORTH else -1, ended if isinstance(ended, int | float) else 0.0)
+    return (WORTH.index(status) if usable else -1, ended if isinstance(ended, int | float) else 0.0)

@@ -65,9 +65,9 @@ def write(folder: Path | str, baseline: str | None = None) -> Report:
     curves, more = epochs.read(folder)
     spots = statistics.judged(folder, cells, frame.spots(cells), baseline)
     made = table.make(folder.resolve().name, cells, spots)
-    made = dataclasses.replace(made, notes=[*made.notes, *found.problems, *more])
+    trials, troubles = tuned.read(folder)
+    made = dataclasses.replace(made, notes=[*made.notes, *found.problems, *more, *troubles])
     drawn = pictures.draw(folder, made.title, cells, spots, notes.settings(cells), curves)
-    trials = tuned.rows(folder)
     contents: dict[str, str | bytes] = {
         "table.csv": records.to_csv(tidy.rows(cells, spots)),
         "table.md": made.markdown(),

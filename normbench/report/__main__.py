@@ -13,7 +13,7 @@ from pathlib import Path
 
 from normbench import records
 from normbench.commands import DONE, ended
-from normbench.errors import ConfigError, NormbenchError
+from normbench.errors import ConfigError, NormbenchError, StoreError
 from normbench.report import command, write
 
 EPILOG = """\
@@ -55,10 +55,11 @@ PLAIN = str.maketrans("▲▼≈", "^v~")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Report on every folder named; nothing is written unless all of them can be read.
+    """Report on every folder named.
 
-    A sweep without a cell yet is an error when it is named, and passed over with a word when it lies in a store. So is
-    one without the baseline that is asked for, or without the seeds that ``power`` takes.
+    What cannot be reported on is an error when it is named, and passed over with a word when it lies in a store: a
+    sweep without a cell yet, of another schema, without the baseline that is asked for, without the seeds that
+    ``power`` takes. Nothing is written unless all that are named are of this schema.
     """
     words = _parser().parse_args(arguments).word
     return ended(lambda: _report(command.read(words)), "normbench.report")
@@ -67,13 +68,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _report(asked: command.Asked) -> int:
     """One sweep after the other; what one of a store lacks to be compared is an error only if all lack it."""
     folders = list(dict.fromkeys(sweep for named in asked.folders for sweep in records.sweeps(named)))
-    for folder in folders:
-        records.check_schema(folder)
     named = [Path(path) for path in asked.folders]
+    for folder in folders:
+        if folder in named:
+            records.check_schema(folder)
     done, passed = 0, list[NormbenchError]()
     for folder in folders:
         if folder not in named and not records.cells_of(folder):
             _say(f"{folder}: no cell yet")
+            continue
+        try:
+            records.check_schema(folder)
+        except StoreError as error:
+            _say(str(error))
+            passed.append(error)
             continue
         try:
             _say(_power(folder, asked) if asked.power else str(write(folder, asked.baseline)))

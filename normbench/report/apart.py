@@ -19,11 +19,12 @@ NAME = "apart"
 
 @dataclass(frozen=True)
 class Difference:
-    """A number of ours beside the published one, both top-1 in %.
+    """A number of ours beside the published one, both top-1 in %. line: its label; norm: its normalizer.
 
     interval: of 95 % for our mean, if there is one.  reduced: ours was run under a reduced protocol.
     """
 
+    line: str
     norm: str
     batch: int
     ours: float
@@ -43,35 +44,35 @@ class Difference:
 
 
 def draw(title: str, rows: Sequence[Difference], told: Sequence[str] = ()) -> dict[str, bytes]:
-    """``{"png": …, "svg": …}``; nothing if there is no row. One row a norm and batch; told: for the head."""
+    """``{"png": …, "svg": …}``; nothing if there is no row. One row a line and batch; told: for the head."""
     return rendered(NAME, lambda: figure(title, rows, told)) if rows else {}
 
 
 def figure(title: str, rows: Sequence[Difference], told: Sequence[str] = ()) -> Figure:
     """Lines against batch around a line at 0; a hollow sign is a reduced protocol, a bar the interval of our mean."""
-    norms = {row.norm: [other for other in rows if other.norm == row.norm] for row in rows}
+    lines = {row.line: [other for other in rows if other.line == row.line] for row in rows}
     batches = sorted({row.batch for row in rows})
-    styles = styled(list(norms))
-    direct = fit_at_ends(styles, LEFT) and all(any(row.batch == batches[-1] for row in own) for own in norms.values())
+    styles = styled(list(lines), {row.line: row.norm for row in rows})
+    direct = fit_at_ends(styles, LEFT) and all(any(row.batch == batches[-1] for row in own) for own in lines.values())
     legend = None if direct else Legend(styles, set())
     said = wrapped_key(_key(rows))
     foot = BOTTOM + KEY * len(said) + (legend.height if legend else 0)
     made, (axes,) = panels(title, settled(list(told)), [""], foot, RIGHT if legend else end_room(styles))
     _scale(axes, rows)
-    asides = batch_axis(axes, batches, len(norms), beside=True)
-    for aside, (norm, own) in zip(asides, norms.items(), strict=True):
-        _line(axes, sorted(own, key=lambda row: row.batch), styles[norm], aside)
+    asides = batch_axis(axes, batches, len(lines), beside=True)
+    for aside, (line, own) in zip(asides, lines.items(), strict=True):
+        _line(axes, sorted(own, key=lambda row: row.batch), styles[line], aside)
     below(axes, said)
     if legend:
         legend.draw(made)
     else:
-        name_ends(axes, _ends(norms, asides), styles)
+        name_ends(axes, _ends(lines, asides), styles)
     return made
 
 
-def _ends(norms: Mapping[str, list[Difference]], asides: list[float]) -> dict[str, tuple[float, float]]:
-    last = {norm: max(own, key=lambda row: row.batch) for norm, own in norms.items()}
-    return {norm: (row.batch * aside, row.points) for aside, (norm, row) in zip(asides, last.items(), strict=True)}
+def _ends(lines: Mapping[str, list[Difference]], asides: list[float]) -> dict[str, tuple[float, float]]:
+    last = {line: max(own, key=lambda row: row.batch) for line, own in lines.items()}
+    return {line: (row.batch * aside, row.points) for aside, (line, row) in zip(asides, last.items(), strict=True)}
 
 
 def _scale(axes: Axes, rows: Sequence[Difference]) -> None:

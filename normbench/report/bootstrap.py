@@ -11,8 +11,8 @@ the effects are resampled, each to the variance that the mean squares (crossed.p
   added, or a perfect score would have no interval. Deviations are scaled to the test set's own part of the variance,
   √(1 − MS_residual / MS_picture): the rest is in the seeds' already.
 
-Of 100 such intervals of a mean whose seeds are Gaussian 94 or more hold the truth, from 2 seeds on; 98 or more with
-2 seeds and pictures (tests/report/test_bootstrap.py). With a single seed it covers the noise of the test set alone.
+Of 100 such intervals of a mean whose seeds are Gaussian 94 or more hold the truth, 93 with 2 seeds; 98 or more with 2
+seeds and pictures (tests/report/test_bootstrap.py). With a single seed it covers the noise of the test set alone.
 """
 
 from __future__ import annotations

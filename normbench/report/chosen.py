@@ -57,3 +57,10 @@ def evenly(batches: Sequence[int], count: int) -> list[int]:
     if count == 1:
         return [batches[-1]]
     return [batches[round(k * (len(batches) - 1) / (count - 1))] for k in range(count)]
+
+
+def more(count: int, what: str) -> str:
+    """``3 more batches stand in the table``: what a picture leaves out; "" for nothing."""
+    if count == 1:
+        return f"1 more {what} stands in the table"
+    return f"{count} more {what}{'es' if what.endswith('ch') else 's'} stand in the table" if count else ""

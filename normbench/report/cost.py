@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from normbench.report.beside import Field, around
 from normbench.report.canvas import WIDTH, canvas, head, rendered, settled, shortened, wrapped
-from normbench.report.chosen import baseline, evenly
+from normbench.report.chosen import baseline, evenly, more
 from normbench.report.costs import Cost, Costs, front, measure, told
 from normbench.report.frame import Spot, grouped
 from normbench.report.look import QUIET, Style, styled
@@ -50,27 +50,32 @@ def draw(
     title: str, folder: Path, frame: pd.DataFrame, spots: list[Spot], told: Sequence[str] = ()
 ) -> dict[str, bytes]:
     """``{"png": …, "svg": …}``; nothing unless two lines can be compared somewhere."""
-    rows = _rows(folder, frame, spots)
+    rows, left_out = _rows(folder, frame, spots)
     measures = [name for name in MEASURES if any(len(row.points(name)) > 1 for row in rows)]
     if not measures:
         return {}
-    return rendered(NAME, lambda: figure(title, rows, measures, spots, list(told)))
+    return rendered(NAME, lambda: figure(title, rows, measures, spots, list(told), left_out))
 
 
-def _rows(folder: Path, frame: pd.DataFrame, spots: list[Spot]) -> list[_Row]:
-    """Some batches of each block, among those at which at least two lines have a result."""
-    blocks = list(grouped(spots, "block").items())[: 2 * ROWS]
-    rows = []
-    for block, own in blocks:
+def _rows(folder: Path, frame: pd.DataFrame, spots: list[Spot]) -> tuple[list[_Row], int]:
+    """Some batches of each block, among those at which at least two lines have a result; how many more there are."""
+    rows, count = list[_Row](), 0
+    blocks = grouped(spots, "block")
+    for place, (block, own) in enumerate(blocks.items()):
         batches = grouped([spot for spot in own if spot.values], "batch")
-        some = evenly(sorted(batch for batch, there in batches.items() if len(there) > 1), max(ROWS // len(blocks), 1))
-        rows += [_Row(block, batch, measure(folder, frame, batches[batch])) for batch in some]
-    return rows
+        able = sorted(batch for batch, there in batches.items() if len(there) > 1)
+        count += len(able)
+        if place < 2 * ROWS:
+            some = evenly(able, max(ROWS // min(len(blocks), 2 * ROWS), 1))
+            rows += [_Row(block, batch, measure(folder, frame, batches[batch])) for batch in some]
+    return rows, count - len(rows)
 
 
-def figure(title: str, rows: list[_Row], measures: list[str], spots: list[Spot], said: list[str]) -> Figure:
-    """A row of panels per batch, a panel per measure."""
-    lines, keys = settled(said), _keys(rows, measures)
+def figure(
+    title: str, rows: list[_Row], measures: list[str], spots: list[Spot], said: list[str], left_out: int = 0
+) -> Figure:
+    """A row of panels per batch, a panel per measure; so many batches, block by block, are left out."""
+    lines, keys = settled(said), _keys(rows, measures, left_out)
     height = head(lines) - 0.1 + len(rows) * (ABOVE + TALL + UNDER) + 0.13 * len(keys)
     sheet, top = Sheet(canvas(title, lines, height)), head(lines) - 0.1
     styles = styled(list(grouped(spots, "line")))
@@ -144,7 +149,7 @@ def _named(points: dict[str, tuple[float, float]], best: list[str], base: str | 
     return list(dict.fromkeys([*first, *best[::-1], worst, dearest]))[:NAMED]
 
 
-def _keys(rows: list[_Row], measures: list[str]) -> list[str]:
+def _keys(rows: list[_Row], measures: list[str], left_out: int) -> list[str]:
     """The lines below all panels."""
     machines = sorted({told(row.costs.machine) for row in rows})
     elsewhere = {f"{line} at batch {row.batch}": None for row in rows for line in row.costs.elsewhere}
@@ -155,6 +160,7 @@ def _keys(rows: list[_Row], measures: list[str]) -> list[str]:
         "grey stair: nothing beats these in both",
         "grey dots: other lines" if many else "",
         "top-1 on the log scale of the error" if error else "",
+        more(left_out, "batch"),
         f"left out, as another machine ran them: {', '.join(elsewhere)}" if elsewhere else "",
     )
     return wrapped("; ".join(filter(None, parts)), 7, WIDTH - 0.2)

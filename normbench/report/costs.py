@@ -75,7 +75,8 @@ def told(machine: Machine) -> str:
     if not machine:
         return "a machine that was not recorded"
     known = dict(zip(MACHINE, machine, strict=True))
-    threads = f"{known['threads']} thread{'' if known['threads'] == '1' else 's'}" if known["device"] == "cpu" else ""
+    count = known["threads"] if known["device"] == "cpu" else ""
+    threads = f"{count} thread{'' if count == '1' else 's'}" if count else ""
     processor = (known["processor"] or known["machine"]) if known["device"] == "cpu" else ""
     ranks = f"{known['ranks']} ranks" if known["ranks"] not in ("", "1") else ""
     return ", ".join(filter(None, (known["device"], " ".join(processor.split()), threads, ranks)))

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from normbench.report.canvas import WIDTH, canvas, head, rendered, settled, shortened, text_width, wrapped
-from normbench.report.chosen import evenly, telling
+from normbench.report.chosen import evenly, more, telling
 from normbench.report.frame import Spot, grouped
 from normbench.report.histories import History, Place
 from normbench.report.labels import Legend, spread
@@ -48,7 +48,9 @@ def figure(title: str, spots: list[Spot], histories: Mapping[Place, History], to
     direct = drawing.direct(bands)
     names = {line: drawing.styles[line] for line in drawing.coloured}
     legend = None if direct else Legend(names, set())
-    keys = drawing.keys(len(grouped(spots, "block")) - len(blocks))
+    there = {(block, batch) for (block, _, batch), mean in drawing.means.items() if block in blocks and len(mean)}
+    batches = len(there) - sum(len(band.batches) for band in bands)
+    keys = drawing.keys(len(grouped(spots, "block")) - len(blocks), batches)
     height = head(said) - 0.1 + sum(_tall(band) for band in bands) + BELOW + 0.13 * len(keys)
     sheet, top = Sheet(canvas(title, said, height + (legend.height if legend else 0))), head(said) - 0.1
     for band in bands:
@@ -175,8 +177,8 @@ class _Drawing:
             sheet.signs(np.array([(box.left + box.width + 0.07, -place)]), **self.styles[line].mark(size=3))
             sheet.text(box.left + box.width + 0.14, -place, line, SIZE, color=self.styles[line].colour)
 
-    def keys(self, left_out: int) -> list[str]:
-        """The lines below all panels."""
+    def keys(self, blocks: int, batches: int) -> list[str]:
+        """The lines below all panels; so many blocks, and batches of those shown, are left out."""
         lines = len({line for _, line, _ in self.means})
         cut = any(history.cut for (_, line, _), history in self.histories.items() if line in self.coloured)
         several = any(len(history.whole) > 1 for history in self.histories.values())
@@ -186,7 +188,8 @@ class _Drawing:
             "top-1 on the log scale of the error" if error else "",
             "× ended without a result" if cut else "",
             f"grey: the other {lines - len(self.coloured)} lines" if lines > len(self.coloured) else "",
-            f"{left_out} more blocks stand in the table" if left_out else "",
+            more(blocks, "block"),
+            more(batches, "batch"),
         )
         return wrapped("; ".join(filter(None, parts)), 7, WIDTH - 0.2)
 

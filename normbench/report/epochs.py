@@ -6,8 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from normbench import records
 from normbench.files import legible
+from normbench.records.cells import LARGEST
 
 # What an epoch has, in this order; whatever else a row holds comes behind.
 COLUMNS = (
@@ -16,7 +19,10 @@ COLUMNS = (
 
 
 def read(folder: Path) -> tuple[dict[str, list[Any]], list[str]]:
-    """``cell_id`` and a list per key of the rows, None where a row lacks it; and lines on rows that cannot be read."""
+    """``cell_id`` and a list per key of the rows, None where a row lacks it; and lines on rows that cannot be read.
+
+    A loss without bounds, as one that diverges may leave, is None too.
+    """
     columns: dict[str, list[Any]] = {column: [] for column in ("cell_id", *COLUMNS)}
     problems = records.Problems()
     count = 0
@@ -32,8 +38,21 @@ def read(folder: Path) -> tuple[dict[str, list[Any]], list[str]]:
         count += len(rows)
         for values in columns.values():
             values.extend([None] * (count - len(values)))
+    for name in COLUMNS:
+        for k in _impossible(columns[name]):
+            problems.add("numbers in rows.jsonl left out that cannot be right", columns["cell_id"][k], name)
+            columns[name][k] = None
     known = ("cell_id", *COLUMNS)
     return {key: columns[key] for key in (*known, *sorted(columns.keys() - set(known)))}, problems.told()
+
+
+def _impossible(values: list[Any]) -> list[int]:
+    """Where there are numbers so large that no float32 holds them, and infinities; quickly where there is none."""
+    try:
+        size = np.abs(np.array(values, dtype=float))
+        return np.flatnonzero(size > LARGEST).tolist()
+    except (TypeError, ValueError, OverflowError):  # words, or whole numbers of more than 300 digits
+        return [k for k, value in enumerate(values) if isinstance(value, int | float) and abs(value) > LARGEST]
 
 
 def _turned(rows: list[dict[str, Any]]) -> dict[str, Iterable[Any]]:

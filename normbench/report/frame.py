@@ -166,7 +166,7 @@ def named(frame: pd.DataFrame, group: str) -> pd.Series:
 
     Folders and hashes are told only where a name would stand for several without them.
     """
-    names = frame[group].map(word).map(_short_values(frame[group]))
+    names = frame[group].map(_exact).map(_short_values(frame[group]))
     column = group + SOURCE
     if column not in frame:
         return names
@@ -193,7 +193,11 @@ def _known(value: Any) -> Any:
 
 def _words(frame: pd.DataFrame, column: str) -> pd.Series:
     """Exact texts to group by: ``word`` rounds, which would put two rates in one group."""
-    return frame[column].map(lambda value: "" if word(value) == "" else json.dumps(value, default=str))
+    return frame[column].map(_exact)
+
+
+def _exact(value: Any) -> str:
+    return "" if word(value) == "" else json.dumps(value, default=str)
 
 
 def _may_follow(column: str) -> bool:
@@ -218,7 +222,7 @@ def _labelled(frame: pd.DataFrame, whole: pd.Series) -> pd.DataFrame:
 
     def line(row: Mapping[Any, Any], norm: str) -> str:
         set_here = (c for c in names if row["norm"] in stands[c] and row[c] is not None)
-        own = (ways[row[c]] if c == TUNE else f"{names[c]}={short[c][word(row[c])]}" for c in set_here)
+        own = (ways[row[c]] if c == TUNE else f"{names[c]}={short[c][_exact(row[c])]}" for c in set_here)
         return " ".join([norm, *own])
 
     rows = zip(frame.to_dict("records"), groups["norm"], whole, strict=True)
@@ -250,10 +254,15 @@ def _short_names(columns: list[str]) -> dict[str, str]:
 
 
 def _short_values(column: pd.Series) -> dict[str, str]:
-    """Values without their folders (``/home/me/my.py:Norm`` reads ``my.py:Norm``), where that stays unambiguous."""
-    words = set(column.map(word))
-    last = Counter(text.rpartition("/")[2] for text in words)
-    return {text: text.rpartition("/")[2] if last[text.rpartition("/")[2]] == 1 else text for text in words}
+    """From exact text to what is shown of it: ``my.py:Norm`` for ``/home/me/my.py:Norm``, and numbers rounded, where
+    that stays unambiguous.
+    """
+    words = {_exact(value): word(value) for value in column}
+    alike = Counter(words.values())
+    texts = {exact: text if alike[text] == 1 else legible(exact) for exact, text in words.items()}
+    short = {exact: text.rpartition("/")[2] for exact, text in texts.items()}
+    last = Counter(short.values())
+    return {exact: short[exact] if last[short[exact]] == 1 else text for exact, text in texts.items()}
 
 
 def _sorted(frame: pd.DataFrame, whole: pd.Series) -> pd.DataFrame:
@@ -271,10 +280,10 @@ def _sorted(frame: pd.DataFrame, whole: pd.Series) -> pd.DataFrame:
 
 def _natural(value: Any) -> tuple[tuple[int, float, str], ...]:
     """Numbers by size, inside words too (resnet8 before resnet20); no value comes first."""
-    if isinstance(value, int | float):
+    if isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63):
         return ((1, float(value), ""),)
-    parts = re.split(r"(\d+)", word(value))
-    return tuple((1, float(part), "") if part.isdigit() else (2, 0.0, part) for part in parts if part)
+    parts = re.split(r"([0-9]+)", word(value))
+    return tuple((1, float(part), "") if k % 2 else (2, 0.0, part) for k, part in enumerate(parts) if part)
 
 
 def _contests(frame: pd.DataFrame) -> pd.Series:

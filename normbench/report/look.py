@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,14 +67,15 @@ class Style:
         return {"fmt": "none", "ecolor": self.colour, "elinewidth": 0.8, "capsize": 1.6, "capthick": 0.8, "zorder": 3}
 
 
-def styled(lines: list[str]) -> dict[str, Style]:
+def styled(lines: Iterable[str], norms: Mapping[str, str] | None = None) -> dict[str, Style]:
     """A style per line: its normalizer's own, for the first line of each; the next free one for the others.
 
-    Dashes once the colours run out.
+    Dashes once the colours run out. norms: of the lines, where their labels do not begin with them.
     """
+    norms = norms or {line: line.split(" ")[0] for line in lines}
     own: dict[str, Style] = {}
     for line in lines:
-        style = _home(line.split(" ")[0])
+        style = _home(norms[line])
         if style and style not in own.values():
             own[line] = style
     everything = itertools.chain(map(_own, COLOURS), map(_dashed, itertools.count()))

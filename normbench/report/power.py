@@ -68,7 +68,7 @@ def bases(folder: Path, frame: pd.DataFrame, spots: Sequence[Spot], baseline: st
         pairs = comparisons(block, baseline, evidence)
         usable = [pair for pair in pairs if pair.usable and not pair.identical]
         size = sum(not against(pair.spot) and not against(pair.other) for pair in pairs)
-        found += [_basis(usable, size)] if usable else []
+        found += [basis] if usable and (basis := _basis(usable, size)).seed + np.nan_to_num(basis.picture) else []
     if not found:
         name = baseline or BASELINE
         raise StoreError(
@@ -116,11 +116,11 @@ def power(delta: float, seeds: int, basis: Basis) -> float:
 def seeds(delta: float, basis: Basis) -> int | None:
     """The least number that finds ``delta`` with a power of 80 %; None if ``MOST`` do not.
 
-    2 or more; 3 or more where the variance is not pooled, as fewer get no verdict.
+    ``LEAST_SEEDS`` or more, as fewer get no verdict.
     """
     if power(delta, MOST, basis) < WANTED:
         return None
-    high = 2 if basis.pooled else LEAST_SEEDS
+    high = LEAST_SEEDS
     low = high - 1
     while power(delta, high, basis) < WANTED:
         low, high = high, min(2 * high, MOST)

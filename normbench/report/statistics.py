@@ -34,11 +34,15 @@ from normbench.report.compare import LEVEL, holm
 from normbench.report.evidence import Evidence
 from normbench.report.frame import Spot, grouped
 from normbench.report.pairing import Assessed, Pair, against, assess, paired
+from normbench.report.pooling import LEAST_SEEDS
 from normbench.report.verdict import (
     BASELINE,
     BASELINE_FAILED,
     BETTER,
     FAILED,
+    NO_NOISE,
+    NO_RESULT,
+    NO_SEED,
     TOO_FEW,
     UNDECIDED,
     WORSE,
@@ -156,9 +160,13 @@ def _alone(pair: Pair) -> Noise:
 def _verdict(pair: Pair, p: float) -> str:
     if against(pair.spot) or against(pair.other):
         return FAILED if against(pair.spot) else BASELINE_FAILED
-    if math.isnan(p):
-        return TOO_FEW
-    return UNDECIDED if p > LEVEL else BETTER if pair.difference > 0 else WORSE
+    if not math.isnan(p):
+        return UNDECIDED if p > LEVEL else BETTER if pair.difference > 0 else WORSE
+    if not pair.spot.values or not pair.other.values:
+        return NO_RESULT
+    if not pair.seeds:
+        return NO_SEED
+    return TOO_FEW if pair.seeds < LEAST_SEEDS else NO_NOISE
 
 
 def _family(pairs: Sequence[Pair], usable: Iterable[Pair], done: Assessed, size: int) -> Family:

@@ -6,12 +6,16 @@ import math
 from collections.abc import Sequence
 
 from normbench.report.frame import Spot
+from normbench.report.pooling import LEAST_SEEDS
 from normbench.report.verdict import (
     BASELINE,
     BASELINE_FAILED,
     BETTER,
     FAILED,
     LEVEL_SIGN,
+    NO_NOISE,
+    NO_RESULT,
+    NO_SEED,
     SIGNS,
     TOO_FEW,
     UNDECIDED,
@@ -75,7 +79,13 @@ def _missing(spots: Sequence[Spot], verdicts: Sequence[Versus]) -> list[str]:
     if TOO_FEW in kinds:
         few = kinds.count(TOO_FEW)
         who = "" if few == len(kinds) else f" for {few} of {len(kinds)} comparisons"
-        said.append(f"too few seeds for a verdict{who}: it takes 3 that both have, or 2 where their variance is pooled")
+        said.append(f"too few seeds for a verdict{who}: it takes {LEAST_SEEDS} that both have")
+    if NO_RESULT in kinds:
+        said.append("no verdict where the entry or the baseline has no result")
+    if NO_SEED in kinds:
+        said.append("no verdict where the entry and the baseline have no seed in common")
+    if NO_NOISE in kinds:
+        said.append("no verdict where all seeds differ by the same from the baseline: such noise cannot be judged")
     if FAILED in kinds or BASELINE_FAILED in kinds:
         said.append("no verdict where a seed, the entry's or the baseline's, ended diverged, oom, timeout or error")
     out = sum(versus.left_out for versus in verdicts if versus.verdict in SURE)
@@ -87,15 +97,17 @@ def _missing(spots: Sequence[Spot], verdicts: Sequence[Versus]) -> list[str]:
 
 
 def _uncompared(spots: Sequence[Spot]) -> list[str]:
-    """Where the usual baseline is several lines of one contest, a reader must say which is meant."""
-    contests: dict[tuple[str, int, str], list[str]] = {}
+    """Why nothing is, though the usual baseline is there: several lines of one contest, or in none with another."""
+    contests: dict[tuple[str, int, str], list[Spot]] = {}
     for spot in spots:
-        if spot.is_of(BASELINE):
-            contests.setdefault((spot.block, spot.batch, spot.contest), []).append(spot.line)
-    lines = max(contests.values(), key=len, default=[])
-    if len(lines) < 2:
-        return []
-    return [f"no comparison, as {BASELINE} is {len(lines)} lines: baseline='{lines[0]}', say, chooses one"]
+        contests.setdefault((spot.block, spot.batch, spot.contest), []).append(spot)
+    bases = [[spot.line for spot in rivals if spot.is_of(BASELINE)] for rivals in contests.values()]
+    lines = max(bases, key=len, default=[])
+    if len(lines) > 1:
+        return [f"no comparison, as {BASELINE} is {len(lines)} lines: baseline='{lines[0]}', say, chooses one"]
+    if lines and any(not base for base in bases):
+        return [f"no comparison: nothing differs from {BASELINE} in the norm alone"]
+    return []
 
 
 def _many(count: int, thing: str) -> str:

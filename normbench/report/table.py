@@ -78,7 +78,7 @@ class Table:
         """Marks have a column of their own, so that numbers stand below each other where some have none."""
         marked = [k for k in columns if any(_split(cells[k][0])[1] for _, lines in self.blocks for _, cells in lines)]
         table = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="none")
-        table.add_column("norm \\ batch", no_wrap=True)
+        table.add_column("norm \\ batch", overflow="fold")  # alone may wrap: no number may be cut
         for k in columns:
             table.add_column(str(self.batches[k]), justify="right", no_wrap=True)
             if k in marked:

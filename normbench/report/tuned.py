@@ -16,23 +16,24 @@ from normbench.report.frame import TUNE, word
 MEASURED = ("split", "eval_count", "top1", "loss", "status", "reason")
 
 
-def rows(folder: Path) -> list[dict[str, Any]]:
-    """What tune.csv holds: a row per trial of a sweep, none where there are no trials.
+def read(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """What tune.csv holds, and what is wrong with the trials: a row per trial of a sweep, none where there are none.
 
     All that configures it, ``split`` and ``eval_count`` (which pictures it was evaluated on, and how many), ``top1``
     (%) and ``loss`` on them, ``status`` and ``reason``, ``chosen``: whether its rate was taken; empty while that is
     open.
     """
     if not records.is_sweep(folder / TRIALS):
-        return []
+        return [], []
     try:
-        found = records.rows(folder / TRIALS)
-    except StoreError:  # the cells' table stands without them; the next sweep says what is wrong
-        return []
-    taken = _taken(folder)
+        contents = records.read(folder / TRIALS)
+    except StoreError as error:  # the cells' table stands without them
+        return [], [f"trials left out: {error}"]
+    found, taken = contents.rows, _taken(folder)
     extra = [key for key in (found or [{}])[0] if key not in (*records.COLUMNS, *records.METRICS)]
     columns = ("cell_id", *records.AXES, *extra, *MEASURED)
-    return [{**{key: row[key] for key in columns}, "chosen": taken.get(row["cell_id"])} for row in found]
+    made = [{**{key: row[key] for key in columns}, "chosen": taken.get(row["cell_id"])} for row in found]
+    return made, [f"trials: {problem}" for problem in contents.problems]
 
 
 def _taken(folder: Path) -> dict[str, bool]:
@@ -40,9 +41,10 @@ def _taken(folder: Path) -> dict[str, bool]:
     taken: dict[str, bool] = {}
     for cell in records.cells_of(folder):
         result = read_json(cell / "result.json")
-        trials = result.get("trials")
-        for trial, rate in trials.items() if isinstance(trials, dict) else ():
-            taken[trial] = taken.get(trial, False) or rate == result.get("config", {}).get("lr")
+        trials, config = result.get("trials"), result.get("config")
+        if isinstance(trials, dict) and isinstance(config, dict):
+            for trial, rate in trials.items():
+                taken[trial] = taken.get(trial, False) or rate == config.get("lr")
     return taken
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 BETTER, WORSE, UNDECIDED = "better", "worse", "undecided"
 BASELINE = "bn"  # what the others are compared with, unless said
 TOO_FEW, FAILED, BASELINE_FAILED = "too few seeds", "failed", "baseline failed"
+# Nothing to compare on one side; no seed that both have; seeds that differ by nothing, which nobody believes.
+NO_RESULT, NO_SEED, NO_NOISE = "no result", "no seed in common", "no noise seen"
 # What stands beside a mean in a table: better and worse than the baseline; level with the best of its batch.
 SIGNS = {BETTER: "▲", WORSE: "▼"}
 LEVEL_SIGN = "≈"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from normbench.errors import StoreError
 from normbench.grid.paper import load
 from normbench.paper import compare, table
 from normbench.paper.compare import Row
-from normbench.paper.table import Comparison
+from normbench.paper.table import Comparison, write
+from normbench.report import look
 
 CONFIGS = grid.Configs()
 Save = Callable[..., None]
@@ -54,12 +56,12 @@ def save(folder: Path) -> Save:
 
 
 def rows(name: str, folder: Path, scale: float = 1.0) -> dict[tuple[str, int], Row]:
-    return {(row.line, row.batch): row for row in compare.rows(load(name, CONFIGS), folder, scale, CONFIGS)}
+    return {(row.line, row.batch): row for row in compare.compared(load(name, CONFIGS), folder, scale, CONFIGS)[0]}
 
 
 def text(name: str, folder: Path, scale: float = 1.0) -> Comparison:
     paper = load(name, CONFIGS)
-    return Comparison(paper, scale, folder, compare.rows(paper, folder, scale, CONFIGS))
+    return Comparison(paper, scale, folder, *compare.compared(paper, folder, scale, CONFIGS))
 
 
 def test_ours_stands_beside_theirs_with_the_difference(folder: Path, save: Save) -> None:
@@ -187,7 +189,8 @@ def test_markdown_and_data_hold_every_entry(folder: Path, save: Save) -> None:
     save("online-cifar10", "BN", 128, 92.5)
     comparison = text("online-cifar10", folder)
     lines = comparison.markdown().splitlines()
-    assert "| BN | 128 × 1 | 92.2 ± 0.22 | 92.50 | +0.30 |  |" in lines
+    assert "| BN | 128 × 1 | 92.2 ± 0.22 | 92.50 | +0.30 | 4 of 5 seeds not run |" in lines
+    assert any("1 of these have both numbers, 0 of them in the paper's protocol" in line for line in lines)
     assert sum(line.startswith("| ") for line in lines) == 2 + 5
     found = {row["line"]: row for row in comparison.data()}
     assert (found["BN"]["theirs"], found["BN"]["theirs_std"], found["BN"]["confidence"]) == (92.2, 0.22, "high")
@@ -199,3 +202,60 @@ def test_a_folder_that_cannot_be_written_is_said(folder: Path) -> None:
     comparison = Comparison(load("bgn", CONFIGS), 1.0, folder / "nothing" / "here", text("bgn", folder).rows)
     with pytest.raises(StoreError, match="cannot write"):
         table.write(comparison)
+
+
+def test_a_damaged_store_is_read_by_the_stores_rules(folder: Path, save: Save) -> None:
+    """What is there twice counts once, what cannot be read not at all; both are said."""
+    save("gn", "BN", 2, 66.0)
+    (whole,) = folder.glob("bn-*")
+    shutil.copytree(whole, folder / "copy")
+    for k, wrong in enumerate(({"schema": 99}, {"top1": "many"}, {"config": [1]}, {"top1": 1e400})):
+        save("gn", "BN", 2, 60.0, seed=k + 1)
+        path = max(folder.glob("bn-*")) / "result.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **wrong}))
+    save("gn", "BN", 2, 60.0, seed=9, workers=0)
+    comparison = text("gn", folder)
+    row = next(row for row in comparison.rows if (row.line, row.batch) == ("BN", 2))
+    assert row.values == [66.0]
+    said = " ".join(comparison.notes())
+    for word in ("there twice", "another schema", "cannot be right", "configuration cannot be used"):
+        assert word in said
+
+
+def test_a_run_that_fits_no_line_is_counted(folder: Path, save: Save) -> None:
+    """A table whose every step has 256 images: batch 3 does not divide them."""
+    (line, batch) = next(
+        (line.label, batch) for line in load("mabn", CONFIGS).lines if line.images for batch in line.batches
+    )
+    save("mabn", line, batch, 60.0)
+    (path,) = folder.glob("*/result.json")
+    result = json.loads(path.read_text())
+    path.write_text(json.dumps({**result, "config": {**result["config"], "batch": 3}}))
+    assert any("1 runs in this folder whose batch does not divide" in note for note in text("mabn", folder).notes())
+
+
+def test_what_was_asked_for_and_is_published_nowhere_is_a_row(folder: Path) -> None:
+    paper = load("gn", CONFIGS)
+    rows, _ = compare.compared(paper, folder, 1.0, CONFIGS, [(paper.added("bgn"), 4)])
+    assert [row.states for row in rows if (row.line, row.batch) == ("bgn", 4)] == [["not published", "not run"]]
+
+
+def test_a_picture_of_an_earlier_comparison_goes(folder: Path, save: Save) -> None:
+    """And a line has its normalizer's colour, whatever the paper calls it."""
+    save("gn", "GN", 2, 66.0)
+    assert {path.name for path in write(text("gn", folder))} >= {"paper.png", "paper.svg"}
+    assert look.COLOURS["green"].lower() in (folder / "paper.svg").read_text()
+    assert look.COLOURS["vermillion"].lower() not in (folder / "paper.svg").read_text()
+    (path,) = folder.glob("gn-*/result.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "status": "diverged", "top1": None}))
+    write(text("gn", folder))
+    assert not list(folder.glob("paper.*g"))
+
+
+def test_the_interval_is_the_reports(folder: Path, save: Save) -> None:
+    for seed, top1 in enumerate((66.0, 66.4, 66.1)):
+        save("gn", "BN", 2, top1, seed=seed)
+    found = compare.with_intervals(text("gn", folder).rows, folder)
+    row = next(row for row in found if (row.line, row.batch) == ("BN", 2))
+    assert row.interval is not None
+    assert row.interval[0] < row.ours < row.interval[1]

@@ -74,3 +74,17 @@ def test_what_auto_came_to_goes_along_unless_two_differ(tmp_path: Path) -> None:
     assert "channels_last" in (tmp_path / "ab" / "s" / ".choices" / "resnet8-2-1.json").read_text()
     with pytest.raises(StoreError, match="cells of the two are not alike; merge them into different folders"):
         merge([tmp_path / "c"], tmp_path / "ab")
+
+
+def test_a_good_cell_is_not_given_for_a_damaged_one(tmp_path: Path) -> None:
+    """Another schema is refused before anything is copied; a result without a norm is worth less than any."""
+    store(tmp_path / "one", a="ok", b="diverged")
+    store(tmp_path / "three", a="ok", b="ok")
+    path = tmp_path / "three" / "t" / "b" / "result.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "config": {"batch": 2, "seed": 0}}))
+    assert merge([tmp_path / "three"], tmp_path / "one") == {"new": 0, "better": 1, "kept": 1}
+    assert statuses(tmp_path / "one" / "t")["b"] == "diverged"
+    (tmp_path / "three" / "t" / "store.json").write_text('{"schema": 99}')
+    with pytest.raises(StoreError, match="schema 99"):
+        merge([tmp_path / "one", tmp_path / "three"], tmp_path / "all")
+    assert not (tmp_path / "all").exists()

@@ -14,13 +14,13 @@ def rows(norms=("bn", "gn", "bgn"), batches=(2, 4, 8), reduced=False):
         for j, batch in enumerate(batches):
             ours = 70.0 + k - j
             made.append(
-                Difference(norm, batch, ours, None if norm == "gn" else (ours - 0.5, ours + 0.75), 71.0, reduced)
+                Difference(norm, norm, batch, ours, None if norm == "gn" else (ours - 0.5, ours + 0.75), 71.0, reduced)
             )
     return made
 
 
 MADE = {"three": rows(), "reduced": rows(reduced=True), "many": rows(NORMS[:14]), "one": rows(("bn",), (2,)),
-        "ends early": [*rows(), Difference("frn", 2, 30.0, None, 60.0, True)]}  # fmt: skip
+        "ends early": [*rows(), Difference("frn", "frn", 2, 30.0, None, 60.0, True)]}  # fmt: skip
 
 
 def drawn(name):

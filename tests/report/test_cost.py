@@ -25,9 +25,9 @@ def grid(cell, norms, batches=(2, 8), seeds=(0, 1), memory=True, **more):
 
 def drawn(folder):
     cells, spots = table(folder)
-    rows = cost._rows(folder, cells, spots)
+    rows, left_out = cost._rows(folder, cells, spots)
     measures = [name for name in cost.MEASURES if any(len(row.points(name)) > 1 for row in rows)]
-    figure, texts = legible.read(lambda: cost.figure("first", rows, measures, spots, []))
+    figure, texts = legible.read(lambda: cost.figure("first", rows, measures, spots, [], left_out))
     return figure, texts, [text.get_text() for text in texts]
 
 
@@ -100,7 +100,9 @@ def test_there_is_no_picture_of_one_line_or_without_times(sweep, cell):
 
 def test_of_many_batches_some_are_shown(sweep, cell):
     cells, made = table(lived(sweep(grid(cell, ["bn", "gn"], batches=(2, 4, 8, 16, 32)))))
-    assert [row.batch for row in cost._rows(Path("."), cells, made)] == [2, 8, 32]
+    rows, left_out = cost._rows(Path("."), cells, made)
+    assert ([row.batch for row in rows], left_out) == ([2, 8, 32], 2)
+    assert "2 more batches stand in the table" in " ".join(cost._keys(rows, ["step time (ms)"], left_out))
 
 
 def test_machines_that_were_not_recorded_are_said(sweep, cell):

@@ -92,6 +92,23 @@ def test_groups_that_follow_the_batch_are_no_axis(sweep, cell):
     assert lines(sweep(grid)) == ["bgn"]
 
 
+def test_values_that_print_alike_are_two_lines(sweep, cell):
+    grid = [
+        cell(top1, recipe__decay=decay, seed=seed)
+        for decay, top1 in ((0.123451, 50), (0.123452, 90))
+        for seed in (0, 1)
+    ]
+    assert texts(sweep(grid)) == {
+        ("bn decay=0.123451", 8): "50.0 ± 0.0 (2)",
+        ("bn decay=0.123452", 8): "90.0 ± 0.0 (2)",
+    }
+
+
+@pytest.mark.parametrize("value", ["2²", 10**400, "9" * 400], ids=["superscript", "int", "digits"])
+def test_odd_values_are_sorted_somehow(sweep, cell, value):
+    assert len(lines(sweep([cell(90, arch=name, norm__kind=value) for name in ("resnet8", "2²")]))) >= 1
+
+
 def test_cells_alike_in_all_but_their_id_are_no_repetitions(sweep, cell):
     folder = sweep([cell(90), cell(95)])
     assert lines(folder) == ["bn", "bn #2"]

@@ -3,6 +3,7 @@
 import numpy as np
 from made import lived, table
 
+from normbench import report
 from normbench.report import epochs, histories
 
 
@@ -20,6 +21,19 @@ def test_means_are_over_whole_seeds_and_the_epochs_they_share(sweep, cell):
     assert [len(seed) for seed in history.cut] == [3]
     expected = [(e, 90.5 + e, 2.0 / e) for e in range(1, 5)]
     np.testing.assert_allclose(history.mean(), expected)
+
+
+def test_impossible_numbers_are_passed_over_and_said(sweep, cell):
+    folder = lived(sweep([cell(90.0)]))
+    path = next(folder.glob("*/rows.jsonl"))
+    lines = path.read_text().splitlines()
+    odd = [f'{{"epoch": 3, "top1": 1{"0" * 400}, "train_loss": 1e308}}', f'{{"epoch": 1{"0" * 400}, "top1": 1.0}}']
+    path.write_text("\n".join([*lines[:2], *odd, '{"epoch": 4, "top1": 50, "train_loss": Infinity}']))
+    columns, problems = epochs.read(folder)
+    assert columns["top1"] == [91.0, 92.0, None, 1.0, 50]
+    assert columns["train_loss"] == [2.0, 1.0, None, None, None]
+    assert any("cannot be right" in line for line in problems)
+    report.write(folder)
 
 
 def test_damaged_rows_are_passed_over(sweep, cell):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from normbench.report import power
+from normbench.errors import StoreError
+from normbench.report import frame, power
 from normbench.report.__main__ import main
 from normbench.report.compare import LEVEL, p_values
 
@@ -44,9 +45,16 @@ def test_a_planted_difference_is_found_as_often_as_said(delta, n):
 def test_the_number_of_seeds_is_the_least_that_will_do(basis, delta):
     n = power.seeds(delta, basis)
     assert power.power(delta, n, basis) >= 0.8
-    least = 2 if basis.pooled else 3
-    assert n == least or power.power(delta, n - 1, basis) < 0.8
-    assert n >= least
+    assert n == 3 or power.power(delta, n - 1, basis) < 0.8
+    assert n >= 3
+
+
+def test_seeds_that_all_differ_alike_are_no_basis(sweep, cell):
+    cells = [cell(90.0 + seed + (norm == "gn"), norm=norm, seed=seed) for norm in ("bn", "gn") for seed in range(5)]
+    folder = sweep(cells)
+    frame_ = frame.read(folder)
+    with pytest.raises(StoreError, match="nothing to estimate noise from"):
+        power.bases(folder, frame_, frame.spots(frame_))
 
 
 def test_no_number_of_seeds_outdoes_the_test_set():

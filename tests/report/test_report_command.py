@@ -63,6 +63,17 @@ def test_bad_folders_end_in_one_line(sweep, cell, capsys, how):
         report.write(folder)
 
 
+@pytest.mark.parametrize("content", ['{"schema": 99}', '{"sche'])
+def test_one_bad_sweep_of_a_store_is_passed_over_with_a_word(sweep, cell, capsys, content):
+    folders = [sweep([cell(98.1)], name) for name in ("first", "second")]
+    (folders[0] / "store.json").write_text(content)
+    assert main([str(folders[0].parent)]) == 0
+    out = capsys.readouterr().out
+    assert f"{folders[0]}" in out
+    assert "was written with schema" in out
+    assert (folders[1] / "plot.png").exists()
+
+
 def test_nothing_is_written_if_one_folder_is_bad(sweep, cell, tmp_path):
     folder = sweep([cell(98.1)])
     assert main([str(folder), str(tmp_path / "nothing")]) == 2

@@ -149,15 +149,41 @@ def test_too_few_seeds_are_said_in_place_of_a_verdict(sweep, cell, seeds):
     assert any(note.startswith("too few seeds for a verdict: it takes 3") for note in notes(folder))
 
 
-def test_two_seeds_are_enough_where_others_know_the_noise(sweep, cell):
-    lines = {f"n{k}": (90.2 + k / 50, 89.9)[:: (-1) ** k] for k in range(8)} | {"gn": (96.0, 96.2)}
-    folder = sweep(grid(cell, {"bn": (90.05, 90.0), **lines}, (2, 8, 32)))
+def test_three_seeds_get_verdicts_where_others_know_the_noise_and_two_get_none(sweep, cell):
+    lines = {f"n{k}": (90.2 + k / 50, 89.9, 90.1)[:: (-1) ** k] for k in range(8)} | {"gn": (96.0, 96.2, 96.1)}
+    folder = sweep(grid(cell, {"bn": (90.05, 90.0, 90.1), **lines}, (2, 8, 32)))
     found = judged(folder)
     assert found["gn", 2].versus.pooled
     assert found["gn", 2].versus.verdict == "better"
     assert found["n0", 2].versus.verdict == "undecided"
     assert not {spot.versus.verdict for (line, _), spot in found.items() if line[0] == "n"} & {"better", "worse"}
     assert any("pooled over the comparisons" in note for note in notes(folder))
+    two = {norm: values[:2] for norm, values in {"bn": (90.05, 90.0), **lines}.items()}
+    few = judged(sweep(grid(cell, two, (2, 8, 32)), "few"))
+    assert {spot.versus.verdict for spot in few.values() if spot.versus} == {"too few seeds"}
+
+
+def test_why_there_is_no_verdict_is_said(sweep, cell):
+    cells = [cell(status="skipped", norm="bn", batch=1, seed=seed) for seed in range(3)]
+    cells += [cell(90.0 + seed, norm="gn", batch=1, seed=seed) for seed in range(3)]
+    cells += [
+        cell(90.0 + seed, norm=norm, batch=2, seed=seed + (norm == "gn") * 3)
+        for norm in ("bn", "gn")
+        for seed in range(3)
+    ]
+    folder = sweep(cells)
+    found = judged(folder)
+    assert [found["gn", batch].versus.verdict for batch in (1, 2)] == ["no result", "no seed in common"]
+    said = notes(folder)
+    assert "no verdict where the entry or the baseline has no result" in said
+    assert "no verdict where the entry and the baseline have no seed in common" in said
+    assert not any("too few seeds" in line for line in said)
+
+
+def test_nothing_to_compare_is_said(sweep, cell):
+    """Two rates are two contests: neither has both a baseline and another."""
+    cells = [cell(90.0 + s, norm=norm, lr=lr, seed=s) for norm, lr in (("bn", 0.1), ("gn", 0.2)) for s in range(3)]
+    assert "no comparison: nothing differs from bn in the norm alone" in notes(sweep(cells))
 
 
 def test_pairs_of_pictures_find_what_seeds_alone_do_not(sweep, cell):
@@ -224,7 +250,7 @@ def test_seeds_that_all_differ_alike_are_not_sure_beyond_a_picture(sweep, cell):
     assert versus.noise.seed == pytest.approx(0.5 / np.sqrt(6))
     assert 0 < versus.p < 1
     without = judged(sweep(grid(cell, {"bn": (90.0, 91.0, 92.0), "gn": (90.5, 91.5, 92.5)}), "uncounted"))["gn", 8]
-    assert without.versus.verdict == "too few seeds", "nothing is known of the noise"
+    assert without.versus.verdict == "no noise seen"
 
 
 def test_level_with_the_best(sweep, cell):

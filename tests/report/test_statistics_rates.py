@@ -50,7 +50,7 @@ def any_error(D, S, freedom, P, known):
     return (known & (np.abs(D) > half_width(LEVEL / size, S, freedom, P, PICTURES))).any(1).mean()
 
 
-@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize("seeds", [3, 5])
 @pytest.mark.parametrize("picture", [0.0, 0.3, 1.0], ids=["seeds", "both", "pictures"])
 def test_a_null_table_has_a_false_finding_as_seldom_as_stated(seeds, picture):
     D, S, freedom, known = families(4, 3, seeds)
@@ -64,6 +64,21 @@ def test_unequal_noise_makes_no_findings(seeds, noisy):
     """Some lines three times as noisy as others: pooling is refused, or what stands out is kept apart."""
     D, S, freedom, known = families(4, 3, seeds, 3.0, noisy)
     assert any_error(D, S, freedom, np.zeros(12), known) <= MOST
+
+
+@pytest.mark.parametrize("factor", [3.0, 5.0])
+def test_a_noisy_baseline_makes_no_more_findings_than_is_said(factor):
+    """At one batch of four, with three seeds: pooling.py says that 7 to 8 of 100 null tables have a false finding."""
+    generator, lines, batches, seeds = np.random.default_rng(4), 7, 4, 3
+    columns, sd = np.repeat(np.arange(batches), lines), np.where(np.arange(batches) == 0, factor, 1.0)[:, None]
+    errors = 0
+    for _ in range(TIMES):
+        d = generator.normal(size=(len(columns), seeds)) - (sd * generator.normal(size=(batches, seeds)))[columns]
+        D = d.mean(1)
+        found = pool(d - D[:, None], np.ones(len(columns)), np.zeros(len(columns)), columns.tolist())
+        half = half_width(LEVEL / len(columns), found.variance / seeds, found.freedom, np.zeros(1), PICTURES)
+        errors += bool((np.abs(D) > half).any())
+    assert errors / TIMES <= stats.binom.ppf(0.999, TIMES, 0.08) / TIMES
 
 
 def test_one_difference_is_found_beside_many_that_are_none():

@@ -49,6 +49,16 @@ def test_a_narrow_terminal_breaks_the_table_by_batch(sweep, cell, width):
     assert text.count("90.5 ± 0.7 (2)") == len(batches)
 
 
+def test_long_labels_cost_no_number(sweep, cell):
+    """Piped, a terminal is 80 wide: the label wraps, the numbers stay whole."""
+    names = [f"norm__{name}_of_the_longer_kind" for name in ("one", "another", "third")]
+    cells = [cell(90.0 + seed, batch=batch, seed=seed, **{name: 17 + k + more for k, name in enumerate(names)})
+             for batch in (2, 8) for seed in (0, 1) for more in (0, 1)]  # fmt: skip
+    text = printed(made(sweep(cells)), width=80).split("top-1")[0]
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.count("90.5 ± 0.7 (2)") == 4
+
+
 def test_markdown(sweep, cell):
     grid = [cell(98.1), cell(97.4, norm="my_norm"), cell(status="error", norm="x", reason="a|b*")]
     text = made(sweep(grid)).markdown()

@@ -52,7 +52,7 @@ def test_tunings_of_several_kinds_are_told_apart(sweep, cell):
 def test_a_sweep_that_tuned_nothing_says_nothing_of_it(sweep, cell):
     folder = sweep([cell(90)])
     assert tuned.notes(frame.read(folder)) == []
-    assert tuned.rows(folder) == []
+    assert tuned.read(folder) == ([], [])
     assert "tune.csv" not in {path.name for path in report.write(folder).paths}
 
 
@@ -75,8 +75,11 @@ def test_every_trial_is_a_row_of_tune_csv(sweep, cell):
     folder = sweep([*(made(cell, 95, 0.1, seed=seed, trials=bn) for seed in (0, 1)), failed, damaged])
     sweep(trials, "first/.tune")
     written = {path.name: path for path in report.write(folder).paths}
+    (folder / ".tune" / ids[3] / "result.json").write_text("damaged")
+    assert {line.partition(":")[0] for line in tuned.read(folder)[1]} == {"trials"}
     (folder / ".tune" / "store.json").write_text("damaged")
-    assert tuned.rows(folder) == []
+    (problem,) = tuned.read(folder)[1]
+    assert problem.startswith("trials left out: ")
     assert written["tune.csv"].read_text().splitlines() == [
         "cell_id,arch,data,norm,batch,workers,seed,epochs,lr,data.valid,split,eval_count,top1,loss,status,reason,chosen",
         "bn-b8-s1000-0000,resnet8,digits,bn,8,1,1000,10,0.01,0.1,test,NaN,90,0.1,ok,,false",

@@ -61,7 +61,9 @@ def _column(key: str, values: list[Any], setting: bool, lines: bool) -> dict[str
     }
     if all(_number(value) for value in different.values() if _there(value)):
         column |= {} if setting or key in WHO else _decimals(key, [value for value in values if _there(value)])
-        return column | {"values": [_rounded(value) if _there(value) else None for value in values]}
+        # What configures a cell is exact, to be found by its value.
+        shown = (lambda value: value) if setting or key in WHO else _rounded
+        return column | {"values": [shown(value) if _there(value) else None for value in values]}
     told = {name: _text(value) for name, value in different.items()}
     texts = [told[repr(value)] for value in values]
     words = {text: k for k, text in enumerate(dict.fromkeys(texts))}

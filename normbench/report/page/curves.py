@@ -31,6 +31,11 @@ def _curve(epochs: Sequence[Any], *measured: Sequence[Any]) -> list[Any] | None:
         measured = tuple(rest)
     if not epochs:
         return None
+    if list(epochs) != sorted(set(epochs)):
+        # Written twice, by two attempts: as it was last.
+        at = [k for _, k in sorted({epoch: k for k, epoch in enumerate(epochs)}.items())]
+        epochs, *rest = ([column[k] for k in at] for column in (epochs, *measured))
+        measured = tuple(rest)
     curve: list[Any] = [_rounded(values, digits) for values, digits in zip(measured, MEASURES.values(), strict=True)]
     return curve if list(epochs) == list(range(1, len(epochs) + 1)) else [*curve, list(epochs)]
 

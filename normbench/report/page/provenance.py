@@ -82,4 +82,6 @@ def _text(key: str, value: Any) -> str:
         return shlex.join(map(str, value))
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_text('', item)}" for name, item in value.items() if name not in PRIVATE)
+    if isinstance(value, list):
+        return f"[{', '.join(_text('', item) for item in value)}]"
     return value if isinstance(value, str) else json.dumps(value)
