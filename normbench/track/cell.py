@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,9 @@ from normbench.files import plain
 AXES = ("norm", "batch", "workers", "seed", "arch", "data", "recipe", "epochs", "steps", "lr", "amp")
 # Axes whose value may be a user's file; and where the user's pictures lie: folders are nobody else's business.
 NAMED, HIDDEN = ("norm", "arch", "data"), "data.root"
+# What was set or swept and ``line`` does not say: its first word or the run's group does, or what else runs are grouped
+# by (batch and images a step, which workers often keep the same), or it cannot change a number.
+NOT_IN_LINE = (*NAMED, "batch", "workers", "seed", "tune", *records.PLACES)
 # What W&B calls the columns of a row; the others keep their names.
 NAMES = {"train_loss": "train/loss", "lr": "train/lr", "top1": "val/top1", "top5": "val/top5", "loss": "val/loss"}
 # Measurements that differ from attempt to attempt of one and the same training.
@@ -92,18 +95,28 @@ def project() -> str:
 def _config(sweep: str, cell_id: str, config: Mapping[str, Any], changed: Any) -> dict[str, Any]:
     """The axes, and what was set or swept, as flat scalars; the whole below ``cfg``.
 
-    ``line`` names a line of the table: the norm with the options that were given to it. Its runs are averaged over
-    seeds, and over nothing that is not shown.
+    Runs of one group, ``line``, ``batch`` and ``global_batch`` are averaged over seeds, and over nothing else that was
+    set or swept.
     """
     flat = {"sweep": sweep, "cell_id": cell_id, **{key: _short(config[key]) for key in NAMED if key in config}}
     flat |= {key: config[key] for key in AXES if key in config and key not in NAMED}
-    options = [key for key in changed if key.startswith("norm.") and key in config]
-    words = [f"{key.removeprefix('norm.')}={config[key]}" for key in sorted(options)]
-    flat["line"] = " ".join([_short(config.get("norm")), *words])
+    flat["line"] = _line(config, [key for key in changed if key in config])
     flat |= {key.replace(".", "_"): config[key] for key in changed if "." in key and key in config and key != HIDDEN}
     if isinstance(config.get("batch"), int) and isinstance(config.get("workers"), int):
         flat["global_batch"] = config["batch"] * config["workers"]
     return {**flat, "cfg": _nested({key: value for key, value in config.items() if key not in (*AXES, HIDDEN)})}
+
+
+def _line(config: Mapping[str, Any], chosen: Iterable[str]) -> str:
+    """The norm and all that was set or swept: ``bgn num_groups=16 lr=0.1``, ``bn tuned over 0.01, 0.1 on …``.
+
+    A run knows no other cell, so what merely follows the batch is told like the rest. A rate that trials chose is not.
+    """
+    tuned = config.get("tune")
+    keys = {key for key in chosen if key not in NOT_IN_LINE and not (tuned and key == "lr")}
+    own_first = sorted(keys, key=lambda key: (not key.startswith("norm."), key))
+    words = [f"{key.removeprefix('norm.')}={config[key]}" for key in own_first]
+    return " ".join([_short(config.get("norm")), *words, *([f"tuned over {tuned}"] if tuned else [])])
 
 
 def _rows(folder: Path) -> tuple[dict[str, Any], ...]:

@@ -20,6 +20,30 @@ def test_a_cell_is_laid_out_for_grouping(tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("changed", "line"),
+    [
+        ({"lr": 0.01, "recipe.weight_decay": 0.1}, "bgn lr=0.01 recipe.weight_decay=0.1"),
+        ({"recipe": "cifar", "norm.num_groups": 4, "norm.eps": 0.1}, "bgn eps=0.1 num_groups=4 recipe=cifar"),
+        ({"lr": 0.03, "tune": "0.01, 0.03 on a held-out 10 %"}, "bgn tuned over 0.01, 0.03 on a held-out 10 %"),
+        ({"norm": "bn", "arch": "resnet20", "data": "cifar10", "batch": 2, "workers": 64, "seed": 3}, "bn"),
+        ({"device": "cuda", "data.loaders": 8, "data.limit": 100}, "bgn data.limit=100"),
+    ],
+)
+def test_a_line_says_what_was_set_or_swept(tmp_path, changed, line):
+    """But for what runs are grouped by beside it, and for what cannot change a number."""
+    assert cell.read(put(tmp_path, changed=tuple(changed), **changed)).config["line"] == line
+
+
+def test_workers_that_follow_the_batch_split_no_line_and_others_split_the_images(tmp_path):
+    def place(batch, workers):
+        more = {"changed": ("batch", "workers"), "batch": batch, "workers": workers}
+        config = cell.read(put(tmp_path, f"b{batch}-w{workers}", **more)).config
+        return config["line"], config["batch"], config["global_batch"]
+
+    assert [place(2, 64), place(8, 16), place(8, 1)] == [("bgn", 2, 128), ("bgn", 8, 128), ("bgn", 8, 8)]
+
+
 def test_rows_and_summary(tmp_path):
     content = cell.read(put(tmp_path))
     assert content.rows[1] == {
