@@ -18,7 +18,7 @@ from normbench.files import plain
 # Flat in the run's config, under these names; with those of ``Content`` that are always there.
 AXES = ("norm", "batch", "workers", "seed", "arch", "data", "recipe", "epochs", "steps", "lr", "amp")
 # Axes whose value may be a user's file; and where the user's pictures lie: folders are nobody else's business.
-NAMED, HIDDEN = ("norm", "arch", "data"), "data.root"
+NAMED, HIDDEN = ("norm", "arch", "data"), ("data.root", "data.prepared")
 # What was set or swept and ``line`` does not say: its first word or the run's group does, or what else runs are grouped
 # by (batch and images a step, which workers often keep the same), or it cannot change a number.
 NOT_IN_LINE = (*NAMED, "batch", "workers", "seed", "tune", *records.PLACES)
@@ -96,15 +96,17 @@ def _config(sweep: str, cell_id: str, config: Mapping[str, Any], changed: Any) -
     """The axes, and what was set or swept, as flat scalars; the whole below ``cfg``.
 
     Runs of one group, ``line``, ``batch`` and ``global_batch`` are averaged over seeds, and over nothing else that was
-    set or swept.
+    set or swept; a user's files are known by their names.
     """
+    config = {key: _without_folders(value) for key, value in config.items() if key not in HIDDEN}
+    chosen = [key for key in changed if key in config]
     flat = {"sweep": sweep, "cell_id": cell_id, **{key: _short(config[key]) for key in NAMED if key in config}}
     flat |= {key: config[key] for key in AXES if key in config and key not in NAMED}
-    flat["line"] = _line(config, [key for key in changed if key in config])
-    flat |= {key.replace(".", "_"): config[key] for key in changed if "." in key and key in config and key != HIDDEN}
+    flat["line"] = _line(config, chosen)
+    flat |= {key.replace(".", "_"): config[key] for key in chosen if "." in key}
     if isinstance(config.get("batch"), int) and isinstance(config.get("workers"), int):
         flat["global_batch"] = config["batch"] * config["workers"]
-    return {**flat, "cfg": _nested({key: value for key, value in config.items() if key not in (*AXES, HIDDEN)})}
+    return {**flat, "cfg": _nested({key: value for key, value in config.items() if key not in AXES})}
 
 
 def _line(config: Mapping[str, Any], chosen: Iterable[str]) -> str:
@@ -156,6 +158,13 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
 def _short(name: object) -> str:
     """A user's ``/home/me/my.py:Norm`` without the folders."""
     return str(name).rpartition("/")[2]
+
+
+def _without_folders(value: Any) -> Any:
+    """The same, but for absolute paths, whole or in a list, of which the last part is left."""
+    if isinstance(value, list | tuple):
+        return [_without_folders(item) for item in value]
+    return _short(value.rstrip("/")) if isinstance(value, str) and value.startswith(("/", "~")) else value
 
 
 def _digest(content: Any) -> str:

@@ -92,6 +92,17 @@ def test_a_users_folders_are_not_told(tmp_path):
     assert "/home" not in json.dumps(content.config)
 
 
+def test_folders_in_options_are_not_told(tmp_path):
+    own = {"norm.base": "/home/me/secret/mine.py:Norm", "arch.weights": ["~/w/a.pt", "/home/me/b/"], "arch.stem": "a/b"}
+    hidden = {"data.prepared": "/home/me/secret/imagenet-320"}
+    content = cell.read(put(tmp_path, changed=(*own, *hidden), **own, **hidden))
+    told = json.dumps(content.config)
+    assert [word for word in ("/home", "~", "secret", "prepared") if word in told] == []
+    assert content.config["line"] == "bgn base=mine.py:Norm arch.stem=a/b arch.weights=['a.pt', 'b']"
+    assert content.config["norm_base"] == content.config["cfg"]["norm"]["base"] == "mine.py:Norm"
+    assert content.config["cfg"]["arch"]["weights"] == ["a.pt", "b"]
+
+
 def test_the_digest_changes_with_the_content_and_the_curves_with_their_rows(tmp_path):
     begun = begin(tmp_path, rows=1)
     early = cell.read(begun.folder)
