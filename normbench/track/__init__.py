@@ -9,8 +9,9 @@
     workspace.py   python -m normbench.track dashboard: the dashboard as code
 
 Group <sweep>/<data>-<arch>, job type cell, name bgn-b8-s0; the axes stand flat in the run's config, so that a workspace
-can be grouped by config.line and config.batch, and the rest under cfg; train/… and val/… against epoch. Files go to
-``WANDB_DIR``, else to ``wandb/`` in the sweep's folder; ``WANDB_MODE``, ``WANDB_PROJECT``, ``WANDB_ENTITY`` are heeded.
+can be grouped by config.line, config.batch and config.global_batch, and the rest under cfg; train/… and val/… against
+epoch. Files go to ``WANDB_DIR``, else to ``wandb/`` in the sweep's folder; ``WANDB_MODE``, ``WANDB_PROJECT``,
+``WANDB_ENTITY`` are heeded.
 """
 
 from __future__ import annotations

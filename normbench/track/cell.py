@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,10 @@ from normbench.files import plain
 # Flat in the run's config, under these names; with those of ``Content`` that are always there.
 AXES = ("norm", "batch", "workers", "seed", "arch", "data", "recipe", "epochs", "steps", "lr", "amp")
 # Axes whose value may be a user's file; and where the user's pictures lie: folders are nobody else's business.
-NAMED, HIDDEN = ("norm", "arch", "data"), "data.root"
+NAMED, HIDDEN = ("norm", "arch", "data"), ("data.root", "data.prepared")
+# What was set or swept and ``line`` does not say: its first word or the run's group does, or what else runs are grouped
+# by (batch and images a step, which workers often keep the same), or it cannot change a number.
+NOT_IN_LINE = (*NAMED, "batch", "workers", "seed", "tune", *records.PLACES)
 # What W&B calls the columns of a row; the others keep their names.
 NAMES = {"train_loss": "train/loss", "lr": "train/lr", "top1": "val/top1", "top5": "val/top5", "loss": "val/loss"}
 # Measurements that differ from attempt to attempt of one and the same training.
@@ -92,18 +95,30 @@ def project() -> str:
 def _config(sweep: str, cell_id: str, config: Mapping[str, Any], changed: Any) -> dict[str, Any]:
     """The axes, and what was set or swept, as flat scalars; the whole below ``cfg``.
 
-    ``line`` names a line of the table: the norm with the options that were given to it. Its runs are averaged over
-    seeds, and over nothing that is not shown.
+    Runs of one group, ``line``, ``batch`` and ``global_batch`` are averaged over seeds, and over nothing else that was
+    set or swept; a user's files are known by their names.
     """
+    config = {key: _without_folders(value) for key, value in config.items() if key not in HIDDEN}
+    chosen = [key for key in changed if key in config]
     flat = {"sweep": sweep, "cell_id": cell_id, **{key: _short(config[key]) for key in NAMED if key in config}}
     flat |= {key: config[key] for key in AXES if key in config and key not in NAMED}
-    options = [key for key in changed if key.startswith("norm.") and key in config]
-    words = [f"{key.removeprefix('norm.')}={config[key]}" for key in sorted(options)]
-    flat["line"] = " ".join([_short(config.get("norm")), *words])
-    flat |= {key.replace(".", "_"): config[key] for key in changed if "." in key and key in config and key != HIDDEN}
+    flat["line"] = _line(config, chosen)
+    flat |= {key.replace(".", "_"): config[key] for key in chosen if "." in key}
     if isinstance(config.get("batch"), int) and isinstance(config.get("workers"), int):
         flat["global_batch"] = config["batch"] * config["workers"]
-    return {**flat, "cfg": _nested({key: value for key, value in config.items() if key not in (*AXES, HIDDEN)})}
+    return {**flat, "cfg": _nested({key: value for key, value in config.items() if key not in AXES})}
+
+
+def _line(config: Mapping[str, Any], chosen: Iterable[str]) -> str:
+    """The norm and all that was set or swept: ``bgn num_groups=16 lr=0.1``, ``bn tuned over 0.01, 0.1 on …``.
+
+    A run knows no other cell, so what merely follows the batch is told like the rest. A rate that trials chose is not.
+    """
+    tuned = config.get("tune")
+    keys = {key for key in chosen if key not in NOT_IN_LINE and not (tuned and key == "lr")}
+    own_first = sorted(keys, key=lambda key: (not key.startswith("norm."), key))
+    words = [f"{key.removeprefix('norm.')}={config[key]}" for key in own_first]
+    return " ".join([_short(config.get("norm")), *words, *([f"tuned over {tuned}"] if tuned else [])])
 
 
 def _rows(folder: Path) -> tuple[dict[str, Any], ...]:
@@ -143,6 +158,13 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
 def _short(name: object) -> str:
     """A user's ``/home/me/my.py:Norm`` without the folders."""
     return str(name).rpartition("/")[2]
+
+
+def _without_folders(value: Any) -> Any:
+    """The same, but for absolute paths, whole or in a list, of which the last part is left."""
+    if isinstance(value, list | tuple):
+        return [_without_folders(item) for item in value]
+    return _short(value.rstrip("/")) if isinstance(value, str) and value.startswith(("/", "~")) else value
 
 
 def _digest(content: Any) -> str:

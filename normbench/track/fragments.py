@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from normbench.files import read_json, write_json
 from normbench.track.cell import Content
@@ -32,12 +32,23 @@ def sending(folder: Path) -> str:
     return f"to send it:  wandb sync {base(folder)}/wandb/offline-run-*"
 
 
-def written(folder: Path, content: Content) -> tuple[str, int]:
-    """The digest of the cell as it was written last, and how many of its epochs were sent. ``"", 0``: it was not."""
+class Written(NamedTuple):
+    """Of a cell: the digest as it was written last; how many of its epochs were sent, and the curves of these."""
+
+    digest: str = ""
+    epochs: int = 0
+    curves: str = ""
+
+
+def written(folder: Path, content: Content) -> Written:
+    """What was written of the cell and sent; nothing, if it was not."""
     found = _all(folder, content)
     records = [read_json(path / RECORD) for path in found]
-    sent = [record.get("epochs", 0) for path, record in zip(found, records, strict=True) if _sent(path)]
-    return str(records[-1].get("digest", "")) if records else "", max(sent, default=0)
+    sent = [record for path, record in zip(found, records, strict=True) if _sent(path)]
+    # Of two attempts that came equally far the first gave the rows.
+    furthest = max(sent, key=lambda record: record.get("epochs", 0), default={})
+    digest = str(records[-1].get("digest", "")) if records else ""
+    return Written(digest, furthest.get("epochs", 0), str(furthest.get("curves", "")))
 
 
 def make_room(folder: Path, content: Content) -> None:

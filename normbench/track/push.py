@@ -11,6 +11,7 @@ from pathlib import Path
 
 from normbench import records
 from normbench.errors import StoreError
+from normbench.files import legible
 from normbench.track import fragments
 from normbench.track.cell import Content, read
 from normbench.track.runs import Runs
@@ -20,15 +21,18 @@ STALE = "of an earlier attempt, which W&B keeps; for the new ones push to anothe
 
 
 def push(folder: Path, runs: Runs) -> Counter[str]:
-    """Push one sweep; how many cells were ``sent``, ``unchanged`` and ``stale`` (runs.show).
+    """Push one sweep; how many cells were ``sent``, ``unchanged`` and ``stale`` (runs.show), or are ``left out``.
 
+    Left out are those that no table counts (records.LEFT_OUT): a copied one is no repetition, and one that cannot be
+    read would take from its run what that has.
     Raises StoreError while another process does, and whatever W&B raises: what was sent by then stays, and the next
     push goes on from there.
     """
     with alone(folder):
-        contents = [read(path) for path in records.cells_of(folder)]
+        left_out = {row["cell_id"] for row in records.rows(folder) if row["status"] in records.LEFT_OUT}
+        contents = [read(path) for path in records.cells_of(folder) if legible(path.name) not in left_out]
         there = runs.digests(contents)
-        counts: Counter[str] = Counter()
+        counts = Counter({"left out": len(left_out)})
         for content in _shown(contents, folder.name):
             if there.get(content.id) == content.digest:
                 counts["unchanged"] += 1
@@ -41,6 +45,8 @@ def told(folder: Path, runs: Runs, counts: Counter[str]) -> str:
     """What was done, on one line."""
     new = counts["sent"] + counts["stale"]
     text = f"{folder}: {new} {'written' if runs.offline else 'sent'}, {counts['unchanged']} unchanged"
+    if counts["left out"]:
+        text += f", {counts['left out']} left out ({' or '.join(records.LEFT_OUT)})"
     if counts["stale"]:
         text += f"; {counts['stale']} of them with curves {STALE}"
     where = fragments.sending(folder) if runs.offline else runs.url

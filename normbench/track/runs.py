@@ -92,11 +92,12 @@ class Runs:
             count = max(int(run.starting_step), int(held.get("epochs") or 0))
             stale = bool(held) and held.get("curves") != content.curves(int(held.get("epochs") or 0))
             return _Open(content.cell_id, run, count, stale)
-        digest, count = fragments.written(self.folder, content)
+        digest, count, curves = fragments.written(self.folder, content)
         if digest == content.digest:
             return None
         fragments.make_room(self.folder, content)
-        return _Open(content.cell_id, self._init(content), count)
+        stale = count > 0 and curves != content.curves(count)
+        return _Open(content.cell_id, self._init(content), count, stale)
 
     def _package(self) -> Any:
         if self._wandb is None:

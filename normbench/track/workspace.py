@@ -1,8 +1,9 @@
 """The dashboard as code: two views (workspaces) of the W&B project, made from what cell.py puts into runs.
 
 Results: top-1 against batch, learning curves, cost, the gap between training and test. Failures: what did not end ok,
-with status and reason. Both group runs by sweep, data and network, then by line of the table, then by batch, so that
-means are over seeds and nothing else. W&B's package for it is in public preview; ours rests on its 0.4.
+with status and reason. Both group runs by sweep, data and network, then by line, then by batch, then by images a step,
+so that means are over seeds and nothing else that was set or swept. W&B's package for it is in public preview; ours
+rests on its 0.4.
 """
 
 from __future__ import annotations
@@ -137,7 +138,7 @@ def _view(kind: Any, entity: str, name: str, sections: list[Any], columns: Itera
         settings=ws.WorkspaceSettings(x_axis="epoch", max_runs=MANY),
         runset_settings=ws.RunsetSettings(
             filters=which,
-            groupby=[expr.Metric("Group"), expr.Config("line"), expr.Config("batch")],
+            groupby=[expr.Metric("Group"), *map(expr.Config, ("line", "batch", "global_batch"))],
             order=[expr.Ordering(expr.Config("line.value")), expr.Ordering(expr.Config("batch.value"))],
             pinned_columns=[f"summary:{column}" for column in columns],
         ),

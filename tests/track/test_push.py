@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -154,6 +155,24 @@ def test_online_pushed_again_nothing_changes(tmp_path):
             kept["summary"].pop("mirror")  # what we noted there
         assert push(sweep)[1].startswith(f"{sweep}: 2 sent, 0 unchanged")
         assert [len(kept["history"]) for kept in server.runs.values()] == [2, 2]
+
+
+def test_cells_that_no_table_counts_are_left_out(tmp_path):
+    """And what W&B has of them stays."""
+    home, sweep = tmp_path / "home", tmp_path / "first"
+    folders = [put(tmp_path, name, seed=seed) for seed, name in enumerate(("a", "b", "c"))]
+    with Server() as server, Pushes(home, WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY) as push:
+        assert push(sweep)[1].startswith(f"{sweep}: 3 sent, 0 unchanged; ")
+        early = json.dumps(server.runs, sort_keys=True)
+        shutil.copytree(folders[0], sweep / "a-copy")
+        result = json.loads((folders[1] / "result.json").read_text())
+        (folders[1] / "result.json").write_text(json.dumps({**result, "schema": 99}))
+        (folders[2] / "result.json").write_text(json.dumps({**result, "status": "splendid"}))
+        statuses = {row["cell_id"]: row["status"] for row in records.rows(sweep)}
+        assert statuses == {"a": "ok", "a-copy": "duplicate", "b": "unreadable", "c": "unreadable"}
+        told = f"{sweep}: 0 sent, 1 unchanged, 3 left out (unreadable or duplicate)\n"
+        assert push(sweep) == (0, told)
+        assert json.dumps(server.runs, sort_keys=True) == early
 
 
 @pytest.mark.slow

@@ -20,6 +20,30 @@ def test_a_cell_is_laid_out_for_grouping(tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("changed", "line"),
+    [
+        ({"lr": 0.01, "recipe.weight_decay": 0.1}, "bgn lr=0.01 recipe.weight_decay=0.1"),
+        ({"recipe": "cifar", "norm.num_groups": 4, "norm.eps": 0.1}, "bgn eps=0.1 num_groups=4 recipe=cifar"),
+        ({"lr": 0.03, "tune": "0.01, 0.03 on a held-out 10 %"}, "bgn tuned over 0.01, 0.03 on a held-out 10 %"),
+        ({"norm": "bn", "arch": "resnet20", "data": "cifar10", "batch": 2, "workers": 64, "seed": 3}, "bn"),
+        ({"device": "cuda", "data.loaders": 8, "data.limit": 100}, "bgn data.limit=100"),
+    ],
+)
+def test_a_line_says_what_was_set_or_swept(tmp_path, changed, line):
+    """But for what runs are grouped by beside it, and for what cannot change a number."""
+    assert cell.read(put(tmp_path, changed=tuple(changed), **changed)).config["line"] == line
+
+
+def test_workers_that_follow_the_batch_split_no_line_and_others_split_the_images(tmp_path):
+    def place(batch, workers):
+        more = {"changed": ("batch", "workers"), "batch": batch, "workers": workers}
+        config = cell.read(put(tmp_path, f"b{batch}-w{workers}", **more)).config
+        return config["line"], config["batch"], config["global_batch"]
+
+    assert [place(2, 64), place(8, 16), place(8, 1)] == [("bgn", 2, 128), ("bgn", 8, 128), ("bgn", 8, 8)]
+
+
 def test_rows_and_summary(tmp_path):
     content = cell.read(put(tmp_path))
     assert content.rows[1] == {
@@ -66,6 +90,17 @@ def test_a_users_folders_are_not_told(tmp_path):
     assert content.name == "my.py:Norm-b8-s0"
     assert content.group == "first/d.py:data-net.py:net"
     assert "/home" not in json.dumps(content.config)
+
+
+def test_folders_in_options_are_not_told(tmp_path):
+    own = {"norm.base": "/home/me/secret/mine.py:Norm", "arch.weights": ["~/w/a.pt", "/home/me/b/"], "arch.stem": "a/b"}
+    hidden = {"data.prepared": "/home/me/secret/imagenet-320"}
+    content = cell.read(put(tmp_path, changed=(*own, *hidden), **own, **hidden))
+    told = json.dumps(content.config)
+    assert [word for word in ("/home", "~", "secret", "prepared") if word in told] == []
+    assert content.config["line"] == "bgn base=mine.py:Norm arch.stem=a/b arch.weights=['a.pt', 'b']"
+    assert content.config["norm_base"] == content.config["cfg"]["norm"]["base"] == "mine.py:Norm"
+    assert content.config["cfg"]["arch"]["weights"] == ["a.pt", "b"]
 
 
 def test_the_digest_changes_with_the_content_and_the_curves_with_their_rows(tmp_path):

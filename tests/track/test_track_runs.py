@@ -183,6 +183,26 @@ def test_offline_a_cell_that_goes_on_is_written_anew_until_it_was_sent(wandb, tm
     assert epochs(wandb.runs[2]) == [3], "wandb sync adds them to those that it has sent"
 
 
+def test_offline_curves_of_an_earlier_attempt_are_said(wandb, tmp_path):
+    """Rows that were sent stay in W&B; those of another attempt are not joined to them without a word."""
+    wandb.mode = "offline"
+
+    def push(rows, **more):
+        begun = begin(tmp_path, rows=0)
+        for epoch in range(1, rows + 1):
+            begun.append_row(row(epoch, **more))
+        content = cell.read(end(begun, epochs=rows))
+        told = Runs(tmp_path / "first").show(content)
+        (*_, newest) = sorted((tmp_path / "first" / "wandb").glob(f"*-{content.id}"))
+        (newest / "run.wandb.synced").touch()
+        return told, epochs(wandb.runs[-1])
+
+    assert push(2) == ("sent", [1, 2])
+    assert push(1) == ("stale", []), "W&B keeps an epoch that the store has no more"
+    assert push(2, train_seconds=99.0) == ("sent", []), "the same again, clocks aside"
+    assert push(3, train_loss=7.0) == ("stale", [3])
+
+
 def test_offline_elsewhere(wandb, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_DIR", str(tmp_path / "else"))
     wandb.mode, folder = "offline", put(tmp_path)

@@ -43,7 +43,7 @@ def test_every_view_averages_over_seeds_only(text):
     for view in json.loads(text).values():
         (runs,) = view["section"]["runSets"]
         shown = [(key["section"], key["name"]) for key in runs["grouping"]]
-        assert shown == [("run", "group"), ("config", "line.value"), ("config", "batch.value")]
+        assert shown == [("run", "group"), *(("config", f"{key}.value") for key in ("line", "batch", "global_batch"))]
 
 
 def test_it_asks_for_what_runs_have(text, tmp_path):
