@@ -20,6 +20,8 @@ from normbench.files import plain, read_json, sweep_up, truncate_to_lines, write
 SCHEMA = 1
 # Which pictures a trained network gets right.
 CORRECT = "correct.npy"
+# What a finished training came to, while its network is still being evaluated; and how often that may be begun.
+TRAINED, TIMES = "trained.json", 2
 # After these a cell is not gone on with, and a checkpoint would be of no use.
 FINAL = ("ok", "diverged", "skipped")
 
@@ -53,6 +55,19 @@ class Attempt:
         self.check_held()
         with writing(self.folder):
             write_atomically(self.folder / CORRECT, content)
+
+    def keep_trained(self, result: Mapping[str, Any]) -> bool:
+        """Keep what the training came to while the network is evaluated in other ways, which may end the process.
+
+        False if that was begun ``TIMES`` times already, and never came to its end.
+        """
+        self.check_held()
+        path = self.folder / TRAINED
+        before = read_json(path).get("times")
+        times = 1 + (before if isinstance(before, int) else 0)
+        with writing(self.folder):
+            write_json(path, {"attempt": self.number, "times": times, "result": result})
+        return times <= TIMES
 
     def write_provenance(self, provenance: Mapping[str, Any]) -> None:
         """Versions, device, threads, and which attempt it was."""
@@ -128,13 +143,23 @@ def close(folder: Path, number: int, result: Mapping[str, Any]) -> bool:
     """Write the result of attempt ``number``, which this process holds or saw die; False if somebody came further."""
     if claim.newest(folder)[0] != number:
         return False
+    result = _rescued(folder, number, result)
     with writing(folder):
         write_json(folder / "result.json", {"schema": SCHEMA, "cell_id": folder.name, "attempt": number, **result})
         if result.get("status") in FINAL:
-            for name in ("checkpoint.pt", "checkpoint.bad"):
+            for name in ("checkpoint.pt", "checkpoint.bad", TRAINED):
                 (folder / name).unlink(missing_ok=True)
         (folder / claim.NAME.format(number)).unlink(missing_ok=True)
     return True
+
+
+def _rescued(folder: Path, number: int, result: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An attempt that failed only after its training is ok; one that was killed or stopped goes on later."""
+    kept = read_json(folder / TRAINED)
+    if result.get("status") not in ("timeout", "oom", "error") or kept.get("attempt") != number:
+        return result
+    why = f"only the ordinary evaluation was done: {result['status']}: {result.get('reason', '')}"
+    return {**result, **kept.get("result", {}), "status": "ok", "reason": why}
 
 
 def ended(folder: Path) -> int:

@@ -8,7 +8,7 @@
     eval_flips     test pictures that are right at one ``data.eval_batch`` and wrong at another: 0, up to rounding,
                    where an image is evaluated by itself
 A method that computes the same in training and evaluation has the headline's numbers for all kinds of statistics.
-All is done on copies of the network, after the last epoch, and by every rank alike.
+All is done on copies of the network, after the last epoch.
 """
 
 from __future__ import annotations
@@ -31,11 +31,13 @@ from normbench.evaluate import within_five
 from normbench.norms import population
 from normbench.step import memory_format
 
-# The other evaluation batch is so much smaller.
+# The other evaluation batch is so much smaller; larger where the cell's is 1.
 SMALLER = 3
 # The epoch whose order and augmentation statistics are recomputed over; runs end long before.
 LATER = 2**31 - 1
 NEITHER = {"top1": None, "top5": None}
+
+DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 Precision = Callable[[], contextlib.AbstractContextManager[object]]
 
@@ -57,15 +59,17 @@ def isolate(
     right = passes.right(test, eval_batch)
     headline = scores(right)
     proceed()
-    smaller = max(1, min(eval_batch, len(test)) // SMALLER)
-    flips = int((passes.right(test, smaller)[:, 0] != right[:, 0]).sum())
+    other = max(1, min(eval_batch, len(test)) // SMALLER)
+    if other == eval_batch:
+        other = min(SMALLER * eval_batch, len(test))
+    flips = int((passes.right(test, other)[:, 0] != right[:, 0]).sum())
     proceed()
     train = scores(passes.right(trained, eval_batch, training=True))
     found: dict[str, Any] = {f"train_{key}": value for key, value in train.items()}
     found |= {"gap": train["top1"] - headline["top1"], "eval_flips": flips}
     row = norms.get(cell.norm.name, cell.norm.options)
     batch = precise = NEITHER if row.train_eval_differ else headline
-    if row.train_eval_differ and not pictures.description.domains:  # whose units want to be told the domains
+    if row.train_eval_differ and not row.takes_domains:  # whose units want to be told the pictures' domains
         proceed()
         precise = passes.precise(pictures, test)
         proceed()
@@ -123,15 +127,23 @@ class Passes:
 
 @contextlib.contextmanager
 def training(net: nn.Module) -> Iterator[None]:
-    """The units as in training, all else (dropout, auxiliary heads) as in evaluation."""
+    """The units as in training, all else (dropout, also a unit's own; auxiliary heads) as in evaluation."""
     units = [module for module in net.modules() if norms.is_unit(module)]
+    drops = {unit: unit.drop for unit in units if isinstance(getattr(unit, "drop", None), float)}
     for unit in units:
         unit.train()
+        for module in unit.modules():
+            if isinstance(module, DROPOUT):
+                module.eval()
+    for unit in drops:
+        unit.drop = 0.0  # type: ignore[assignment]
     try:
         yield
     finally:
         for unit in units:
             unit.eval()
+        for unit, drop in drops.items():
+            unit.drop = drop
 
 
 def scores(right: np.ndarray) -> dict[str, float]:

@@ -73,6 +73,26 @@ class Ranks:
         return cast("T", found[0])
 
 
+_apart = False
+
+
+@contextlib.contextmanager
+def apart() -> Iterator[None]:
+    """What one rank computes while the others wait: units do not look for them."""
+    global _apart
+    before, _apart = _apart, True
+    try:
+        yield
+    finally:
+        _apart = before
+
+
+def together_now() -> int:
+    """How many processes take a step together, for a unit that shares statistics with them."""
+    there = dist.is_available() and dist.is_initialized() and not _apart
+    return dist.get_world_size() if there else 1
+
+
 @contextlib.contextmanager
 def together() -> Iterator[None]:
     """An exchange. Between CPUs a rank that went away ends it; between GPUs it waits until somebody ends it."""

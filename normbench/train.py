@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,17 +18,19 @@ from normbench.cell import Cell
 from normbench.checkpoint import CheckpointError, draws, set_draws
 from normbench.data import Description, Pictures, open_pictures
 from normbench.data.tuned import Tuned
-from normbench.errors import ConfigError, LostRankError, one_line
+from normbench.errors import ConfigError, one_line
 from normbench.evaluate import evaluate
 from normbench.graph import CudaRecorder, Recorded, Recorder
 from normbench.meter import DivergedError, EndedError, Meter, StoppedError, Watch
 from normbench.optimize import learning_rate, optimizer, warmup_steps
 from normbench.options import AUTO
-from normbench.ranks import ALONE, Ranks
+from normbench.ranks import ALONE, Ranks, apart
 from normbench.step import Step, memory_format
 
 # A run's own numbers that a checkpoint holds.
-KEPT = ("done", "seconds", "untimed", "compile_seconds")
+SUMS = ("done", "seconds", "untimed", "compile_seconds")
+# Draws of what is evaluated after training are apart from the run's: this number and the seed.
+APART = 2**20
 # Who records a step.
 RECORDER: Callable[[torch.device], Recorder] = CudaRecorder
 # Side in pixels of streamed pictures where neither the data nor the network asks for one.
@@ -36,12 +38,16 @@ STREAMED_SIZE = 224
 
 
 class Keeper(Protocol):
-    """Who writes checkpoints, and is told when the run shall stop."""
+    """Who writes checkpoints, and is told when the run shall stop.
+
+    trained: keeps what the training came to; whether the network may be evaluated in other ways, too.
+    """
 
     stop: bool
 
     def due(self, at_end: bool) -> bool: ...
     def save(self, state: dict[str, Any]) -> None: ...
+    def trained(self, result: dict[str, Any]) -> bool: ...
 
 
 class Forget:
@@ -53,6 +59,9 @@ class Forget:
         return False
 
     def save(self, state: dict[str, Any]) -> None: ...
+
+    def trained(self, result: dict[str, Any]) -> bool:
+        return True
 
 
 @dataclass(frozen=True)
@@ -180,6 +189,8 @@ class Run:
         self.step = Step(cell, net, self.forward, self.update, device, ranks, pictures.description.domain_classes)
         self.recorded = None if feed is None else self._recorded(feed)
         self.done, self.seconds = 0, 0.0
+        # Of the process that wrote the checkpoint this one goes on from.
+        self.resumed, self.earlier, self.peak_before = 0, "", 0.0
         # Steps until the fastest way is ready, which are not timed; those that were not; the seconds they took.
         self.unready = graph.FIRST + 1 if self.recorded else int(cell.compile)
         self.untimed, self.compile_seconds = 0, 0.0
@@ -201,31 +212,47 @@ class Run:
             timed, seconds = self.done, seconds + self.compile_seconds
         measured = {
             "images_per_s": timed * self.cell.images / seconds,
-            "peak_memory_mib": machine.peak_memory_mib(self.device),
+            "peak_memory_mib": self.peak,
             "execution": self.execution,
         }
         if self.cell.compile:
             measured["compile_seconds"] = self.compile_seconds
         row = {key: value for key, value in self.row.items() if key != "lr"}  # the last step's; a cell's is its peak
         last = {"last_loss": self.meter.last, "split": self.pictures.description.split}
-        return row | measured | last | self._isolate()
+        result = row | measured | last
+        return result | (self._isolate(result) if self.cell.eval.isolate else {})
 
-    def _isolate(self) -> dict[str, Any]:
-        """What the trained network does when it is evaluated in other ways; what cannot be done costs no result."""
-        if not self.cell.eval.isolate:
-            return {}
+    def _isolate(self, result: dict[str, Any]) -> dict[str, Any]:
+        """What the trained network does when it is evaluated in other ways, by rank 0 while the others wait."""
+        found = self.ranks.first(self._isolated(result) if self.ranks.rank == 0 else None)
+        if found is None:
+            self._stopped()
+        return found
+
+    def _isolated(self, result: dict[str, Any]) -> dict[str, Any] | None:
+        """None if the run shall stop. What cannot be done costs no result; the run's own draws stay where they are."""
+        if not self.keep.trained(result):
+            return _only_ordinary("it ended the process before")
+        before = draws(self.device)
+        machine.seed(self.cell.seed + APART)
         try:
-            found, right = isolate.isolate(
-                self.cell, self.net, self.pictures, self.step.precision, partial(self._stop_or_save, at_end=True)
-            )
-        except (EndedError, LostRankError):
+            with apart():
+                found, right = isolate.isolate(self.cell, self.net, self.pictures, self.step.precision, self._go_on)
+        except StoppedError:
+            return None
+        except EndedError:
             raise
         except Exception as error:
-            warnings.warn(f"only the ordinary evaluation was done: {one_line(error)}", RuntimeWarning, stacklevel=2)
-            return {}
+            return _only_ordinary(one_line(error))
+        finally:
+            set_draws(before, self.device)
         if right is not None:
             self.watch.right(right)
         return found
+
+    def _go_on(self) -> None:
+        if self.keep.stop:
+            raise StoppedError("", {})
 
     def _epoch(self) -> None:
         """What is left of the epoch at work, its evaluation and its row."""
@@ -276,10 +303,17 @@ class Run:
 
     @property
     def execution(self) -> str:
-        """How steps are made: ``graph`` (recorded and replayed), ``compiled``, ``eager``."""
+        """How steps are made: ``graph`` (recorded and replayed), ``compiled``, ``eager``; before any, as earlier."""
+        if self.done == self.resumed and self.earlier:
+            return self.earlier
         if self.recorded is not None and self.recorded.replays:
             return "graph"
         return "compiled" if self.cell.compile else "eager"
+
+    @property
+    def peak(self) -> float:
+        """MiB, of this process or of one before it that went further."""
+        return max(machine.peak_memory_mib(self.device), self.peak_before)
 
     def _weigh(self) -> dict[str, float]:
         """With ``eval.example_weight=auto``: choose it after the last step. What the row says of it."""
@@ -308,12 +342,17 @@ class Run:
         if self.ranks.count > 1 and self.meter.waiting:  # they wait for each other only where the device is waited for
             return
         due, stop = self.ranks.any([self.keep.due(at_end), self.keep.stop], self.device)
-        if stop or due:
+        if stop:
+            self._stopped()
+        if due:
             with self.meter.paused():
                 self.keep.save(self.state())
-        if stop:
-            reached = {"epoch": self.meter.epoch, "step": self.done, "last_loss": self.meter.last}
-            raise StoppedError("stopped by Ctrl-C or a signal", reached)
+
+    def _stopped(self) -> NoReturn:
+        with self.meter.paused():
+            self.keep.save(self.state())
+        reached = {"epoch": self.meter.epoch, "step": self.done, "last_loss": self.meter.last}
+        raise StoppedError("stopped by Ctrl-C or a signal", reached)
 
     def state(self) -> dict[str, Any]:
         """All that the numbers to come depend on."""
@@ -323,7 +362,7 @@ class Run:
             "draws": self.ranks.everybodys(draws(self.device)),
             "meter": self.meter.state(),
             "row": self.row,
-            **{key: getattr(self, key) for key in KEPT},
+            **{key: getattr(self, key) for key in (*SUMS, "execution", "peak")},
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -338,7 +377,15 @@ class Run:
             if self.ranks.rank < len(state["draws"]):  # else it goes on over more ranks than before
                 set_draws(state["draws"][self.ranks.rank], self.device)
             self.row = state["row"]
-            for key in KEPT:
+            for key in SUMS:
                 setattr(self, key, state[key])
+            self.resumed = self.done
+            self.earlier, self.peak_before = state.get("execution", ""), state.get("peak", 0.0)
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"checkpoint.pt does not fit this cell: {one_line(error)[:200]}") from None
+
+
+def _only_ordinary(why: str) -> dict[str, Any]:
+    """Nothing more of a cell than its headline, and a word of that."""
+    warnings.warn(f"only the ordinary evaluation was done: {why}", RuntimeWarning, stacklevel=3)
+    return {}

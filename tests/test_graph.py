@@ -145,6 +145,9 @@ class StopAt:
     def save(self, state: dict[str, Any]) -> None:
         self.state = copy.deepcopy(state)
 
+    def trained(self, result: dict[str, Any]) -> bool:
+        return True
+
 
 def a_run(cell: Cell, keep: Any = None, state: Any = None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     description = describe(cell.data)

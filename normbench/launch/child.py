@@ -151,6 +151,9 @@ class Keeper:
         )
         self.clock.saved(began)
 
+    def trained(self, result: dict[str, Any]) -> bool:
+        return self.attempt is None or self.attempt.keep_trained(result)
+
 
 def _answer(order: Order, parent: Parent) -> int:
     """Measure what was asked for, and tell it."""

@@ -280,7 +280,7 @@ class Local:
             mine.finish(result)
         elif not attempt.close(folder, number, result):
             return None
-        return result
+        return read_json(folder / "result.json") or result  # a finished training may have been saved from it
 
     def _claimed(self, cell: Running) -> int | None:
         """The attempt that the cell's process claimed, if it did and could not tell."""

@@ -41,7 +41,7 @@ from normbench.norms import core, gn, groups, none, plain, running
 from normbench.norms.convolution import adopt
 from normbench.norms.hooks import StepHooks
 from normbench.norms.registry import Normalizer, register
-from normbench.norms.syncbn import ranks
+from normbench.ranks import together_now
 
 KEPT = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -218,7 +218,7 @@ def settle(layer: Any) -> Tensor:
     layer.running_var.lerp_(var.to(share.dtype), share)
     for buffer in (layer.seen, layer.seen_mean, layer.seen_square):
         buffer.zero_()
-    return outputs * ranks()
+    return outputs * together_now()
 
 
 def precondition(layer: Any, N: Tensor) -> None:

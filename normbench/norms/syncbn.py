@@ -24,7 +24,7 @@ from torch import Tensor, distributed, nn
 
 from normbench.norms import core, plain, running
 from normbench.norms.registry import Normalizer, register
-from normbench.ranks import together
+from normbench.ranks import together, together_now
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-5) -> Tensor:
@@ -70,7 +70,7 @@ class SyncBatchNorm(nn.Module):
         if not self.training and self.running_mean is not None:
             return core.normalize(x, *running.evaluation(self, x), self.eps, *affine, self.activation)
         core.workers(N, self.batch if self.training else None, "syncbn")
-        if self.training and ranks() > 1:
+        if self.training and together_now() > 1:
             mean, var, values = pooled(*plain.mean_var(x, (0, 2, 3)), N * H * W)
             running.update(self, mean, var, values / (values - 1).clamp(min=1))
             return core.normalize(x, mean, var, self.eps, *affine, self.activation)
@@ -85,17 +85,11 @@ class SyncBatchNorm(nn.Module):
         return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, batch={self.batch}"
 
 
-def ranks() -> int:
-    """How many processes take a step together."""
-    there = distributed.is_available() and distributed.is_initialized()
-    return distributed.get_world_size() if there else 1
-
-
 def pooled(mean: Tensor, var: Tensor, values: int) -> tuple[Tensor, Tensor, Tensor]:
     """Mean and biased variance over all ranks, (1, C) each, and the number of their values; (C,) from this one."""
     C, rank = len(mean), distributed.get_rank()
     own = torch.cat([mean, var, mean.new_tensor([values])])
-    table = nn.functional.pad(own[None], (0, 0, rank, ranks() - 1 - rank))  # zeros where the others write
+    table = nn.functional.pad(own[None], (0, 0, rank, together_now() - 1 - rank))  # zeros where the others write
     means, variances, counts = _Sum.apply(table).split([C, C, 1], 1)
     share = counts / counts.sum()
     mean = (share * means).sum(0, keepdim=True)
