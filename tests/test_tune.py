@@ -158,6 +158,7 @@ def test_tuned_and_given_rates_make_one_grid() -> None:
         (["tune.lr=[0.1,0]"], "expected rates above 0"),
         (["tune=[0.1,0.2]"], "tune: got [0.1, 0.2], expected an option of it"),
         (["tune.valid=0.2"], "tune.valid is given, but no rates to choose from"),
+        (["tune.lr=null", "tune.valid=0.2"], "tune.valid is given, but no rates to choose from"),
         ([TUNED, "tune.valid=0"], "tune.valid: got 0.0"),
         ([TUNED, "tune.seeds=0"], "tune.seeds: got 0"),
         ([TUNED, "tune.budget=1.5"], "tune.budget: got 1.5"),
