@@ -32,11 +32,15 @@ UNFINISHED = ("new", "running", "killed", "interrupted")
 
 
 def trials_of(cell: Cell) -> list[Cell]:
-    """The trials that choose the rate of a cell: every rate with every seed, the rates in rising order."""
+    """The trials that choose the rate of a cell: every rate with every seed, the rates in rising order.
+
+    Only their top-1 is asked for, so that none is evaluated in other ways (``eval.isolate``).
+    """
     tune = _tune(cell)
     data = dataclasses.replace(cell.data, valid=tune.valid)
     epochs, steps = _length(cell, tune.budget)
-    common = dataclasses.replace(cell, tune=None, data=data, epochs=epochs, steps=steps)
+    plainly = dataclasses.replace(cell.eval, isolate=False)
+    common = dataclasses.replace(cell, tune=None, data=data, eval=plainly, epochs=epochs, steps=steps)
     return [
         dataclasses.replace(common, lr=rate, seed=TRIAL_SEED + number)
         for rate in tune.lr

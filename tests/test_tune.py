@@ -80,7 +80,7 @@ def test_a_trial_is_the_ordinary_cell_that_anybody_could_run() -> None:
     assert [(trial.lr, trial.seed) for trial in trials] == [
         (rate, seed) for rate in (0.01, 0.03, 0.1) for seed in (1000, 1001)
     ]
-    same = plain("norm=bn", "epochs=4", "seed=1001", "lr=0.1", "data.valid=0.1")
+    same = plain("norm=bn", "epochs=4", "seed=1001", "lr=0.1", "data.valid=0.1", "eval.isolate=false")
     assert trials[-1].identity(EVIDENCE) == same.identity(EVIDENCE)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import subprocess
 import sys
@@ -69,6 +70,10 @@ def test_rates_are_tried_on_held_out_pictures_and_the_best_one_is_tested(
     ]
     best = max(tried, key=lambda row: (row["top1"], -row["lr"]))
     (row,) = results("t")
+    # Nobody asks of a trial what its normalizer alone does.
+    assert all(math.isnan(trial["train_top1"]) for trial in tried)
+    assert row["train_top1"] != "NaN"
+    assert [path.parent.parent.name for path in folder.rglob("correct.npy")] == ["t"]
     assert (row["split"], row["seed"], row["status"], row["step"]) == ("test", "0", "ok", "2")
     assert (float(row["lr"]), float(row["tune_top1"])) == (best["lr"], best["top1"])
     assert (row["tune_trials"], row["tune_edge"]) == ("2", "lowest" if best["lr"] == 0.001 else "highest")
