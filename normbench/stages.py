@@ -48,6 +48,7 @@ def run(
     try:
         if tuning is not None:
             left = _try_rates(planned, tuning, settings, notes)
+            notes += tuning.given_up(planned)
             planned = tuning.decided(planned)
             if tuning.outdated:
                 notes.append(

@@ -4,7 +4,8 @@ A trial is an ordinary cell in a store of its own, ``runs/<name>/.tune/``: the r
 training pictures (``data.valid``) is held out and evaluated on in place of the test set, its seed is its own, its
 length a share of the cell's. So it is resumed, rerun and reported as any cell is, and no trial sees the test set. Cells
 that differ in nothing but their seed have their trials in common. The rate that wins is the ``lr`` of these cells,
-which train on all training pictures and are tested once.
+which train on all training pictures and are tested once. A trial that is killed is run again; killed once more it has
+failed, or its cells would wait for ever.
 """
 
 from __future__ import annotations
@@ -15,28 +16,37 @@ import statistics
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from normbench.cell import TRIAL_SEED, Cell
 from normbench.errors import ConfigError, DataError
 from normbench.files import read_json
 from normbench.grid import Grid, GridCell
 from normbench.options import TuneOptions
-from normbench.records import Store, cell_status
+from normbench.records import Store
 
 if TYPE_CHECKING:
     from normbench.preflight import Planned, Preflight
 
 # States of a trial of which nothing is known yet.
 UNFINISHED = ("new", "running", "killed", "interrupted")
+# Killed in so many attempts, a trial has failed. An attempt that left no result does not count: it went with its sweep,
+# maybe with the machine.
+DEATHS = 2
+# What a trial's record says beside: in how many earlier attempts it was killed.
+BEFORE = "killed_before"
 
 
 def trials_of(cell: Cell) -> list[Cell]:
-    """The trials that choose the rate of a cell: every rate with every seed, the rates in rising order."""
+    """The trials that choose the rate of a cell: every rate with every seed, the rates in rising order.
+
+    Only their top-1 is asked for, so that none is evaluated in other ways (``eval.isolate``).
+    """
     tune = _tune(cell)
     data = dataclasses.replace(cell.data, valid=tune.valid)
     epochs, steps = _length(cell, tune.budget)
-    common = dataclasses.replace(cell, tune=None, data=data, epochs=epochs, steps=steps)
+    plainly = dataclasses.replace(cell.eval, isolate=False)
+    common = dataclasses.replace(cell, tune=None, data=data, eval=plainly, epochs=epochs, steps=steps)
     return [
         dataclasses.replace(common, lr=rate, seed=TRIAL_SEED + number)
         for rate in tune.lr
@@ -134,9 +144,14 @@ class Tuning:
         changed = (*(key for key in item.changed if key not in ("tune", "seed")), "data.valid", "lr")
         trials = [GridCell(trial, changed) for trial in trials_of(item.cell)]
         try:
-            return preflight.plan(Grid(trials, grid.settings), self.store)
+            return [self._as_it_ended(trial) for trial in preflight.plan(Grid(trials, grid.settings), self.store)]
         except (ConfigError, DataError) as error:
             raise ConfigError(f"trials of tune.lr, with tune.valid={_tune(item.cell).valid:g}: {error}") from None
+
+    def _as_it_ended(self, trial: Planned) -> Planned:
+        """With the attempts counted that it was killed in; failed after the last of them."""
+        deaths = _deaths(self._result(trial))
+        return dataclasses.replace(trial, status=self._end(trial).status, told={BEFORE: deaths}) if deaths else trial
 
     def trials(self, planned: Sequence[Planned]) -> list[Planned]:
         """The trials of the cells that will run, each once."""
@@ -212,18 +227,37 @@ class Tuning:
         return choose(ends)
 
     def _end(self, trial: Planned) -> End:
-        folder = self.store.cell(trial.cell_id)
-        result = read_json(folder / "result.json")
-        return End(cell_status(folder), result.get("top1"), str(result.get("reason") or ""))
+        status, result = self.store.status(trial.cell_id), self._result(trial)
+        reason = str(result.get("reason") or "")
+        if status == "killed" and _deaths(result) >= DEATHS:
+            return End("error", reason=f"killed in {DEATHS} attempts: {reason}")
+        return End(status, result.get("top1"), reason)
+
+    def _result(self, trial: Planned) -> dict[str, Any]:
+        return read_json(self.store.cell(trial.cell_id) / "result.json")
+
+    def given_up(self, planned: Sequence[Planned]) -> Iterator[str]:
+        """For people: how many trials have failed by being killed, and what killed one."""
+        ends = [self._end(trial) for trial in self.trials(planned) if self.store.status(trial.cell_id) == "killed"]
+        lost = [end.reason for end in ends if end.status not in UNFINISHED]
+        if lost:
+            yield f"{len(lost)} trial{'s'[: len(lost) != 1]} taken as failed: {lost[0]}"
 
     def told(self, planned: Sequence[Planned]) -> Iterator[str]:
-        """For people, before it starts: the budget, and by what rule a rate is chosen."""
+        """For people, before it starts: the budget, by what rule a rate is chosen, and which trials are given up."""
         from normbench.preflight import will_run
 
         trials, cells = self.trials(planned), list(will_run(planned, self.rerun))
         yield f"{_budget(trials, self.to_run(planned), 'trial')} + {_budget(planned, cells, 'cell')}"
         for words in dict.fromkeys(_tune(item.cell).told() for item in planned if item.cell.tune is not None):
             yield f"tune.lr: {words}; the rate with the best top-1 there is trained on all pictures and tested once"
+        yield from self.given_up(planned)
+
+
+def _deaths(result: Mapping[str, Any]) -> int:
+    """In how many attempts a trial was killed; attempts that were interrupted between them are none of these."""
+    before = result.get(BEFORE)
+    return (before if isinstance(before, int) else 0) + (result.get("status") == "killed")
 
 
 def _group(cell: Cell) -> str:

@@ -80,7 +80,7 @@ def test_a_trial_is_the_ordinary_cell_that_anybody_could_run() -> None:
     assert [(trial.lr, trial.seed) for trial in trials] == [
         (rate, seed) for rate in (0.01, 0.03, 0.1) for seed in (1000, 1001)
     ]
-    same = plain("norm=bn", "epochs=4", "seed=1001", "lr=0.1", "data.valid=0.1")
+    same = plain("norm=bn", "epochs=4", "seed=1001", "lr=0.1", "data.valid=0.1", "eval.isolate=false")
     assert trials[-1].identity(EVIDENCE) == same.identity(EVIDENCE)
 
 
@@ -158,6 +158,7 @@ def test_tuned_and_given_rates_make_one_grid() -> None:
         (["tune.lr=[0.1,0]"], "expected rates above 0"),
         (["tune=[0.1,0.2]"], "tune: got [0.1, 0.2], expected an option of it"),
         (["tune.valid=0.2"], "tune.valid is given, but no rates to choose from"),
+        (["tune.lr=null", "tune.valid=0.2"], "tune.valid is given, but no rates to choose from"),
         ([TUNED, "tune.valid=0"], "tune.valid: got 0.0"),
         ([TUNED, "tune.seeds=0"], "tune.seeds: got 0"),
         ([TUNED, "tune.budget=1.5"], "tune.budget: got 1.5"),

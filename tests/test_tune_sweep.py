@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import subprocess
 import sys
@@ -69,6 +70,10 @@ def test_rates_are_tried_on_held_out_pictures_and_the_best_one_is_tested(
     ]
     best = max(tried, key=lambda row: (row["top1"], -row["lr"]))
     (row,) = results("t")
+    # Nobody asks of a trial what its normalizer alone does.
+    assert all(math.isnan(trial["train_top1"]) for trial in tried)
+    assert row["train_top1"] != "NaN"
+    assert [path.parent.parent.name for path in folder.rglob("correct.npy")] == ["t"]
     assert (row["split"], row["seed"], row["status"], row["step"]) == ("test", "0", "ok", "2")
     assert (float(row["lr"]), float(row["tune_top1"])) == (best["lr"], best["top1"])
     assert (row["tune_trials"], row["tune_edge"]) == ("2", "lowest" if best["lr"] == 0.001 else "highest")
@@ -137,6 +142,70 @@ def test_where_no_trial_succeeds_the_cell_is_a_row_that_says_so(
     assert sweep(*grid, "rerun=failed") == 1
     after = marks(tmp_path.glob("runs/t/**/result.json"))
     assert {path for path in after if after[path] > before[path]} == set(tmp_path.glob("runs/t/.tune/*/result.json"))
+
+
+FATAL = """
+import os
+import signal
+
+import torch
+from torch import nn
+
+class Fatal(nn.Module):
+    def __init__(self, num_features):
+        super().__init__()
+        self.moved = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        if self.moved.abs() > 1:  # a step at a high rate
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return x + self.moved
+"""
+
+
+def test_a_trial_that_always_dies_has_failed_after_the_second_time(
+    sweep: Sweep, results: Results, tmp_path: Path, capsys: Said
+) -> None:
+    (tmp_path / "mine.py").write_text(FATAL)
+    grid = (*SHORT[1:], "norm=mine.py:Fatal", "tune.lr=[1e-9,1e9]")
+    assert sweep(*grid) == 1
+    assert "1 of the cells wait for trials" in capsys.readouterr().err
+    (dead,) = (path for path in tmp_path.glob("runs/t/.tune/*/result.json") if read_json(path)["status"] == "killed")
+
+    # What was stopped or went with the machine was not its own doing, in however many attempts.
+    first = dead.read_text()
+    dead.write_text(json.dumps({**read_json(dead), "status": "interrupted", "attempt": 5}))
+    assert sweep(*grid) == 1
+    assert (read_json(dead)["status"], read_json(dead)["attempt"]) == ("killed", 6)
+    dead.unlink()
+    assert sweep(*grid, "plan=true") == 0
+    assert "2 trials: 1 done; 1 killed, to be run again" in capsys.readouterr().out
+    dead.write_text(first)
+
+    assert sweep(*grid) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1 trial taken as failed: killed in 2 attempts: its process ended by a segmentation fault (SIGSEGV)" in said
+    (row,) = results("t")
+    assert (row["status"], float(row["lr"]), row["tune_edge"]) == ("ok", 1e-9, "lowest")
+
+    # It stands, for other cells too.
+    before = marks([dead])
+    assert sweep(*grid, "seed=0,1", "plan=true") == 0
+    said = capsys.readouterr().out
+    assert "1 trial taken as failed: killed in 2 attempts" in said
+    assert "2 trials: 1 done; 1 error" in said
+    assert sweep(*grid, "seed=0,1") == 0
+    assert marks([dead]) == before
+    assert len(results("t")) == 2
+
+
+def test_where_every_trial_dies_the_cell_fails(sweep: Sweep, results: Results, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(FATAL)
+    grid = (*SHORT[1:], "norm=mine.py:Fatal", "tune.lr=[1e8,1e9]")
+    assert [sweep(*grid), sweep(*grid)] == [1, 1]
+    (row,) = results("t")
+    assert (row["status"], row["lr"]) == ("error", "")
+    assert "(2 error); one of them: killed in 2 attempts: its process ended by a segmentation" in row["reason"]
 
 
 def test_a_sweep_that_is_killed_among_its_trials_goes_on_and_runs_none_twice(

@@ -129,6 +129,7 @@ def _read_paper(axes: Sequence[Axis], configs: Configs) -> PaperGrid:
             _check_keys(command, defaults, configs)
         cells = [cell for command in expanded for cell in _cells(command, configs)]
         lines.append((line, [dataclasses.replace(item, cell=scaled(item.cell, scale)) for item in cells]))
+    _check_tune(axes, [item for _, cells in lines for item in cells])
     return PaperGrid(paper, scale, lines, {**settings, "name": settings["name"] or paper.folder(scale)})
 
 
@@ -185,8 +186,8 @@ def _check_keys(axes: Sequence[Axis], defaults: Mapping[str, Any], configs: Conf
 
 def _check_tune(axes: Sequence[Axis], cells: Sequence[GridCell]) -> None:
     """How a rate is chosen says something only of cells whose rate is."""
-    stray = next((axis.key for axis in axes if axis.key.startswith("tune.")), None)
-    if stray not in (None, "tune.lr") and all(item.cell.tune is None for item in cells):
+    stray = next((axis.key for axis in axes if axis.key.startswith("tune.") and axis.key != "tune.lr"), None)
+    if stray is not None and all(item.cell.tune is None for item in cells):
         raise ConfigError(f"{stray} is given, but no rates to choose from; add some, {TUNE_EXAMPLE}")
 
 

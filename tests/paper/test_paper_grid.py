@@ -145,11 +145,17 @@ def test_the_images_of_a_step_stay_where_a_paper_keeps_them() -> None:
         (["paper=gn", "batch=0.5"], "batch: got 0.5"),
         (["paper=gn", "norm=bn", "options.gn.num_groups=2"], "the cells chosen are of bn only"),
         (["paper=gn", "epoch=3"], "Did you mean 'epochs'"),
+        (["paper=hysts", "tune.valid=0.3"], "tune.valid is given, but no rates to choose from"),
     ],
 )
 def test_bad_words_are_answered(words: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         grid.read(words)
+
+
+def test_the_rates_of_a_table_can_be_tuned() -> None:
+    found = read("paper=hysts", "lr=null", "tune.lr=[0.1,0.2]", "tune.valid=0.3")
+    assert {item.cell.tune and item.cell.tune.valid for _, cells in found.lines for item in cells} == {0.3}
 
 
 def test_a_table_of_ones_own(tmp_path: Path) -> None:
