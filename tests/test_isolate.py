@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from normbench.options import ArchOptions, DataOptions, EvalOptions, Recipe
 from normbench.records import correct
 from normbench.train import open_for, prepare
 
+Sweep = Callable[..., int]
+Results = Callable[..., list[dict[str, str]]]
 COLUMNS = {"batch_top1", "batch_top5", "precise_top1", "precise_top5", "train_top1", "train_top5", "gap", "eval_flips"}
 
 
@@ -41,7 +44,7 @@ def isolated(cell: Cell, net: nn.Module, pictures: Pictures) -> tuple[dict[str, 
 
 
 def test_every_column_and_a_bit_per_picture_that_agrees_with_the_headline(
-    sweep: Callable[..., int], results: Callable[..., list[dict[str, str]]], tmp_path: Path
+    sweep: Sweep, results: Results, tmp_path: Path
 ) -> None:
     assert sweep("norm=bn,gn", "batch=8", "epochs=2", "data.limit=120", "name=i") == 0
     for row in results("i"):
@@ -55,9 +58,7 @@ def test_every_column_and_a_bit_per_picture_that_agrees_with_the_headline(
             assert row["batch_top1"] == row["precise_top1"] == row["top1"]
 
 
-def test_a_cell_that_does_not_want_it_has_none_and_is_another(
-    sweep: Callable[..., int], results: Callable[..., list[dict[str, str]]], tmp_path: Path
-) -> None:
+def test_a_cell_that_does_not_want_it_has_none_and_is_another(sweep: Sweep, results: Results, tmp_path: Path) -> None:
     grid = ["norm=bn", "batch=8", "steps=2", "data.limit=60", "name=i"]
     assert sweep(*grid) == 0
     assert sweep(*grid, "eval.isolate=false") == 0
@@ -169,9 +170,7 @@ def test_looked_at_in_order_they_are_what_is_evaluated() -> None:
         assert torch.equal(y, wanted_y)
 
 
-def test_what_cannot_be_done_costs_no_result(
-    sweep: Callable[..., int], results: Callable[..., list[dict[str, str]]], tmp_path: Path
-) -> None:
+def test_what_cannot_be_done_costs_no_result(sweep: Sweep, results: Results, tmp_path: Path) -> None:
     """A norm that falls over with gradients off in training mode, which is what recomputing statistics does."""
     (tmp_path / "own.py").write_text(
         "from torch import nn\nimport torch\n"
@@ -193,7 +192,91 @@ def test_what_cannot_be_done_costs_no_result(
     assert "wants gradients" in (tmp_path / "runs" / "i" / row["cell_id"] / "log.txt").read_text()
 
 
-def test_the_result_holds_what_the_columns_say(sweep: Callable[..., int], tmp_path: Path) -> None:
+FORKED = """
+import os, signal, time, torch
+from torch import nn
+class Own(nn.Module):
+    mixes_samples = True
+    train_eval_differ = True
+    def __init__(self, num_features):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num_features))
+    def forward(self, x):
+        if self.training and not torch.is_grad_enabled():
+            {}
+        return x * self.weight[:, None, None]
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "more", "why"),
+    [("time.sleep(600)", "cell_timeout=6", "timeout"), ("raise SystemExit(3)", "seed=0", "error")],
+    ids=["timeout", "exit"],
+)
+def test_a_finished_training_outlives_what_comes_after(
+    sweep: Sweep,
+    results: Results,
+    tmp_path: Path,
+    what: str,
+    more: str,
+    why: str,
+) -> None:
+    (tmp_path / "own.py").write_text(FORKED.format(what))
+    assert sweep(f"norm={tmp_path}/own.py:Own", "batch=8", "steps=2", "data.limit=60", "name=i", more) == 0
+    (row,) = results("i")
+    assert (row["status"], row["batch_top1"]) == ("ok", "NaN")
+    assert float(row["top1"]) >= 0
+    assert row["reason"].startswith(f"only the ordinary evaluation was done: {why}")
+    assert not (tmp_path / "runs" / "i" / row["cell_id"] / "trained.json").exists()
+
+
+def test_what_ends_the_process_every_time_is_tried_twice(sweep: Sweep, results: Results, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(FORKED.format("os.kill(os.getpid(), signal.SIGSEGV)"))
+    ends = []
+    for _ in range(3):
+        sweep(f"norm={tmp_path}/own.py:Own", "batch=8", "steps=2", "data.limit=60", "name=i")
+        ends.append([row["status"] for row in results("i")])
+    assert ends == [["killed"], ["killed"], ["ok"]]
+    (row,) = results("i")
+    assert row["batch_top1"] == "NaN"
+
+
+@pytest.mark.parametrize("norm", ["bn", "syncbn"])
+def test_ranks_find_what_one_process_finds(sweep: Sweep, results: Results, norm: str) -> None:
+    """Rank 0 alone does it, and a unit that shares statistics over the ranks does not wait for the others."""
+    found = []
+    for ranks in (1, 2):
+        words = (f"norm={norm}", "batch=8", "workers=2", f"ranks={ranks}", "steps=3", "data.limit=60", f"name=r{ranks}")
+        assert sweep(*words) == 0
+        (row,) = results(f"r{ranks}")
+        found.append([float(row[name]) for name in ("batch_top1", "precise_top1", "train_top1")])
+    assert found[0] == pytest.approx(found[1], abs=2.5)  # a picture or so: sums are rounded otherwise
+
+
+def test_dropout_inside_a_unit_is_off() -> None:
+    """Two seeds, the same columns: ic drops in training."""
+    given = replace(cell("ic", 8), norm=NormOptions("ic", {"drop": 0.5}))
+    net, pictures = opened(given)
+    found = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        found.append(isolated(given, net, pictures)[0])
+    assert found[0] == found[1]
+    assert {unit.drop for unit in filter(norms.is_unit, net.modules())} == {0.5}
+
+
+def test_an_evaluation_batch_of_one_is_held_against_a_larger_one() -> None:
+    given = cell("bn", 8, eval_batch=1)
+    net, pictures = opened(given)
+    for unit in filter(norms.is_unit, net.modules()):
+        unit.running_mean = unit.running_var = unit.num_batches_tracked = None  # type: ignore[assignment]
+    torch.manual_seed(0)
+    for parameter in net.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    assert isolated(given, net, pictures)[0]["eval_flips"] > 0
+
+
+def test_the_result_holds_what_the_columns_say(sweep: Sweep, tmp_path: Path) -> None:
     assert sweep("norm=brn", "batch=8", "steps=2", "data.limit=60", "name=i") == 0
     (path,) = tmp_path.glob("runs/i/*/result.json")
     assert set(json.loads(path.read_text())) >= COLUMNS

@@ -205,7 +205,9 @@ def _may_follow(column: str) -> bool:
 
 
 def _norms_split_by(frame: pd.DataFrame, column: str, others: Iterable[str]) -> set[str]:
-    """The norms for which ``column`` takes several values at one batch, all ``others`` equal."""
+    """The norms for which ``column`` takes several values at one batch, all ``others`` equal; rates as far as given."""
+    if column == "lr" and TUNE in frame:
+        frame = frame[frame[TUNE].isna()]
     keys = [_words(frame, key).rename(key) for key in ("norm", *others, "batch")]
     values = _words(frame, column).groupby(keys, sort=False).transform("nunique")
     return set(frame.loc[values > 1, "norm"].dropna())
@@ -221,7 +223,8 @@ def _labelled(frame: pd.DataFrame, whole: pd.Series) -> pd.DataFrame:
     ways = _ways(frame)
 
     def line(row: Mapping[Any, Any], norm: str) -> str:
-        set_here = (c for c in names if row["norm"] in stands[c] and row[c] is not None)
+        tuned = row.get(TUNE) is not None
+        set_here = (c for c in names if row["norm"] in stands[c] and row[c] is not None and not (tuned and c == "lr"))
         own = (ways[row[c]] if c == TUNE else f"{names[c]}={short[c][_exact(row[c])]}" for c in set_here)
         return " ".join([norm, *own])
 

@@ -49,6 +49,17 @@ def test_tunings_of_several_kinds_are_told_apart(sweep, cell):
     }  # fmt: skip
 
 
+def test_a_tuned_line_stays_one_beside_rates_that_were_given(sweep, cell):
+    grid = [
+        cell(80 + k, batch=batch, lr=lr) for k, (batch, lr) in enumerate((b, r) for b in (2, 8) for r in (0.3, 3.0))
+    ]
+    grid += [made(cell, 90, 0.01, batch=2), made(cell, 95, 0.1, batch=8)]
+    _, spots, _ = read(sweep(grid))
+    assert {spot.line: [other.batch for other in spots if other.line == spot.line] for spot in spots} == {
+        "bn lr=0.3": [2, 8], "bn lr=3": [2, 8], "bn tuned": [2, 8],
+    }  # fmt: skip
+
+
 def test_a_sweep_that_tuned_nothing_says_nothing_of_it(sweep, cell):
     folder = sweep([cell(90)])
     assert tuned.notes(frame.read(folder)) == []
