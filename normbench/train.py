@@ -21,7 +21,7 @@ from normbench.data.tuned import Tuned
 from normbench.errors import ConfigError, one_line
 from normbench.evaluate import evaluate
 from normbench.graph import CudaRecorder, Recorded, Recorder
-from normbench.meter import DivergedError, EndedError, Meter, StoppedError, Watch
+from normbench.meter import DivergedError, Meter, StoppedError, Watch
 from normbench.optimize import learning_rate, optimizer, warmup_steps
 from normbench.options import AUTO
 from normbench.ranks import ALONE, Ranks, apart
@@ -31,6 +31,8 @@ from normbench.step import Step, memory_format
 SUMS = ("done", "seconds", "untimed", "compile_seconds")
 # Draws of what is evaluated after training are apart from the run's: this number and the seed.
 APART = 2**20
+# What rank 0 says while it evaluates: it is not over, and nothing was found.
+WAITING: tuple[bool, dict[str, Any] | None] = (False, None)
 # Who records a step.
 RECORDER: Callable[[torch.device], Recorder] = CudaRecorder
 # Side in pixels of streamed pictures where neither the data nor the network asks for one.
@@ -224,7 +226,9 @@ class Run:
 
     def _isolate(self, result: dict[str, Any]) -> dict[str, Any]:
         """What the trained network does when it is evaluated in other ways, by rank 0 while the others wait."""
-        found = self.ranks.first(self._isolated(result) if self.ranks.rank == 0 else None)
+        over, found = self.ranks.first((True, self._isolated(result)) if self.ranks.rank == 0 else WAITING)
+        while not over:
+            over, found = self.ranks.first(WAITING)
         if found is None:
             self._stopped()
         return found
@@ -240,8 +244,6 @@ class Run:
                 found, right = isolate.isolate(self.cell, self.net, self.pictures, self.step.precision, self._go_on)
         except StoppedError:
             return None
-        except EndedError:
-            raise
         except Exception as error:
             return _only_ordinary(one_line(error))
         finally:
@@ -251,6 +253,8 @@ class Run:
         return found
 
     def _go_on(self) -> None:
+        """Between passes: an exchange that takes too long would be given up."""
+        self.ranks.first(WAITING)
         if self.keep.stop:
             raise StoppedError("", {})
 
