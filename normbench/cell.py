@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from normbench.errors import ConfigError, UnknownName
+from normbench.files import one_value
 from normbench.options import (
     AUTO,
     TUNE_EXAMPLE,
@@ -180,7 +181,7 @@ class Cell:
             elif isinstance(value, dict):
                 if "name" in value:
                     flat[key] = value.get("title") or value["name"]
-                flat |= {f"{key}.{name}": _scalar(item) for name, item in value.items() if name != "name"}
+                flat |= {f"{key}.{name}": one_value(item) for name, item in value.items() if name != "name"}
             else:
                 flat[key] = value
         return flat
@@ -336,11 +337,6 @@ def _options(part: Any) -> dict[str, Any]:
     """The fields of an options object, a user's own options beside them."""
     fields = {item.name: getattr(part, item.name) for item in dataclasses.fields(part)}
     return {**{key: value for key, value in fields.items() if key != "options"}, **fields.get("options", {})}
-
-
-def _scalar(value: Any) -> Any:
-    """Tables (BGN's groups by batch) on one line."""
-    return " ".join(f"{key}:{item}" for key, item in value.items()) if isinstance(value, Mapping) else value
 
 
 def _word(name: str) -> str:

@@ -140,6 +140,11 @@ def plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
+def one_value(value: Any) -> Any:
+    """As a flat configuration holds it: a table (BGN's groups by batch) on one line."""
+    return " ".join(f"{key}:{item}" for key, item in value.items()) if isinstance(value, Mapping) else value
+
+
 def cache_folder() -> Path:
     """Where cache files lie: $NORMBENCH_CACHE, else $XDG_CACHE_HOME/normbench, else ~/.cache/normbench."""
     if os.environ.get("NORMBENCH_CACHE"):

@@ -131,9 +131,7 @@ def compared(
             found.setdefault((line.label, batch), expected.row(line, batch, known.get((line.label, batch))))
             groups.setdefault((line.label, batch), {}).setdefault(differs, []).append(run)
     if nowhere:
-        problems.append(
-            f"left out: {nowhere} runs in this folder that fit no line, as their batch divides no step of it"
-        )
+        problems.append(f"left out: {nowhere} runs in this folder whose batch does not divide the images of a step")
     for place, by_protocol in groups.items():
         differs = min(by_protocol, key=lambda one: (len(one), -len(by_protocol[one]), one))
         rest = sum(len(runs) for other, runs in by_protocol.items() if other != differs)

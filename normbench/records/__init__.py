@@ -194,8 +194,20 @@ def sweeps(folder: Path | str) -> list[Path]:
     found = [path for path in sorted(folder.glob("*/")) if is_sweep(path) and path.name != "reference"]
     if found:
         return found
-    state = "holds no sweep" if folder.is_dir() else "does not exist"
-    raise StoreError(f"{str(folder)!r} {state}; expected runs/ or runs/<name>, as normbench.sweep leaves them")
+    raise StoreError(f"{str(folder)!r} {_lack(folder)}; expected runs/ or runs/<name>, as normbench.sweep leaves them")
+
+
+def _lack(folder: Path) -> str:
+    """Why a folder is no store, as far as it shows."""
+    if folder.is_file():
+        return "is a file"
+    if not folder.is_dir():
+        return "does not exist"
+    if is_sweep(folder.parent):
+        return f"is a folder of the sweep {str(folder.parent)!r}"
+    if cells_of(folder):
+        return f'has cells but no store.json; if this normbench wrote them, write {{"schema": {SCHEMA}}} into one'
+    return "holds no sweep"
 
 
 def is_sweep(folder: Path) -> bool:
@@ -214,7 +226,8 @@ def check_schema(folder: Path) -> None:
             )
     elif os.path.exists(folder / "results.csv"):
         raise StoreError(
-            f"{str(folder)!r} holds results but no store.json; choose another folder with name=… or runs=…"
+            f"{str(folder)!r} holds results but no store.json; if this normbench wrote them, write "
+            f'{{"schema": {SCHEMA}}} into one, or choose another folder with name=… or runs=…'
         )
 
 

@@ -17,7 +17,7 @@ import yaml
 
 from normbench import claim
 from normbench.attempt import SCHEMA
-from normbench.files import decoded, legible, plain, read_json, writable
+from normbench.files import decoded, legible, one_value, plain, read_json, writable
 from normbench.records.problems import Problems
 
 STATUSES = ("ok", "diverged", "oom", "killed", "timeout", "error", "skipped", "interrupted")
@@ -148,7 +148,8 @@ def _flat(path: Path) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in nested.items() if isinstance(nested, dict) else ():
         if isinstance(value, dict):
-            flat |= {key: value.get("name")} | {f"{key}.{name}": item for name, item in value.items() if name != "name"}
+            flat[key] = value.get("title") or value.get("name")
+            flat |= {f"{key}.{name}": one_value(item) for name, item in value.items() if name != "name"}
         else:
             flat[key] = value
     return {key: value for key, value in flat.items() if value is not None}

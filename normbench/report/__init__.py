@@ -63,10 +63,11 @@ def write(folder: Path | str, baseline: str | None = None) -> Report:
     cells = frame.make(folder, found.rows)
     _save(folder / "results.csv", records.to_csv(found.rows))  # first: it needs neither table nor plot
     curves, more = epochs.read(folder)
-    spots = statistics.judged(folder, cells, frame.spots(cells), baseline)
+    unused = records.Problems()
+    spots = statistics.judged(folder, cells, frame.spots(cells), baseline, unused)
     made = table.make(folder.resolve().name, cells, spots)
     trials, troubles = tuned.read(folder)
-    made = dataclasses.replace(made, notes=[*made.notes, *found.problems, *more, *troubles])
+    made = dataclasses.replace(made, notes=[*made.notes, *found.problems, *unused.told(), *more, *troubles])
     drawn = pictures.draw(folder, made.title, cells, spots, notes.settings(cells), curves)
     contents: dict[str, str | bytes] = {
         "table.csv": records.to_csv(tidy.rows(cells, spots)),

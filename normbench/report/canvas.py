@@ -81,9 +81,12 @@ def write_at(figure: Figure, left: float, top: float, text: str, size: float, **
 
 
 def settled(told: list[str]) -> list[str]:
-    """Settings as the lines of a head; none if they would be more than ``LINES``."""
-    lines = wrapped("; ".join(told), SMALL, WIDTH - 0.12) if told else []
-    return lines if len(lines) <= LINES else []
+    """Settings as the lines of a head: as many, one after the other, as ``LINES`` hold."""
+    kept: list[str] = []
+    for text in told:
+        if len(wrapped("; ".join([*kept, text]), SMALL, WIDTH - 0.12)) <= LINES:
+            kept.append(text)
+    return wrapped("; ".join(kept), SMALL, WIDTH - 0.12) if kept else []
 
 
 def head(lines: list[str]) -> float:

@@ -100,6 +100,10 @@ class _Drawing:
             max(float(loss.min(initial=middle)), middle / FAR),
             min(float(loss.max(initial=middle)), middle * FAR),
         )
+        # Of every seed: a line that leaves its panel is not drawn there.
+        seeds = [seed for (where, line, _), own in self.histories.items() if where == block and line in self.coloured
+                 for seed in (*own.whole, *own.cut)]  # fmt: skip
+        accuracy = np.concatenate([accuracy, *(seed[:, 1] for seed in seeds)])
         accuracy = accuracy[np.isfinite(accuracy)]
         y = top1([float(accuracy.min()), float(accuracy.max())] if len(accuracy) else [50.0], apart=0.14, count=4)
         x = linear(0, last * 1.03, "epoch", 3)

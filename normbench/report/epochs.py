@@ -24,10 +24,12 @@ def read(folder: Path) -> tuple[dict[str, list[Any]], list[str]]:
     A loss without bounds, as one that diverges may leave, is None too.
     """
     columns: dict[str, list[Any]] = {column: [] for column in ("cell_id", *COLUMNS)}
-    problems = records.Problems()
+    problems, lost = records.Problems(), list[str]()
     count = 0
     for place in records.cells_of(folder):
         rows, damaged = records.read_rows(place)
+        if not rows and not (place / "rows.jsonl").exists():
+            lost.append(place.name)
         if damaged:
             problems.add("cells with lines in rows.jsonl that cannot be read", place.name, str(damaged))
         columns["cell_id"] += [legible(place.name)] * len(rows)
@@ -38,6 +40,8 @@ def read(folder: Path) -> tuple[dict[str, list[Any]], list[str]]:
         count += len(rows)
         for values in columns.values():
             values.extend([None] * (count - len(values)))
+    for name in lost if count else ():  # where there are no rows at all, nobody misses any
+        problems.add("cells whose rows.jsonl is missing", name)
     for name in COLUMNS:
         for k in _impossible(columns[name]):
             problems.add("numbers in rows.jsonl left out that cannot be right", columns["cell_id"][k], name)

@@ -78,7 +78,10 @@ def styled(lines: Iterable[str], norms: Mapping[str, str] | None = None) -> dict
         style = _home(norms[line])
         if style and style not in own.values():
             own[line] = style
-    everything = itertools.chain(map(_own, COLOURS), map(_dashed, itertools.count()))
+    # The baseline's is another's only when there is nothing else left.
+    colours = [colour for colour in COLOURS if colour != HOME["bn"]]
+    dashed = map(_dashed, range(len(COLOURS) * len(DASHES)))
+    everything = itertools.chain(map(_own, colours), dashed, [_own(HOME["bn"])], map(_dashed, itertools.count()))
     free = (style for style in everything if style not in own.values())
     return {line: own[line] if line in own else next(free) for line in lines}
 

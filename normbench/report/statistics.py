@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +29,7 @@ import numpy as np
 import pandas as pd
 
 from normbench.errors import ConfigError, UnknownName
+from normbench.records import Problems
 from normbench.report.bootstrap import interval
 from normbench.report.compare import LEVEL, holm
 from normbench.report.evidence import Evidence
@@ -52,14 +53,20 @@ from normbench.report.verdict import (
 )  # fmt: skip
 
 
-def judged(folder: Path, frame: pd.DataFrame, spots: Sequence[Spot], baseline: str | None = None) -> list[Spot]:
+def judged(
+    folder: Path,
+    frame: pd.DataFrame,
+    spots: Sequence[Spot],
+    baseline: str | None = None,
+    problems: Problems | None = None,
+) -> list[Spot]:
     """The spots with ``interval``, ``versus`` the baseline and ``level``.
 
     baseline: a line's label, or a normalizer's name where each contest has one line of it; ``bn`` if none is given, and
-    no comparison where there is none, or are several. Raises as ``check`` does.
+    no comparison where there is none, or are several.  problems: where damaged evidence is told.  Raises as ``check``.
     """
     check(spots, baseline)
-    evidence, made = Evidence(folder, frame), dict[tuple[str, str, int], Spot]()
+    evidence, made = Evidence(folder, frame, problems), dict[tuple[str, str, int], Spot]()
     for block in grouped(spots, "block").values():
         pairs, with_best, intervals = list[Pair](), list[Pair](), dict[int, tuple[float, float] | None]()
         for column in grouped(block, "batch").values():
@@ -128,7 +135,7 @@ def _verdicts(pairs: list[Pair]) -> dict[int, Versus]:
     known = done.known & ~np.isnan(done.p)
     corrected = np.full(len(usable), math.nan)
     corrected[known] = holm(done.p[known])
-    family = _family(pairs, usable, done, int(known.sum()))
+    family = _family(pairs, usable, done, known)
     place = {id(pair): k for k, pair in enumerate(usable)}
     nothing = math.nan
     found = {}
@@ -169,17 +176,17 @@ def _verdict(pair: Pair, p: float) -> str:
     return TOO_FEW if pair.seeds < LEAST_SEEDS else NO_NOISE
 
 
-def _family(pairs: Sequence[Pair], usable: Iterable[Pair], done: Assessed, size: int) -> Family:
+def _family(pairs: Sequence[Pair], usable: Sequence[Pair], done: Assessed, known: np.ndarray) -> Family:
     lines = list(dict.fromkeys(pair.other.line for pair in pairs))
     return Family(
         block=pairs[0].spot.block if pairs else "",
         baseline=", ".join(lines),
-        size=size,
+        size=int(known.sum()),
         comparisons=len(pairs),
         equality=done.pool.equality if done.pool else math.nan,
         pooled=bool(done.pool and done.pool.accepted),
         freedom=done.pool.shared_freedom if done.pool else math.nan,
-        by_picture=all(pair.squares for pair in usable),
+        by_picture=sum(bool(pair.squares) for pair, sure in zip(usable, known, strict=True) if sure),
     )
 
 

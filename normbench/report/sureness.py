@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 
 from normbench.report.frame import Spot
@@ -45,7 +46,8 @@ def _family(family: Family, verdicts: Sequence[Versus]) -> list[str]:
     kinds = {versus.verdict for versus in verdicts}
     signs = [(SIGNS[kind], kind) for kind in (BETTER, WORSE) if kind in kinds]
     found = f"{' '.join(sign for sign, _ in signs)} significantly {' or '.join(kind for _, kind in signs)} than"
-    mates = f"paired by seed{' and picture' if family.by_picture else ''}"
+    by = {family.size: " and picture", 0: ""}.get(family.by_picture, f", {family.by_picture} of them by picture, too")
+    mates = f"paired by seed{by}"
     size = f"Holm over {_many(family.size, 'comparison')}" if family.size > 1 else "1 comparison"
     told = f"{where}{found if signs else 'no significant difference to'} {family.baseline} (5 %; {mates}; {size})"
     return [told, *_variance(family, where), *_noise(verdicts, where)]
@@ -66,7 +68,7 @@ def _noise(verdicts: Sequence[Versus], where: str) -> list[str]:
     if not known:
         return []
     seed, residual, picture = (
-        _median([getattr(noise, part) for noise in known]) for part in ("seed", "residual", "picture")
+        statistics.median([getattr(noise, part) for noise in known]) for part in ("seed", "residual", "picture")
     )
     parts = f"{seed:.2f} from seed to seed, {residual:.2f} of single pictures per seed, {picture:.2f} of this test set"
     return [f"{where}noise of a difference (s.d., points, median): {parts}, which more seeds do not lessen"]
@@ -103,6 +105,8 @@ def _uncompared(spots: Sequence[Spot]) -> list[str]:
         contests.setdefault((spot.block, spot.batch, spot.contest), []).append(spot)
     bases = [[spot.line for spot in rivals if spot.is_of(BASELINE)] for rivals in contests.values()]
     lines = max(bases, key=len, default=[])
+    if not lines and len({spot.line for spot in spots}) > 1:
+        return [f"no comparison, as no line is {BASELINE}: normbench.report DIR baseline=LINE compares with another"]
     if len(lines) > 1:
         return [f"no comparison, as {BASELINE} is {len(lines)} lines: baseline='{lines[0]}', say, chooses one"]
     if lines and any(not base for base in bases):
@@ -112,7 +116,3 @@ def _uncompared(spots: Sequence[Spot]) -> list[str]:
 
 def _many(count: int, thing: str) -> str:
     return f"{count} {thing}{'s'[: count != 1]}"
-
-
-def _median(values: Sequence[float]) -> float:
-    return sorted(values)[len(values) // 2]

@@ -38,7 +38,7 @@ class Family:
 
     size: p-values that Holm's correction counts.  comparisons: entries beside the baseline.  equality: Bartlett's p for
     equal noise of the seeds; NaN if there was nothing to test.  pooled: whether their variance was pooled, with how
-    many degrees of freedom.  by_picture: whether all were paired by picture, too.
+    many degrees of freedom.  by_picture: how many of them were paired by picture, too.
     """
 
     block: str
@@ -48,7 +48,7 @@ class Family:
     equality: float
     pooled: bool
     freedom: float
-    by_picture: bool
+    by_picture: int
 
 
 @dataclass(frozen=True)

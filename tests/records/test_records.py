@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from normbench import files, records
+from normbench import files, grid, records
 from normbench.errors import StoreError
 from normbench.records import Store
 
@@ -163,3 +163,31 @@ def test_a_write_that_fails_leaves_the_old_file_whole(tmp_path: Path, monkeypatc
 def test_numbers_that_json_cannot_hold_become_null(tmp_path: Path) -> None:
     files.write_json(tmp_path / "x", {"a": math.inf, "b": [math.nan, (1,)]})
     assert json.loads((tmp_path / "x").read_text()) == {"a": None, "b": [None, [1]]}
+
+
+def test_what_is_no_store_is_told_apart(store: Store) -> None:
+    finished(store, "a")
+    for path, why in (
+        (store.folder / "a" / "result.json", "is a file"),
+        (store.folder / "a", "is a folder of the sweep"),
+        (store.folder / "b", "does not exist"),
+    ):
+        with pytest.raises(StoreError, match=why):
+            records.sweeps(path)
+    (store.folder / "store.json").unlink()
+    with pytest.raises(StoreError, match='has cells but no store.json; .* write {"schema": 1} into one'):
+        records.sweeps(store.folder)
+
+
+def test_a_table_of_options_is_the_same_with_and_without_its_result(tmp_path: Path) -> None:
+    """From config.yaml, where the result is lost, BGN's groups by batch read as a result has them."""
+    asked = grid.read(["norm=bgn", "batch=2"]).cells[0].cell
+    store = Store(tmp_path / "runs", "t")
+    store.create()
+    for name in ("a", "b"):
+        attempt = store.begin(name, asked.nested(), {"config": asked.flat(), "changed": []})
+        assert attempt is not None
+        attempt.finish({"status": "ok", "reason": "", "config": asked.flat(), "changed": []})
+    (store.cell("b") / "result.json").write_text("damaged")
+    found = {cell["cell_id"]: cell["config"] for cell in records.read_cells(store.folder)[0]}
+    assert found["b"] == {key: value for key, value in files.plain(found["a"]).items() if value is not None}

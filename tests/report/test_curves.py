@@ -77,6 +77,16 @@ def test_what_ended_early_stops_at_a_cross(sweep, cell):
     assert any("× ended without a result" in word for word in words)
 
 
+def test_every_seed_stands_inside_its_panel(sweep, cell):
+    """Seeds far from their mean, too: a line that leaves the panel would not be drawn."""
+    folder = lived(sweep(grid(cell, ["bn", "gn"])), top1=lambda epoch, seed: 20.0 + 5 * epoch + 30 * seed)
+    cells, spots = table(folder)
+    past = histories.collect(cells, epochs.read(folder)[0])
+    _, top, _ = curves._Drawing(spots, past).scales[""]
+    assert top.low <= 25
+    assert top.high >= 80
+
+
 def test_without_epochs_there_is_no_picture(sweep, cell):
     for name, count in (("none", 0), ("one", 1)):
         folder = lived(sweep(grid(cell, ["bn", "gn"]), name), epochs=count)

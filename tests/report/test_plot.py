@@ -172,7 +172,10 @@ def test_settings_stand_under_the_title_if_they_fit():
         return " ".join(text.get_text() for text in plot._figure("first", MADE["three"], told).texts)
 
     assert "; ".join(TOLD) in head(TOLD)
-    assert "recipe" not in head([f"recipe.option{k} {k}" for k in range(100)])
+    many = head(["xxx " * 250, *(f"recipe.option{k} {k}" for k in range(100))])
+    assert "xxx" not in many
+    assert "recipe.option0 0; recipe.option1 1" in many
+    assert "option99" not in many
 
 
 def test_lines_look_different_and_norms_keep_their_colours():
