@@ -175,7 +175,7 @@ def test_what_is_no_store_is_told_apart(store: Store) -> None:
         with pytest.raises(StoreError, match=why):
             records.sweeps(path)
     (store.folder / "store.json").unlink()
-    with pytest.raises(StoreError, match='has cells but no store.json; .* write {"schema": 1} into one'):
+    with pytest.raises(StoreError, match=r'has cells but no store.json; .* write \{"schema": 1\} into one'):
         records.sweeps(store.folder)
 
 
