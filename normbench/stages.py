@@ -62,6 +62,10 @@ def run(
     except StoreError as error:
         writable = False
         raise OSError(one_line(error)) from None
+    except KeyboardInterrupt:
+        if new := sum(cell_status(store.cell(item.cell_id)) == "new" for item in planned):
+            print(f"{new} of the {len(planned)} cells of this sweep have not begun", file=sys.stderr)
+        raise
     finally:
         try:
             if writable:

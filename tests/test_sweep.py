@@ -466,6 +466,7 @@ def test_a_stopped_sweep_says_so_and_the_same_command_goes_on(
     else:
         assert process.returncode == 130, err
         assert "the same command goes on from here" in err
+        assert "1 of the 2 cells of this sweep have not begun" in err
         assert [row["status"] for row in results("t")] == [status]
     (cell,) = folder.glob("bn-b2-*")
     wait_for(lambda: cell_status(cell) == status)  # what a killed sweep leaves follows it at once
