@@ -127,6 +127,7 @@ def test_a_users_folder_adds_to_every_group_and_to_globs(tmp_path: Path) -> None
         (["data=cifar1"], "unknown data set 'cifar1'. Did you mean 'cifar10'?"),
         (["recipe=quik"], "unknown recipe 'quik'. Did you mean 'quick'?"),
         (["bacth=8"], "unknown key 'bacth'. Did you mean 'batch'?"),
+        (["baseline=gn"], "It is a key of python -m normbench.report DIR."),
         (["data.rot=x"], "Did you mean 'data.root'?"),
         (["recipe.epoch=3"], "Did you mean 'recipe.epochs'?"),
         (["batch=eight"], "batch: got 'eight'"),

@@ -170,12 +170,16 @@ def _check_choice(group: str, value: str, known: Sequence[str]) -> None:
     raise UnknownName(WHAT[group], value, known, mend)
 
 
+# Keys that one looks for here, and what they are keys of.
+REPORTS = dict.fromkeys(("baseline", "power"), "It is a key of python -m normbench.report DIR.")
+
+
 def _check_keys(axes: Sequence[Axis], defaults: Mapping[str, Any], configs: Configs) -> None:
     """Unknown top-level keys and groups, with the near name, before anything is composed."""
     for axis in axes:
         first, *rest = axis.key.split(".", 2)
         if first not in defaults and not configs.options(axis.key):
-            raise UnknownName("key", axis.key, defaults)
+            raise UnknownName("key", axis.key, defaults, REPORTS.get(axis.key, ""))
         if first == "options" and (len(rest) < 2 or not all(rest)):
             raise ConfigError(f"{axis.key}: expected options.<norm>.<option>=value, such as options.gn.num_groups=16")
         if first in SWEEP_KEYS and rest:
