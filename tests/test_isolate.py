@@ -211,7 +211,7 @@ class Own(nn.Module):
 
 @pytest.mark.parametrize(
     ("what", "more", "why"),
-    [("time.sleep(600)", "cell_timeout=6", "timeout"), ("raise SystemExit(3)", "seed=0", "error")],
+    [("time.sleep(600)", "cell_timeout=12", "timeout"), ("raise SystemExit(3)", "seed=0", "error")],
     ids=["timeout", "exit"],
 )
 def test_a_finished_training_outlives_what_comes_after(
