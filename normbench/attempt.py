@@ -22,6 +22,9 @@ SCHEMA = 1
 CORRECT = "correct.npy"
 # What a finished training came to, while its network is still being evaluated; and how often that may be begun.
 TRAINED, TIMES = "trained.json", 2
+# States of a cell that is still to be run, or to go on; ends that are failures, and stand until rerun asks for them.
+UNFINISHED = ("new", "running", "killed", "interrupted")
+FAILURES = ("diverged", "oom", "timeout", "error")
 # After these a cell is not gone on with, and a checkpoint would be of no use.
 FINAL = ("ok", "diverged", "skipped")
 

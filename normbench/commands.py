@@ -30,6 +30,11 @@ def _stop(signum: int, frame: Any) -> NoReturn:
     raise KeyboardInterrupt
 
 
+def hush() -> None:
+    """Nobody reads any more: what is still buffered would be tried again, and fail again, when Python exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def ended(command: Callable[[], int], who: str = "normbench", *, mend: str = "", stopped: str = "stopped") -> int:
     """The exit code of a command, whatever happens in it; errors that nobody foresaw go on as they are.
 
@@ -42,8 +47,7 @@ def ended(command: Callable[[], int], who: str = "normbench", *, mend: str = "",
         print(f"{who}: {one_line(error)}", file=sys.stderr)
         return BAD_COMMAND
     except BrokenPipeError:
-        # What is still buffered would be tried again, and fail again, when Python exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        hush()
         return FAILED
     except OSError as error:
         print(f"{who}: {one_line(error)}{mend}", file=sys.stderr)

@@ -22,11 +22,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from normbench.attempt import UNFINISHED
 from normbench.progress import Progress, clock, end
 
 REDRAW = 0.2  # seconds at least between two drawings
 EPOCH_LINES = 5.0  # seconds at least between two lines about epochs, where lines stay
-UNFINISHED = ("new", "running", "killed", "interrupted")  # states of a plan that leave a cell to be run
 SHOW_CURSOR = "\x1b[?25h"
 COLOURS = {"ok": "green", "skipped": "yellow", "interrupted": "yellow"}  # every other end is red
 

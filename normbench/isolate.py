@@ -127,23 +127,18 @@ class Passes:
 
 @contextlib.contextmanager
 def training(net: nn.Module) -> Iterator[None]:
-    """The units as in training, all else (dropout, also a unit's own; auxiliary heads) as in evaluation."""
+    """The units as in training, all else (dropout, also in a unit; auxiliary heads) as in evaluation."""
     units = [module for module in net.modules() if norms.is_unit(module)]
-    drops = {unit: unit.drop for unit in units if isinstance(getattr(unit, "drop", None), float)}
     for unit in units:
         unit.train()
         for module in unit.modules():
             if isinstance(module, DROPOUT):
                 module.eval()
-    for unit in drops:
-        unit.drop = 0.0  # type: ignore[assignment]
     try:
         yield
     finally:
         for unit in units:
             unit.eval()
-        for unit, drop in drops.items():
-            unit.drop = drop
 
 
 def scores(right: np.ndarray) -> dict[str, float]:

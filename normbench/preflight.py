@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from normbench import graph, machine, models, norms, surgery
+from normbench.attempt import FAILURES
 from normbench.cell import Cell
 from normbench.data import Description, check_decoder, describe
 from normbench.errors import ConfigError, InputError, NormbenchError, UnknownName, one_line
@@ -235,8 +236,8 @@ def will_run(planned: Sequence[Planned], rerun: str) -> Iterator[Planned]:
     """The cells that ``rerun`` (none, failed, all) lets run: always those that never ended by themselves."""
     again = {
         "none": (),
-        "failed": ("diverged", "oom", "timeout", "error"),
-        "all": ("ok", "diverged", "oom", "timeout", "error"),
+        "failed": FAILURES,
+        "all": ("ok", *FAILURES),
     }
     wanted = {"new", "killed", "interrupted", "skipped", *again[rerun]}
     return (item for item in planned if item.status in wanted and item.skip is None)

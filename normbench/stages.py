@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from normbench import track
+from normbench.attempt import FAILURES
 from normbench.commands import DONE, FAILED
 from normbench.errors import StoreError, one_line
 from normbench.launch import slurm
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from normbench.tune import Tuning
 
 FINE = ("ok", "skipped")
-FAILURES = ("diverged", "oom", "timeout", "error")
 
 
 def make_room(planned: Sequence[Planned], tuning: Tuning | None, settings: Mapping[str, Any]) -> str | None:

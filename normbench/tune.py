@@ -18,6 +18,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from normbench.attempt import UNFINISHED
 from normbench.cell import TRIAL_SEED, Cell
 from normbench.errors import ConfigError, DataError
 from normbench.files import read_json
@@ -28,8 +29,6 @@ from normbench.records import Store
 if TYPE_CHECKING:
     from normbench.preflight import Planned, Preflight
 
-# States of a trial of which nothing is known yet.
-UNFINISHED = ("new", "running", "killed", "interrupted")
 # Killed in so many attempts, a trial has failed. An attempt that left no result does not count: it went with its sweep,
 # maybe with the machine.
 DEATHS = 2

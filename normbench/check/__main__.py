@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 from normbench.check import Verdict, check
+from normbench.commands import hush
 from normbench.errors import ConfigError, NormbenchError
 from normbench.grid.command import parse
 
@@ -59,5 +59,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except BrokenPipeError:  # whoever read along has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        hush()
         sys.exit(1)

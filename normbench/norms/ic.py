@@ -103,7 +103,8 @@ class IndependentComponent(nn.Module):
     ) -> None:
         super().__init__()
         self.num_features, self.eps, self.momentum, self.batch = num_features, eps, momentum, batch
-        self.drop, self.channelwise, self.placement, self.activation = drop, channelwise, placement, activation
+        self.channelwise, self.placement, self.activation = channelwise, placement, activation
+        self.dropout = (nn.Dropout2d if channelwise else nn.Dropout)(drop)
         core.add_affine(self, num_features, affine, device=device, dtype=dtype)
         running.add(self, num_features, device=device, dtype=dtype)
         self.register_load_state_dict_pre_hook(running.take_statistics)
@@ -111,7 +112,7 @@ class IndependentComponent(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         N, C, H, W = core.check_input(x, self.num_features, "ic")
         weight, bias, activation = core.affine(self)
-        drops = self.training and self.drop > 0
+        drops = self.dropout.training and self.drop > 0
         fused = None if drops else activation
         if self.training or self.running_mean is None:
             workers = core.workers(N, self.batch if self.training else None, "ic")
@@ -121,8 +122,13 @@ class IndependentComponent(nn.Module):
             y = core.normalize(x, *running.evaluation(self, x), self.eps, weight, bias, fused)
         if not drops:
             return y
-        y = (F.dropout2d if self.channelwise else F.dropout)(y, self.drop)
+        y = self.dropout(y)
         return y if activation is None else activation(y)
+
+    @property
+    def drop(self) -> float:
+        """The share of the values that is dropped."""
+        return self.dropout.p
 
     def values_per_statistic(self, H: int, W: int, batch: int) -> int:
         """How many values stand behind one training statistic."""

@@ -16,6 +16,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from normbench import grid, records
+from normbench.attempt import UNFINISHED
 from normbench.errors import ConfigError
 from normbench.grid.paper import Line, Paper
 from normbench.paper import published
@@ -31,7 +32,6 @@ LENGTH = ("epochs", "steps")
 # A recipe that another one stands for is told by its name alone, and so is an architecture.
 WHOLE = {"recipe": ("recipe.", "lr"), "arch": ("arch.",)}
 TOLD = (*LENGTH, *WHOLE, "data")
-GOING_ON = ("new", "running", "killed", "interrupted")
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Row:
             found.append("not run")
         elif self.missing:
             found.append(f"{self.missing} of {self.seeds} seeds not run")
-        found += [f"{count} {'not done' if status in GOING_ON else status}" for status, count in self.ended.items()]
+        found += [f"{count} {'not done' if status in UNFINISHED else status}" for status, count in self.ended.items()]
         return found
 
 
@@ -116,10 +116,17 @@ def compared(
     expected = Expected(paper, scale, configs)
     known = published.of(paper.name)
     found: dict[tuple[str, int], Row] = {}
+
+    def place(line: Line, batch: int) -> tuple[str, int]:
+        """Where an entry stands; it is made when it is first met."""
+        at = line.label, batch
+        if at not in found:
+            found[at] = expected.row(line, batch, known.get(at))
+        return at
+
     own = [(line, batch) for line in paper.lines for batch in line.batches]
     for line, batch in [*own, *asked]:
-        if (line.label, batch) not in found:
-            found[line.label, batch] = expected.row(line, batch, known.get((line.label, batch)))
+        place(line, batch)
     groups: dict[tuple[str, int], dict[tuple[str, ...], list[Stored]]] = {}
     stored, problems = _stored(folder)
     nowhere = 0
@@ -127,16 +134,14 @@ def compared(
         lines = expected.lines(run)
         nowhere += not lines
         for line, differs in lines:
-            batch = run.config["batch"]
-            found.setdefault((line.label, batch), expected.row(line, batch, known.get((line.label, batch))))
-            groups.setdefault((line.label, batch), {}).setdefault(differs, []).append(run)
+            groups.setdefault(place(line, run.config["batch"]), {}).setdefault(differs, []).append(run)
     if nowhere:
         problems.append(f"left out: {nowhere} runs in this folder whose batch does not divide the images of a step")
-    for place, by_protocol in groups.items():
+    for at, by_protocol in groups.items():
         differs = min(by_protocol, key=lambda one: (len(one), -len(by_protocol[one]), one))
         rest = sum(len(runs) for other, runs in by_protocol.items() if other != differs)
         runs = tuple(sorted(by_protocol[differs], key=lambda run: run.cell_id))
-        found[place] = replace(found[place], runs=runs, differs=differs, others=rest)
+        found[at] = replace(found[at], runs=runs, differs=differs, others=rest)
     order = list(dict.fromkeys(label for label, _ in found))
     return sorted(found.values(), key=lambda row: order.index(row.line)), problems
 

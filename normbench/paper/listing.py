@@ -20,7 +20,7 @@ INDENT = "    "
 def run(tables: Sequence[str], words: Sequence[str], measure: bool) -> None:
     """Print each table; ``words``: what else a sweep of it would be told, such as device=, scale= or data.root=."""
     names = list(tables) or grid.Configs().options(GROUP)
-    asked = {name: grid.read_paper([f"{GROUP}={name}", *_for(name, words)]) for name in names}
+    asked = {name: _asked(name, words) for name in names}
     console = Console(highlight=False, soft_wrap=True)
     where = _Where(measure, [cell for table in asked.values() for cell in _cells(table)])
     for name, table in asked.items():
@@ -31,10 +31,13 @@ def run(tables: Sequence[str], words: Sequence[str], measure: bool) -> None:
         console.print(Text(note, style="dim"))
 
 
-def _for(name: str, words: Sequence[str]) -> list[str]:
-    """The words that go to this table: a place of pictures only goes to ImageNet's, the others are fetched."""
-    on_imagenet = any(cell.data.name == needs.IMAGENET for cell in _cells(grid.read_paper([f"{GROUP}={name}"])))
-    return [word for word in words if on_imagenet or not word.startswith("data.root=")]
+def _asked(name: str, words: Sequence[str]) -> grid.PaperGrid:
+    """The table, told these words; a place of pictures is told to ImageNet's alone, the others are fetched."""
+    own = [word for word in words if not word.startswith("data.root=")]
+    table = grid.read_paper([f"{GROUP}={name}", *own])
+    if len(own) < len(words) and any(cell.data.name == needs.IMAGENET for cell in _cells(table)):
+        return grid.read_paper([f"{GROUP}={name}", *words])
+    return table
 
 
 def _lines(name: str, table: grid.PaperGrid, where: _Where) -> Iterator[str]:

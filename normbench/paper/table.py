@@ -14,6 +14,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from normbench import files, records
+from normbench.attempt import FAILURES
 from normbench.errors import StoreError
 from normbench.grid.paper import Paper
 from normbench.paper.compare import Row
@@ -22,7 +23,7 @@ HEADER = ("line", "batch × workers", "theirs", "ours", "difference", "")
 LEFT = {0, 5}  # columns of words
 NOTHING = "–"
 PICTURES = {"paper.png", "paper.svg"}
-FAILED = ("diverged", "oom", "timeout", "error", "skipped")
+FAILED = (*FAILURES, "skipped")
 
 
 @dataclass(frozen=True)

@@ -246,6 +246,12 @@ def read_rows(folder: Path) -> tuple[list[dict[str, Any]], int]:
     return cells.rows(folder)
 
 
+def latest(epochs: Iterable[float]) -> list[int]:
+    """Places of the epochs in rising order; of one that was written twice, by two attempts, that of the last."""
+    places = {epoch: place for place, epoch in enumerate(epochs)}
+    return [places[epoch] for epoch in sorted(places)]
+
+
 def to_csv(table: Iterable[Mapping[str, Any]]) -> str:
     """CSV text with a header; missing measurements read ``NaN``, missing words are empty."""
     table = list(table)

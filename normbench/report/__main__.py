@@ -6,13 +6,12 @@ With ``power=…`` it says how many seeds would show a difference instead.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from normbench import records
-from normbench.commands import DONE, ended
+from normbench.commands import DONE, ended, hush
 from normbench.errors import ConfigError, NormbenchError, StoreError
 from normbench.report import command, write
 
@@ -77,9 +76,7 @@ def _report(asked: command.Asked) -> int:
         if folder not in named and not records.cells_of(folder):
             _say(f"{folder}: no cell yet")
             continue
-        try:
-            records.check_schema(folder)
-        except StoreError as error:
+        if folder not in named and (error := _of_another_schema(folder)):
             _say(str(error))
             passed.append(error)
             continue
@@ -94,6 +91,14 @@ def _report(asked: command.Asked) -> int:
     if passed and not done:
         raise passed[0]
     return DONE
+
+
+def _of_another_schema(folder: Path) -> StoreError | None:
+    try:
+        records.check_schema(folder)
+    except StoreError as error:
+        return error
+    return None
 
 
 def _power(folder: Path, asked: command.Asked) -> str:
@@ -112,8 +117,7 @@ def _say(text: str) -> None:
     except UnicodeEncodeError:
         _say(text.translate(PLAIN).encode("ascii", "replace").decode())
     except BrokenPipeError:
-        # What is still buffered would be tried again, and fail again, when Python exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        hush()
 
 
 def _parser() -> argparse.ArgumentParser:

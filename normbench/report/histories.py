@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from normbench import records
 from normbench.report.frame import places
 
 COLUMNS = ("epoch", "top1", "train_loss")
@@ -60,9 +61,8 @@ def _history(seeds: Mapping[str, np.ndarray], cells: pd.DataFrame) -> History:
 def _seed(rows: Iterable[Sequence[Any]]) -> np.ndarray:
     """NaN for what a row does not say; an epoch that was written twice, by two attempts, counts as it was last."""
     numbers = np.array([_numbers(row) for row in rows], dtype=float)
-    numbers = numbers[~np.isnan(numbers[:, 0])][::-1]
-    _, last = np.unique(numbers[:, 0], return_index=True)
-    return numbers[last]
+    numbers = numbers[~np.isnan(numbers[:, 0])]
+    return numbers[records.latest(numbers[:, 0].tolist())]
 
 
 def _numbers(row: Sequence[Any]) -> Sequence[float]:

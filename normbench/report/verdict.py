@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from normbench.attempt import FAILURES
+
 BETTER, WORSE, UNDECIDED = "better", "worse", "undecided"
 BASELINE = "bn"  # what the others are compared with, unless said
 TOO_FEW, FAILED, BASELINE_FAILED = "too few seeds", "failed", "baseline failed"
@@ -15,7 +17,7 @@ SIGNS = {BETTER: "▲", WORSE: "▼"}
 LEVEL_SIGN = "≈"
 MARKS = "".join(SIGNS.values()) + LEVEL_SIGN
 # Ends that count against the method. The others (killed, interrupted, skipped, running) are no results.
-AGAINST = ("diverged", "oom", "timeout", "error", "no top-1")
+AGAINST = (*FAILURES, "no top-1")
 
 
 @dataclass(frozen=True)

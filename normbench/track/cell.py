@@ -123,11 +123,10 @@ def _line(config: Mapping[str, Any], chosen: Iterable[str]) -> str:
 
 def _rows(folder: Path) -> tuple[dict[str, Any], ...]:
     """A row per epoch; of an epoch that is there twice the later one."""
-    whole = (row for row in records.epochs(folder) if isinstance(row, dict) and isinstance(row.get("epoch"), int))
-    found = {row["epoch"]: row for row in whole}
+    whole = [row for row in records.epochs(folder) if isinstance(row.get("epoch"), int)]
     return tuple(
-        {NAMES.get(key, key): value for key, value in plain(found[epoch]).items() if value is not None}
-        for epoch in sorted(found)
+        {NAMES.get(key, key): value for key, value in plain(whole[place]).items() if value is not None}
+        for place in records.latest(row["epoch"] for row in whole)
     )
 
 

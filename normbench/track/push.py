@@ -29,7 +29,8 @@ def push(folder: Path, runs: Runs) -> Counter[str]:
     push goes on from there.
     """
     with alone(folder):
-        left_out = {row["cell_id"] for row in records.rows(folder) if row["status"] in records.LEFT_OUT}
+        found, _ = records.read_cells(folder)
+        left_out = {cell["cell_id"] for cell in found if cell["status"] in records.LEFT_OUT}
         contents = [read(path) for path in records.cells_of(folder) if legible(path.name) not in left_out]
         there = runs.digests(contents)
         counts = Counter({"left out": len(left_out)})

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from normbench import records
+
 MEASURES = {"top1": 2, "train_loss": 4}  # and their decimals: finer than a curve can show
 
 
@@ -31,9 +33,7 @@ def _curve(epochs: Sequence[Any], *measured: Sequence[Any]) -> list[Any] | None:
         measured = tuple(rest)
     if not epochs:
         return None
-    if list(epochs) != sorted(set(epochs)):
-        # Written twice, by two attempts: as it was last.
-        at = [k for _, k in sorted({epoch: k for k, epoch in enumerate(epochs)}.items())]
+    if (at := records.latest(epochs)) != list(range(len(epochs))):
         epochs, *rest = ([column[k] for k in at] for column in (epochs, *measured))
         measured = tuple(rest)
     curve: list[Any] = [_rounded(values, digits) for values, digits in zip(measured, MEASURES.values(), strict=True)]
