@@ -10,11 +10,11 @@ as noisy. The rule, whose error rates tests/report/test_statistics_rates.py hold
   little) keeps its own.
 * Refused: each its own, at least a quarter of the mean: of many variances with few degrees of freedom the least are
   too small by luck, and refusal selects such families.
-
 * With two seeds there is no verdict. What no rule can see is a noisy comparison whose two seeds happen to agree; where
-  it is the baseline that is noisy at one batch, all comparisons of that batch are quiet together: of tables of 7 lines
-  and 4 batches, the baseline five times as noisy at one of them (s.d.), 12 of 100 would have a false finding. With
-  three seeds it is 7 to 8, the worst case known.
+  it is the baseline that is noisy at one batch, all comparisons of that batch are quiet together. Of 100 null tables of
+  7 lines and 4 batches, the baseline 5 to 8 times as noisy at one of them (s.d.), 10 to 12 would have a false finding
+  with two seeds. With three it is 8 to 9, for 3 to 5 times the noise, the worst case known; with four 5. (6,000 made
+  tables each, as the test makes them.)
 
 All comparisons of a batch share the baseline, so that their variances are correlated: with correlation ρ of two
 differences (measured over the family, at least ½, that of equally noisy lines) and k of them with ν degrees of freedom

@@ -68,7 +68,7 @@ def test_unequal_noise_makes_no_findings(seeds, noisy):
 
 @pytest.mark.parametrize("factor", [3.0, 5.0])
 def test_a_noisy_baseline_makes_no_more_findings_than_is_said(factor):
-    """At one batch of four, with three seeds: pooling.py says that 7 to 8 of 100 null tables have a false finding."""
+    """At one batch of four, with three seeds: pooling.py says that 8 to 9 of 100 null tables have a false finding."""
     generator, lines, batches, seeds = np.random.default_rng(4), 7, 4, 3
     columns, sd = np.repeat(np.arange(batches), lines), np.where(np.arange(batches) == 0, factor, 1.0)[:, None]
     errors = 0
