@@ -143,17 +143,26 @@ def keep_memory() -> str | None:
     return _kept
 
 
+def return_memory() -> None:
+    """Give what is free of the process's memory back to the system, holes too.
+
+    To be called where tensors of other sizes follow: glibc takes aligned memory from holes that are larger than what is
+    asked for, so that each size but the smallest would find those of the sizes before it too small.
+    """
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # glibc's
+
+
 def reset_peak_memory(where: torch.device) -> None:
     """Start counting the peak anew: the device allocator's on CUDA, the process's on Linux.
 
     A process's peak starts from what it holds, so what earlier cells left is given back to the system first.
     """
-    gc.collect()
+    return_memory()
     if where.type == "cuda":
         torch.cuda.reset_peak_memory_stats(where)
     else:
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)  # glibc's
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
 

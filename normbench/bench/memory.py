@@ -16,14 +16,14 @@ def kept_mib(forward: Callable[[], object], module: nn.Module) -> float:
     held: dict[int, int] = {}
     alive: list[Tensor] = []  # or memory given back meanwhile could be met again
 
-    def pack(tensor: Tensor) -> Tensor:
+    def pack(tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             held[storage.data_ptr()] = storage.nbytes()
             alive.append(tensor.detach())
-        return tensor
+        # Nothing is given back, as no backward follows: an output that its own graph holds would never be freed.
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda nothing: nothing):
         made = forward()
     del made
     return sum(held.values()) / MIB

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import torch
 from torch import nn
 
+from normbench import machine
 from normbench.bench.cases import DTYPE, FORMAT, Case, Shape
 from normbench.bench.contestants import Contestant, Place
 from normbench.bench.measure import SAMPLE, Call, Rule, Samples, race
@@ -28,6 +29,7 @@ def measure(case: Case, contestants: Sequence[Contestant], device: torch.device,
     able = [contestant for contestant in contestants if contestant.least_batch <= case.N]
     memory: Memory = {}
     samples = race(calls(case, able, device, memory), device, rule)
+    machine.return_memory()
     rows: list[Row] = []
     for network, sites in case.sites.items():
         for contestant in contestants:

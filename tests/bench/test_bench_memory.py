@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import torch
 from torch import nn
 
@@ -29,6 +31,18 @@ def test_torchs_pair_keeps_input_and_output_and_ours_the_input() -> None:
     assert abs(kept_mib(lambda: pair(given), pair) - 2 * MAP) < statistics
     unit = norms.build("bn", 8, activation=nn.ReLU())
     assert abs(kept_mib(lambda: unit(given), unit) - MAP) < statistics
+
+
+def test_what_the_forward_made_is_freed() -> None:
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def forward() -> torch.Tensor:
+        y = torch.relu(x())  # its graph saves y itself
+        made.append(weakref.ref(y))
+        return y
+
+    assert kept_mib(forward, nn.Module()) == MAP
+    assert made[0]() is None
 
 
 def test_state_is_parameters_and_buffers() -> None:
