@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from normbench.norms import core, running
 from normbench.norms.registry import Normalizer, register
+from normbench.norms.repeated import Repeatable, repeated
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-5, batch: int | None = None) -> Tensor:
@@ -29,7 +30,7 @@ def reference(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-5, bat
     return weight[:, None, None] * torch.cat(y) + bias[:, None, None]
 
 
-class BatchNorm(nn.Module):
+class BatchNorm(Repeatable):
     """Normalize each channel over the images of a worker: (N, C, H, W) → the same, then ``activation``.
 
     ``batch``: how many consecutive images are a worker's; None: all. Training needs N to be a multiple of it and
@@ -59,12 +60,15 @@ class BatchNorm(nn.Module):
         running.add(self, num_features, device=device, dtype=dtype)
         self.register_load_state_dict_pre_hook(running.take_statistics)
 
+    @repeated
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         N, C, H, W = core.check_input(x, self.num_features, "bn")
         if self.training or self.running_mean is None:
             workers = core.workers(N, self.batch if self.training else None, "bn")
             track = running.variance(self, workers, running.unbiased(N // workers * H * W))
-            return core.standardize(x, workers, C, self.eps, *core.affine(self), track=track, residual=residual)
+            return core.standardize(
+                x, workers, C, self.eps, *core.affine(self), track=track, residual=residual, unit=self
+            )
         mean, var = running.evaluation(self, x)
         return core.normalize(x, mean, var, self.eps, *core.affine(self), residual=residual)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from normbench.errors import InputError
-from normbench.norms import fused, plain, running
+from normbench.norms import fused, plain, repeated, running
 from normbench.norms.call import After, Gate, Moments, Parts, Renorm, Track
 
 __all__ = [
@@ -86,6 +86,7 @@ def standardize(
     track: Track | None = None,
     by_channel: bool = False,
     residual: Tensor | None = None,
+    unit: nn.Module | None = None,
 ) -> Tensor:
     """activation(γ (x − μ) / √(σ² + ε) + β) by the moments of x itself.
 
@@ -99,7 +100,8 @@ def standardize(
     - ``after``: scale and shift behind the activation (proxy);
     - ``track``: running statistics to move by μ and σ² (running.py), or, ``by_channel``, by those of each channel,
       (rows, C), whatever the groups are (not with a gate);
-    - ``residual``: added before the activation, or threshold; what broadcasts with x.
+    - ``residual``: added before the activation, or threshold; what broadcasts with x;
+    - ``unit``: the one whose forward of x, and residual, comes to this and nothing else; see repeated.py.
     """
     if threshold is None and after is None and gate is None and renorm is None:
         parts = Parts(weight, bias)
@@ -112,7 +114,10 @@ def standardize(
         return plain.ended(bare + residual, activation, threshold, after)
     if kernels is not None:
         own = centered, by_channel, track, residual
-        return fused.standardize(kernels, x, rows, groups, eps, activation, parts, *own)[0]
+        y, call = fused.standardize(kernels, x, rows, groups, eps, activation, parts, *own)
+        if unit is not None:
+            repeated.note(unit, call, x, residual, parts, activation, track)
+        return y
     options: dict[str, Any] = {"threshold": threshold, "renorm": renorm, "gate": gate, "after": after}
     options |= {"centered": centered, "by_channel": by_channel}
     y, mean, var = plain.standardize(x, rows, groups, eps, weight, bias, activation, **options)

@@ -221,7 +221,19 @@ def _cuda() -> ModuleType | None:
 class Call:
     """One use of the kernels: what is asked of them, and then what they leave for the backward."""
 
-    __slots__ = ("by_channel", "eps", "given", "joined", "kernels", "layout", "parts", "saved", "shape", "track")
+    __slots__ = (
+        "by_channel",
+        "eps",
+        "given",
+        "joined",
+        "kernels",
+        "layout",
+        "moved",
+        "parts",
+        "saved",
+        "shape",
+        "track",
+    )
 
     def __init__(
         self,
@@ -234,6 +246,7 @@ class Call:
         self.kernels, self.shape, self.parts, self.given, self.by_channel = kernels, shape, parts, given, by_channel
         self.eps: Tensor | None = None
         self.track: Any = None
+        self.moved: tuple[float, ...] | None = None  # what ``track`` said, beside where
         self.saved: Any = None
         self.layout: tuple[int, ...] = ()
         self.joined = False  # with a residual
@@ -252,7 +265,8 @@ class Call:
             y = _Fused.apply(self, x, residual, *tensors)
         else:
             y = self.forward(x, residual)
-        self.track = None  # so that a graph does not hold the unit's buffers
+        if self.track is not None:
+            self.moved, self.track = self.track.numbers, None  # a graph does not hold the unit's buffers
         return y
 
     def forward(self, x: Tensor, residual: Tensor | None) -> Tensor:
@@ -330,35 +344,41 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        call: Call = ctx.call
-        dy, (x, y, *tensors), wants = grads[0], ctx.saved_tensors, ctx.needs_input_grad
-        if torch.is_grad_enabled():  # somebody wants to differentiate this once more
-            return _again(call, x, y, tensors, dy, wants)
-        layout = call.layout
-        if x.stride() != layout:  # a hook on saved tensors gave it back another way
-            x = torch.empty_strided(x.shape, layout, dtype=x.dtype, device=x.device).copy_(x)
-        if dy.stride() != layout or dy.dtype is not x.dtype:
-            dy = torch.empty_like(x).copy_(dy)
-        dtype = dy.dtype
-        if any([tensor.dtype is not dtype for tensor in tensors]):  # noqa: C419  (a list is quicker than a generator)
-            raise InputError(
-                f"a unit's parameters are of another type in its backward than its input, {dtype}: it was converted "
-                "after its forward; convert a model before a step, or after it"
-            )
-        eps = call.eps
-        asked = call.shape, call.parts, call.saved, call.given is not None, wants[1], eps is not None
-        if y is None:
-            dz = dy
-            dx, found, dvar = call.kernels.backward(dy, x, *asked)
-        else:
-            if y.stride() != layout:
-                y = torch.empty_like(x).copy_(y)
-            dz = torch.empty_like(x)
-            dx, found, dvar = call.kernels.backward(dy, x, *asked, (y, dz))
-        residual = dz if wants[2] else None
-        if eps is None:
-            return (None, dx, residual, *found)
-        return (None, dx, residual, dvar.sum().to(eps.dtype).view(eps.shape), *found)
+        x, y, *tensors = ctx.saved_tensors
+        return gradients(ctx.call, grads[0], x, y, tensors, ctx.needs_input_grad)
+
+
+def gradients(
+    call: Call, dy: Tensor, x: Tensor, y: Tensor | None, tensors: Sequence[Tensor], wants: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """The gradients of a call (None), x, residual and the parts, as far as ``wants`` asks for them."""
+    if torch.is_grad_enabled():  # somebody wants to differentiate this once more
+        return _again(call, x, y, tensors, dy, wants)
+    layout = call.layout
+    if x.stride() != layout:  # a hook on saved tensors gave it back another way
+        x = torch.empty_strided(x.shape, layout, dtype=x.dtype, device=x.device).copy_(x)
+    if dy.stride() != layout or dy.dtype is not x.dtype:
+        dy = torch.empty_like(x).copy_(dy)
+    dtype = dy.dtype
+    if any([tensor.dtype is not dtype for tensor in tensors]):  # noqa: C419  (a list is quicker than a generator)
+        raise InputError(
+            f"a unit's parameters are of another type in its backward than its input, {dtype}: it was converted "
+            "after its forward; convert a model before a step, or after it"
+        )
+    eps = call.eps
+    asked = call.shape, call.parts, call.saved, call.given is not None, wants[1], eps is not None
+    if y is None:
+        dz = dy
+        dx, found, dvar = call.kernels.backward(dy, x, *asked)
+    else:
+        if y.stride() != layout:
+            y = torch.empty_like(x).copy_(y)
+        dz = torch.empty_like(x)
+        dx, found, dvar = call.kernels.backward(dy, x, *asked, (y, dz))
+    residual = dz if wants[2] else None
+    if eps is None:
+        return (None, dx, residual, *found)
+    return (None, dx, residual, dvar.sum().to(eps.dtype).view(eps.shape), *found)
 
 
 def _again(

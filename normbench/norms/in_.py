@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from normbench.norms import core, running
 from normbench.norms.registry import Normalizer, register
+from normbench.norms.repeated import Repeatable, repeated
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-5) -> Tensor:
@@ -24,7 +25,7 @@ def reference(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-5) -> 
     return weight[:, None, None] * (x - mu) / torch.sqrt(var + eps) + bias[:, None, None]
 
 
-class InstanceNorm(nn.Module):
+class InstanceNorm(Repeatable):
     """Normalize each channel of each image: (N, C, H, W) → the same, then ``activation``."""
 
     weight: nn.Parameter | None
@@ -46,9 +47,10 @@ class InstanceNorm(nn.Module):
         core.add_affine(self, num_features, affine, device=device, dtype=dtype)
         self.register_load_state_dict_pre_hook(running.leave_statistics_out)
 
+    @repeated
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         N, C, *_ = core.check_input(x, self.num_features, "in")
-        return core.standardize(x, N, C, self.eps, *core.affine(self), residual=residual)
+        return core.standardize(x, N, C, self.eps, *core.affine(self), residual=residual, unit=self)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}"

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from normbench.norms import core, running
 from normbench.norms.registry import Normalizer, register
+from normbench.norms.repeated import Repeatable, repeated
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-5) -> Tensor:
@@ -25,7 +26,7 @@ def reference(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-5) -> 
     return weight[:, None, None] * (x - mu) / torch.sqrt(var + eps) + bias[:, None, None]
 
 
-class LayerNorm(nn.Module):
+class LayerNorm(Repeatable):
     """Normalize each image as a whole: (N, C, H, W) → the same, then ``activation``."""
 
     weight: nn.Parameter | None
@@ -47,9 +48,10 @@ class LayerNorm(nn.Module):
         core.add_affine(self, num_features, affine, device=device, dtype=dtype)
         self.register_load_state_dict_pre_hook(running.leave_statistics_out)
 
+    @repeated
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         N, *_ = core.check_input(x, self.num_features, "ln")
-        return core.standardize(x, N, 1, self.eps, *core.affine(self), residual=residual)
+        return core.standardize(x, N, 1, self.eps, *core.affine(self), residual=residual, unit=self)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}"

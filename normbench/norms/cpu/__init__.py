@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from normbench.norms.call import Parts, Shape, Track
-from normbench.norms.cpu import compiler, positional, proxies
+from normbench.norms.cpu import again, compiler, positional, proxies
 from normbench.norms.cpu.blocks import BACK, FORTH, KINDS
 from normbench.norms.cpu.plan import DTYPES, REST, Plan, Use, plan_for, scratch, share_out, space
 
@@ -16,6 +16,7 @@ __all__ = [
     "DTYPES",
     "Saved",
     "Use",
+    "again",
     "backward",
     "channel_moments",
     "forward",
@@ -27,7 +28,7 @@ __all__ = [
     "tracked",
 ]
 
-UNTRACKED = (0, 0, 0, 0, 1, 0, 0.0, 0.0, 0.0)
+UNTRACKED = (0, 0, 0), (0, 1, 0, 0.0, 0.0, 0.0)
 NO_BOUNDS = (0.0, 0.0)
 NOT_BEHIND = (0, 0)
 _place = Tensor.data_ptr
@@ -37,6 +38,7 @@ class Tracked(NamedTuple):
     """Buffers that a forward moves, and what its block says of them."""
 
     buffers: tuple[Tensor, Tensor, Tensor]
+    places: tuple[int, int, int]
     numbers: tuple[float, ...]
 
 
@@ -78,6 +80,7 @@ def forward(
             here.copy_(value)
     r_max, d_max = NO_BOUNDS if bounds is None else bounds.tolist() if isinstance(bounds, Tensor) else bounds
     split = scratch(plan.split) if plan.split else None
+    places, numbers = UNTRACKED if track is None else (track.places, track.numbers)
     way, block = plan.forth, space.block
     block[:REST] = way.block
     FORTH.pack_into(  # written out, as a loop over the parts takes half as long as a small map's kernel
@@ -85,11 +88,11 @@ def forward(
         x.data_ptr(), work.data_ptr(), 0 if split is None else split.data_ptr(),
         0 if weight is None else weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
         0 if threshold is None else threshold.data_ptr(),
+        y.data_ptr(), *places, 0 if residual is None else residual.data_ptr(),
         0 if scale is None else scale.data_ptr(), 0 if shift is None else shift.data_ptr(),
         0 if gate_weight is None else gate_weight.data_ptr(), 0 if gate_bias is None else gate_bias.data_ptr(),
         0 if to_mean is None else to_mean.data_ptr(), 0 if to_std is None else to_std.data_ptr(),
-        shape.eps, y.data_ptr(), r_max, d_max, *(UNTRACKED if track is None else track.numbers),
-        0 if residual is None else residual.data_ptr(),
+        shape.eps, r_max, d_max, *numbers,
     )  # fmt: skip
     if way.alone:
         way.kernel.call(space.address)
@@ -135,10 +138,11 @@ def backward(
     block[:REST] = way.block
     BACK.pack_into(
         block, REST,
-        x.data_ptr(), work.data_ptr(), at + 8 * plan.sums,
-        *places, 0, 0 if to_std is None else to_std.data_ptr(), shape.eps,
-        dy.data_ptr(), 0 if dx is None else dx.data_ptr(), at,
-        *slopes, 0 if dvar is None else dvar.data_ptr(), *(NOT_BEHIND if behind is None else map(_place, behind)),
+        x.data_ptr(), work.data_ptr(), at + 8 * plan.sums, *places[:3],
+        dy.data_ptr(), 0 if dx is None else dx.data_ptr(), at, *slopes[:3],
+        *(NOT_BEHIND if behind is None else map(_place, behind)),
+        *places[3:], 0, 0 if to_std is None else to_std.data_ptr(), shape.eps,
+        *slopes[3:], 0 if dvar is None else dvar.data_ptr(),
     )  # fmt: skip
     if way.alone:
         way.kernel.call(space.address)
@@ -178,7 +182,7 @@ def tracked(track: Track, x: Tensor, groups: int, by_channel: bool) -> Tracked |
         return None
     share = -1.0 if unit.momentum is None else unit.momentum
     places = first.data_ptr(), second.data_ptr(), count.data_ptr()
-    return Tracked(found, (*places, KINDS[kind], workers, by_channel, share, unbiased, eps))
+    return Tracked(found, places, (KINDS[kind], workers, by_channel, share, unbiased, eps))
 
 
 def prepare() -> None:

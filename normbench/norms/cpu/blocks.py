@@ -32,25 +32,38 @@ FIXED = struct.Struct(
     "2d"  # the lowest and highest value that the activation lets through
     "3d"  # 1 / values of a map, of a column, of a group (0: uneven), as divisions cost more than a small map does
 )
-# What differs from call to call. Forward and backward put their own into the same places.
+# What differs from call to call. Forward and backward put their own into the same places; first what no two calls have
+# in common, so that a call like the one before (repeated.py) writes that alone.
 SHARED = (
     "="
-    "1q"  # x: T, (N, C, H, W)
-    "2q"  # work, float64, which holds what is small; parts of sums, float64, (K, spans, 3, C)
-    "9q"  # the parts, T, (C,)
+    "3q"  # x: T, (N, C, H, W); work, float64, which holds what is small; parts of sums, float64, (K, spans, 3, C)
+    "3q"  # weight, bias, threshold: T, (C,)
+)
+FORTH_OWN = SHARED + (
+    "1q"  # y
+    "3q"  # running mean and the other one, T, (G,) or (C,); their count, int64
+    "24x1q"  # a residual to add before the activation
+)
+BACK_OWN = SHARED + (
+    "3q"  # dy, dx; sums, float64
+    "3q"  # gradients of weight, bias, threshold
+    "2q"  # behind a residual sum: y; dz, the residual's gradient
+)
+AGAIN_FORTH, AGAIN_BACK = struct.Struct(FORTH_OWN), struct.Struct(BACK_OWN)
+PARTS = (
+    "6q"  # the other parts, T, (C,)
     "1d"  # eps, which may be learned
 )
 FORTH = struct.Struct(
-    SHARED + "1q2d"  # y; r_max, d_max
-    "6q"  # running mean and the other one, T, (G,) or (C,); their count, int64; kind; workers; whether of channels
-    "3d"  # of running statistics: share of the new value (below 0: one of so many), unbiased, eps
-    "1q"  # a residual to add before the activation
+    f"{FORTH_OWN}{PARTS}"
+    "2d"  # r_max, d_max
+    "3q3d"  # of running statistics: kind, workers, whether of channels; share of the new value (below 0: one of so
+    # many), unbiased, eps
 )
 BACK = struct.Struct(
-    SHARED + "2q"  # dy, dx
-    "1q"  # sums, float64
-    "8q"  # gradients of the first seven parts; of σ², float64, (R, G)
-    "2q"  # behind a residual sum: y; dz, the residual's gradient
+    f"{BACK_OWN}{PARTS}"
+    "4q"  # gradients of the next four parts
+    "1q"  # of σ², float64, (R, G)
 )
 KINDS = {"var": 0, "std": 1, "total": 2}
 

@@ -223,6 +223,7 @@ class _Space(threading.local):
         self.block = bytearray(SIZE)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.block))
         self.scratch = torch.empty(KEPT, dtype=torch.float64, device="cpu")
+        self.near = self.block, self.address, self.scratch.data_ptr()
 
 
 space = _Space()

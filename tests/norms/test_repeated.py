@@ -1,0 +1,384 @@
+"""A unit's second forward goes by what the first came to: to the same bits, and only where nothing has changed."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from fused_cases import both_formats, unit_of
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
+
+from normbench.norms import fused, population, repeated
+
+NAMES = ("bn", "ln", "in", "gn", "bgn", "frn", "gbn", "batch_group")
+SHAPE = (4, 6, 5, 5)
+Found = dict[str, Tensor]
+
+
+def went_soon(y: Tensor) -> bool:
+    return type(y.grad_fn).__name__ == "_RepeatedBackward"
+
+
+def takes_residual(unit: nn.Module) -> bool:
+    return "residual" in inspect.signature(unit.forward).parameters
+
+
+def inputs(
+    memory_format: torch.memory_format = torch.contiguous_format,
+    dtype: torch.dtype = torch.float32,
+    shape: tuple[int, ...] = SHAPE,
+) -> list[Tensor]:
+    """x, a residual and a gradient of y, the same at every call."""
+    draw = torch.Generator().manual_seed(3)
+    made = [torch.randn(shape, generator=draw).to(dtype).contiguous(memory_format=memory_format) for _ in range(3)]
+    return [made[0].requires_grad_(), made[1].requires_grad_(), made[2]]
+
+
+def step(unit: Any, given: list[Tensor], joined: bool = False) -> tuple[bool, Found]:
+    """Whether a forward went soon, and all that it and its backward came to."""
+    x, residual, dy = given
+    unit.zero_grad()
+    x.grad = residual.grad = None
+    y = unit(x, residual) if joined else unit(x)
+    if y.requires_grad:
+        y.backward(dy)
+    found = {"y": y.detach(), "x": x.grad, "residual": residual.grad}
+    found |= {name: parameter.grad for name, parameter in unit.named_parameters()}
+    found |= {name: buffer.clone() for name, buffer in unit.named_buffers()}
+    return went_soon(y), {name: value for name, value in found.items() if value is not None}
+
+
+def assert_equal(found: Found, expected: Found) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+def warm(name: str, given: list[Tensor], joined: bool = False, **options: Any) -> Any:
+    """A unit that has had two forwards, of which the second went soon."""
+    unit = unit_of(name, given[0].dtype)
+    for option, value in options.items():
+        setattr(unit, option, value)
+    assert [step(unit, given, joined)[0] for _ in range(2)] == [False, True]
+    return unit
+
+
+@both_formats
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("joined", [False, True], ids=["alone", "sum"])
+@pytest.mark.parametrize("name", NAMES)
+def test_forwards_come_to_the_same_bits(
+    name: str, joined: bool, dtype: torch.dtype, memory_format: torch.memory_format
+) -> None:
+    given = inputs(memory_format, dtype)
+    if joined and not takes_residual(unit_of(name)):
+        pytest.skip(f"{name} takes no residual")
+    unit = warm(name, given, joined)
+    for _ in range(3):
+        twin = copy.deepcopy(unit)
+        soon, found = step(unit, given, joined)
+        late, expected = step(twin, given, joined)
+        assert soon
+        assert not late
+        assert_equal(found, expected)
+        assert found["y"].stride() == expected["y"].stride()
+        assert found["x"].stride() == expected["x"].stride()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_large_maps_are_shared_out(threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        given = inputs(shape=(8, 6, 64, 64))
+        unit = warm("bn", given)
+        twin = copy.deepcopy(unit)
+        assert_equal(step(unit, given)[1], step(twin, given)[1])
+        torch.set_num_threads(3 - threads)  # another plan
+        assert not step(unit, given)[0]
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("options", [{"momentum": None}, {"batch": 2}, {"eps": 0.1}], ids=str)
+def test_options_hold_the_second_time_too(options: dict[str, Any]) -> None:
+    given = inputs()
+    unit = warm("bn", given, **options)
+    twin = copy.deepcopy(unit)
+    assert_equal(step(unit, given)[1], step(twin, given)[1])
+
+
+def set_to(name: str, value: Any) -> Callable[[Any], None]:
+    return lambda unit: setattr(unit, name, value)
+
+
+def other_weight(unit: Any) -> None:
+    unit.weight = nn.Parameter(torch.linspace(1, 2, 6))
+
+
+def other_data(unit: Any) -> None:
+    unit.weight.data = torch.linspace(1, 2, 6)
+
+
+def sparse_data(unit: Any) -> None:
+    unit.weight.data = torch.linspace(1, 2, 12)[::2]
+
+
+def expanded_data(unit: Any) -> None:
+    unit.weight.data = unit.weight.data[:1].expand(6)
+
+
+def frozen(unit: Any) -> None:
+    unit.weight.requires_grad_(False)
+
+
+def watched(unit: Any) -> None:
+    unit.activation.register_forward_hook(lambda module, args, y: y + 1)
+
+
+def pruned(unit: Any) -> None:
+    prune.l1_unstructured(unit, "weight", 0.5)  # type: ignore[no-untyped-call]
+
+
+def parametrized(unit: Any) -> None:
+    parametrize.register_parametrization(unit, "weight", nn.Softplus())
+
+
+def other_buffer(unit: Any) -> None:
+    unit._buffers["running_mean"] = torch.ones(6, dtype=torch.float64)
+
+
+def untracked(unit: Any) -> None:
+    unit.running_mean = unit.running_var = unit.num_batches_tracked = None
+
+
+CHANGES: dict[str, Callable[[Any], object]] = {
+    "eps": set_to("eps", 0.5),
+    "momentum": set_to("momentum", 0.7),
+    "batch": set_to("batch", 2),
+    "activation": set_to("activation", nn.ReLU6()),
+    "no activation": set_to("activation", None),
+    "slow activation": set_to("activation", nn.Tanh()),
+    "evaluation": lambda unit: unit.eval(),
+    "float64": lambda unit: unit.double(),
+    **{f.__name__: f for f in (other_weight, other_data, sparse_data, expanded_data, frozen, watched)},
+    **{f.__name__: f for f in (pruned, parametrized, other_buffer, untracked)},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_change_of_the_unit_counts_at_once(change: Callable[[Any], object]) -> None:
+    unit = warm("bn", inputs())
+    twin = copy.deepcopy(unit)
+    change(unit)
+    change(twin)
+    given = inputs(dtype=next(unit.parameters()).dtype)
+    for _ in range(2):
+        assert_equal(step(unit, given)[1], step(twin, given)[1])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        inputs(torch.channels_last),
+        inputs(dtype=torch.float64),
+        inputs(shape=(2, 6, 5, 5)),
+        inputs(shape=(4, 6, 10, 10)),
+        [t.detach()[:, :, ::2, ::2].requires_grad_() for t in inputs(shape=(4, 6, 10, 10))],
+        [t.detach() for t in inputs()],
+        [torch._neg_view(inputs()[0].detach()).requires_grad_(), *inputs()[1:]],
+    ],
+    ids=["layout", "type", "images", "size", "strides", "constant", "negated"],
+)
+def test_another_input_goes_its_own_way(given: list[Tensor]) -> None:
+    unit = warm("bn", inputs())
+    twin = copy.deepcopy(unit)
+    for each in (unit, twin):
+        if given[0].dtype is torch.float64:
+            each.double()
+    soon, found = step(unit, given)
+    assert not soon
+    assert_equal(found, step(twin, given)[1])
+
+
+def test_a_residual_that_comes_or_goes_or_lies_otherwise() -> None:
+    given = inputs()
+    unit = warm("bn", given, joined=True)
+    otherwise = [given[0], inputs(torch.channels_last)[1], given[2]]
+    for some, joined in ((given, False), (otherwise, True), (given, True)):
+        twin = copy.deepcopy(unit)
+        assert_equal(step(unit, some, joined)[1], step(twin, some, joined)[1])
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore::torch.jit.TracerWarning")
+def test_what_is_asked_of_torch_meanwhile() -> None:
+    """Modes in which a forward is another: each as a unit does it that was never warm."""
+    unit = warm("bn", inputs())
+    twin = copy.deepcopy(unit)
+    x = inputs()[0]
+
+    def both(run: Callable[[Any], Any]) -> tuple[Any, Any]:
+        found = run(unit), run(copy.deepcopy(twin))
+        unit.load_state_dict(twin.state_dict())
+        return found
+
+    for context in (torch.no_grad, torch.inference_mode, fused.unfused, lambda: torch.autocast("cpu")):
+        with context():
+            found, expected = both(lambda each: each(x))
+        assert torch.equal(found, expected) or context is fused.unfused
+        assert found.requires_grad == expected.requires_grad
+        assert not (context is fused.unfused and went_soon(found))
+    assert [step(unit, inputs())[0] for _ in range(2)][-1]
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        for each in (unit, twin):
+            with pytest.raises(NotImplementedError, match="jvp"):  # units have none; a soon one would forget x's
+                each(dual)
+    with population.gathering() as gathered:
+        step(unit, inputs())
+    assert unit in gathered.found
+    traced = torch.jit.trace(unit, inputs()[0], check_trace=False)  # type: ignore[no-untyped-call]
+    assert not torch.equal(traced(2 * x + 1), traced(x))  # what was traced is a computation, not its result
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+def test_a_transform_of_functions_goes_the_long_way() -> None:
+    unit, x = warm("gn", inputs()), inputs()[0].detach()
+    assert torch.allclose(torch.func.vmap(unit)(x[None])[0], copy.deepcopy(unit)(x), atol=1e-6)
+    (gradient,) = torch.autograd.grad(unit(x.requires_grad_()).square().sum(), x)
+    transformed = torch.func.grad(lambda x: unit(x).square().sum())(x.detach())
+    assert torch.allclose(transformed, gradient, atol=1e-5)
+
+
+def test_compiled_it_is_what_it_was() -> None:
+    unit = warm("gn", inputs())
+    given = inputs()
+    explained = torch._dynamo.explain(unit)(given[0])  # type: ignore[no-untyped-call]
+    assert explained.graph_count == 1
+    assert explained.graph_break_count == 0
+
+
+def test_the_gradient_is_differentiable() -> None:
+    given = inputs(dtype=torch.float64)
+    unit = warm("gn", given)
+    x = given[0]
+    y = unit(x)
+    assert went_soon(y)
+    assert torch.autograd.gradgradcheck(lambda x: unit(x), (x,))
+
+
+def test_a_graph_that_is_kept_gives_the_same_again() -> None:
+    """Other forwards, and backwards, come in between."""
+    x, _, dy = inputs()
+    unit = warm("bn", inputs())
+    y = unit(x)
+    others = [unit(2 * x) for _ in range(3)]
+    first = torch.autograd.grad(y, (x, unit.weight, unit.bias), dy, retain_graph=True)
+    for other in others:
+        other.sum().backward()
+    for one, again in zip(first, torch.autograd.grad(y, (x, unit.weight, unit.bias), dy), strict=True):
+        assert torch.equal(one, again)
+
+
+@pytest.mark.parametrize("where", ["x", "weight"])
+def test_an_edit_before_the_backward_is_noticed(where: str) -> None:
+    given = inputs()
+    unit = warm("bn", given)
+    x = given[0].detach().clone().requires_grad_() * 1
+    y = unit(x)
+    assert went_soon(y)
+    with torch.no_grad():
+        (x if where == "x" else unit.weight).mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_running_statistics_count_as_edited() -> None:
+    unit = warm("bn", inputs())
+    before = unit.running_mean._version
+    unit(inputs()[0])
+    assert unit.running_mean._version > before
+
+
+def test_saved_tensors_and_gradients_may_come_back_another_way() -> None:
+    given = inputs()
+    unit = warm("bn", given)
+    twin = copy.deepcopy(unit)
+    x, _, dy = given
+
+    def other_way(tensor: Tensor) -> Tensor:
+        return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+    found = []
+    for each in (unit, twin):
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, other_way):
+            y = each(x)
+        found.append(torch.autograd.grad(y, (x, each.weight), dy.contiguous(memory_format=torch.channels_last)))
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+
+
+def test_copies_and_pickles_know_nothing() -> None:
+    unit = warm("bn", inputs())
+    for other in (copy.deepcopy(unit), copy.copy(unit), pickle.loads(pickle.dumps(unit))):
+        assert repeated.READY in vars(unit)
+        assert repeated.READY not in vars(other)
+        assert_equal(dict(other.state_dict()), dict(unit.state_dict()))
+
+
+def test_nothing_of_a_step_is_kept_alive() -> None:
+    unit = warm("bn", inputs())
+    x, _, dy = inputs()
+    y = unit(x)
+    held = weakref.ref(x), weakref.ref(y)
+    y.backward(dy)
+    del x, y
+    assert [ref() for ref in held] == [None, None]
+
+
+def test_in_threads_at_once() -> None:
+    given = inputs()
+    unit = warm("gn", given)
+    _, expected = step(copy.deepcopy(unit), given)
+    wrong: list[object] = []
+
+    def work() -> None:
+        x, _, dy = inputs()
+        for _ in range(200):
+            y = unit(x)
+            (dx,) = torch.autograd.grad(y, x, dy)
+            if not (torch.equal(y.detach(), expected["y"]) and torch.equal(dx, expected["x"])):
+                wrong.append(y)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.fixture
+def other_guards(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A torch whose guards take no such arguments."""
+    from torch._C._dynamo import guards
+
+    monkeypatch.setattr(guards, "TensorGuards", lambda *_: None)
+    repeated.guards.cache_clear()
+    yield
+    repeated.guards.cache_clear()
+
+
+@pytest.mark.usefixtures("other_guards")
+def test_without_torchs_guards_every_forward_goes_the_long_way() -> None:
+    unit, given = unit_of("bn"), inputs()
+    assert repeated.guards() is None
+    assert [step(unit, given)[0] for _ in range(3)] == [False] * 3
