@@ -13,6 +13,7 @@ import math
 import multiprocessing
 import os
 import signal
+import sys
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 
@@ -24,6 +25,7 @@ from normbench.bench.ours import Checked
 from normbench.errors import one_line
 
 KERNELS = "normbench.norms.cpu"  # imported before the fork too, so that every try has them, and soon
+COMPILER = "numba"  # which only a process that compiles imports
 STEPS = 3  # the optimizer has its state from the second on; the third finds the memory that these leave
 # A process that takes so many times the limit is not let go on: a machine must not swap for a try.
 GUARD, ITS_OWN = 1.5, 4096  # MiB that libraries and threads reserve and never touch
@@ -85,6 +87,12 @@ def _emptied(device: torch.device) -> None:
 
 
 def _in_child(asked: Try, device: torch.device) -> float:
+    peak, compiled = _tried(asked, device)
+    return _tried(asked, device)[0] if compiled else peak
+
+
+def _tried(asked: Try, device: torch.device) -> tuple[float, bool]:
+    """The peak of a child, and whether that compiled kernels, which takes more memory than small steps do."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, KERNELS])
     receive, send = context.Pipe(duplex=False)
@@ -92,19 +100,19 @@ def _in_child(asked: Try, device: torch.device) -> float:
     child.start()
     send.close()
     try:
-        peak, failed = receive.recv()
+        peak, failed, compiled = receive.recv()
     except EOFError:  # it died
         child.join()
         if child.exitcode != -signal.SIGKILL:  # which is how the system ends one that takes too much
             raise FailedTry(f"the process of this try ended with exit code {child.exitcode}") from None
-        peak, failed = math.inf, ""
+        peak, failed, compiled = math.inf, "", False
     finally:
         receive.close()
         child.kill()
         child.join()
     if failed:
         raise FailedTry(failed)
-    return float(peak)
+    return float(peak), bool(compiled)
 
 
 def _child(asked: Try, device: torch.device, send: Connection) -> None:
@@ -121,10 +129,10 @@ def _child(asked: Try, device: torch.device, send: Connection) -> None:
             _steps(asked, device)
     except Exception as error:
         failed = "" if machine.out_of_memory(error) else f"{type(error).__name__}: {one_line(error)}"[:300]
-        send.send((math.inf, failed))
+        send.send((math.inf, failed, COMPILER in sys.modules))
         return
     gc.collect()
-    send.send((machine.peak_memory_mib(device), ""))
+    send.send((machine.peak_memory_mib(device), "", COMPILER in sys.modules))
 
 
 def _guard(limit_mib: float) -> None:

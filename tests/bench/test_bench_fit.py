@@ -124,6 +124,20 @@ def test_real_steps_prove_the_answer() -> None:
     assert chunked < finder.limit < together
 
 
+@pytest.mark.slow
+def test_compiling_kernels_is_no_part_of_a_peak(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("NORMBENCH_CACHE", str(tmp_path))
+    finder, question = Finder(FitSettings(arch="resnet8", size=32), CPU), Question("none", 1, None)
+    asked = trial.Try(finder.checked(question, 2), False, None, 4000.0)
+    first, compiled = trial._tried(asked, CPU)
+    assert compiled
+    again = trial.peak_mib(asked, CPU)
+    assert again < first - 20
+    monkeypatch.setenv("NORMBENCH_CACHE", str(tmp_path / "empty"))
+    asked = trial.Try(finder.checked(question, 2), False, None, 4000.0)
+    assert trial.peak_mib(asked, CPU) < first - 20
+
+
 def test_a_try_that_cannot_have_its_memory_is_no_error_and_one_that_fails_is() -> None:
     finder = Finder(FitSettings(arch="resnet8", size=224, limit_mib=1.0), CPU)
     question = Question("none", 1, None)
