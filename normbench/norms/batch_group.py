@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from normbench.norms import core, groups, plain, running
 from normbench.norms.registry import Normalizer, register
-from normbench.norms.repeated import Repeatable, repeated
 
 DEFAULT_GROUPS = 32
 
@@ -51,7 +50,7 @@ def reference(
     return weight[:, None, None] * torch.cat(y) + bias[:, None, None]
 
 
-class GhostGroupNorm(Repeatable):
+class GhostGroupNorm(nn.Module):
     """Normalize groups of channels over the images of a ghost batch: (N, C, H, W) → the same, then ``activation``.
 
     ``num_groups`` becomes the effective number. ``batch`` is as in BatchNorm. Raises InputError for a number that does
@@ -90,7 +89,6 @@ class GhostGroupNorm(Repeatable):
         running.add(self, num_features, device=device, dtype=dtype)
         self.register_load_state_dict_pre_hook(running.take_statistics)
 
-    @repeated
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         N, *_ = core.check_input(x, self.num_features, "batch_group")
         G = self.num_groups
@@ -99,10 +97,10 @@ class GhostGroupNorm(Repeatable):
             ghosts = N // groups.ghost(N // workers, self.ghost_size, "batch_group")
             track = running.total(self, workers)
             return core.standardize(
-                x, ghosts, G, self.eps, *core.affine(self), track=track, by_channel=True, residual=residual, unit=self
+                x, ghosts, G, self.eps, *core.affine(self), track=track, by_channel=True, residual=residual
             )
         if self.running_mean is None:
-            return core.standardize(x, 1, G, self.eps, *core.affine(self), residual=residual, unit=self)
+            return core.standardize(x, 1, G, self.eps, *core.affine(self), residual=residual)
         kept = plain.pool(*running.statistics(self), 1, G)
         if self.example_weight:
             kept = running.mixed(self.example_weight, plain.pool(*plain.moments(x), N, G), kept)

@@ -25,7 +25,6 @@ from normbench.norms import core, groups, plain, running
 from normbench.norms.call import Track
 from normbench.norms.options import check_tabled
 from normbench.norms.registry import Normalizer, register
-from normbench.norms.repeated import Repeatable, repeated
 
 DEFAULT_GROUPS = 32
 
@@ -46,7 +45,7 @@ def reference(
     return weight[:, None, None] * y.view(x.shape) + bias[:, None, None]
 
 
-class BatchGroupNorm(Repeatable):
+class BatchGroupNorm(nn.Module):
     """Normalize G pieces of an image over a worker's images: (N, C, H, W) → the same, then ``activation``.
 
     ``num_groups`` becomes the effective number: at once where it is known (G divides C, or ``size`` = (H, W) is given,
@@ -95,7 +94,6 @@ class BatchGroupNorm(Repeatable):
         running.add(self, self.num_groups, device=device, dtype=dtype)
         self.register_load_state_dict_pre_hook(_load)
 
-    @repeated
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         _, C, H, W = core.check_input(x, self.num_features, "bgn")
         self._settle(H, W, plain.at_least_float32(x.dtype))
@@ -142,10 +140,7 @@ class BatchGroupNorm(Repeatable):
         assert G is not None
         weight, bias, _ = core.affine(self)
         if C % G == 0:
-            own = self if activation is self.activation else None
-            return core.standardize(
-                x, workers, G, self.eps, weight, bias, activation, track=track, residual=residual, unit=own
-            )
+            return core.standardize(x, workers, G, self.eps, weight, bias, activation, track=track, residual=residual)
         D = x[0].numel()
         if G % C == 0 and D % G == 0 and x.is_contiguous():  # strips of a map, as if they were maps
             strips = x.view(len(x), G, D // G, 1)

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from normbench.norms import core, running
 from normbench.norms.registry import Normalizer, register
-from normbench.norms.repeated import Repeatable, repeated
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-5, batch: int | None = None) -> Tensor:
@@ -30,7 +29,7 @@ def reference(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-5, bat
     return weight[:, None, None] * torch.cat(y) + bias[:, None, None]
 
 
-class BatchNorm(Repeatable):
+class BatchNorm(nn.Module):
     """Normalize each channel over the images of a worker: (N, C, H, W) → the same, then ``activation``.
 
     ``batch``: how many consecutive images are a worker's; None: all. Training needs N to be a multiple of it and
@@ -60,15 +59,12 @@ class BatchNorm(Repeatable):
         running.add(self, num_features, device=device, dtype=dtype)
         self.register_load_state_dict_pre_hook(running.take_statistics)
 
-    @repeated
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         N, C, H, W = core.check_input(x, self.num_features, "bn")
         if self.training or self.running_mean is None:
             workers = core.workers(N, self.batch if self.training else None, "bn")
             track = running.variance(self, workers, running.unbiased(N // workers * H * W))
-            return core.standardize(
-                x, workers, C, self.eps, *core.affine(self), track=track, residual=residual, unit=self
-            )
+            return core.standardize(x, workers, C, self.eps, *core.affine(self), track=track, residual=residual)
         mean, var = running.evaluation(self, x)
         return core.normalize(x, mean, var, self.eps, *core.affine(self), residual=residual)
 

@@ -86,7 +86,6 @@ def standardize(
     track: Track | None = None,
     by_channel: bool = False,
     residual: Tensor | None = None,
-    unit: nn.Module | None = None,
 ) -> Tensor:
     """activation(γ (x − μ) / √(σ² + ε) + β) by the moments of x itself.
 
@@ -100,11 +99,15 @@ def standardize(
     - ``after``: scale and shift behind the activation (proxy);
     - ``track``: running statistics to move by μ and σ² (running.py), or, ``by_channel``, by those of each channel,
       (rows, C), whatever the groups are (not with a gate);
-    - ``residual``: added before the activation, or threshold; what broadcasts with x;
-    - ``unit``: the one whose forward of x, and residual, comes to this and nothing else; see repeated.py.
+    - ``residual``: added before the activation, or threshold; what broadcasts with x.
     """
-    if threshold is None and after is None and gate is None and renorm is None:
-        parts = Parts(weight, bias)
+    key = None
+    if after is None and gate is None and renorm is None:
+        asked, own = (rows, groups, eps, centered, by_channel, threshold is None), (weight, bias, threshold)
+        ready, key = repeated.again(x, asked, own, activation, track, residual)
+        if ready is not None:
+            return ready
+        parts = Parts(weight, bias, threshold)
     else:
         parts = Parts(weight, bias, threshold, *(after or NEITHER), *(gate or NEITHER), *(renorm or NONE_OF_THREE))
     kernels = fused.kernels_for(x, eps, parts, activation)
@@ -113,10 +116,10 @@ def standardize(
         bare = standardize(x, rows, groups, eps, weight, bias, track=track, **apart)
         return plain.ended(bare + residual, activation, threshold, after)
     if kernels is not None:
-        own = centered, by_channel, track, residual
-        y, call = fused.standardize(kernels, x, rows, groups, eps, activation, parts, *own)
-        if unit is not None:
-            repeated.note(unit, call, x, residual, parts, activation, track)
+        more = centered, by_channel, track, residual
+        y, call = fused.standardize(kernels, x, rows, groups, eps, activation, parts, *more)
+        if key is not None:
+            repeated.note(key, call, x, parts, track, residual)
         return y
     options: dict[str, Any] = {"threshold": threshold, "renorm": renorm, "gate": gate, "after": after}
     options |= {"centered": centered, "by_channel": by_channel}

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from normbench.norms import core, running
 from normbench.norms.registry import Normalizer, mark, register
-from normbench.norms.repeated import Repeatable, repeated
 
 LEARNED_EPS = 1e-4
 
@@ -50,7 +49,7 @@ class TLU(nn.Module):
         return f"{self.num_features}"
 
 
-class FilterResponseNorm(Repeatable):
+class FilterResponseNorm(nn.Module):
     """Divide each channel of each image by its rms: (N, C, H, W) → the same; then TLU or ``activation``."""
 
     weight: nn.Parameter | None
@@ -80,12 +79,11 @@ class FilterResponseNorm(Repeatable):
         self.register_parameter("eps_l", nn.Parameter(torch.tensor(LEARNED_EPS, **factory)) if learn_eps else None)
         self.register_load_state_dict_pre_hook(running.leave_statistics_out)
 
-    @repeated
     def forward(self, x: Tensor) -> Tensor:
         N, C, *_ = core.check_input(x, self.num_features, "frn")
         learned, threshold = core.parameter(self, "eps_l"), core.parameter(self, "threshold")
         eps = self.eps if learned is None else self.eps + learned.abs()
-        return core.standardize(x, N, C, eps, *core.affine(self), centered=False, threshold=threshold, unit=self)
+        return core.standardize(x, N, C, eps, *core.affine(self), centered=False, threshold=threshold)
 
     def extra_repr(self) -> str:
         learned = "" if self.eps_l is None else " + |eps_l|"

@@ -357,7 +357,7 @@ def gradients(
     layout = call.layout
     if x.stride() != layout:  # a hook on saved tensors gave it back another way
         x = torch.empty_strided(x.shape, layout, dtype=x.dtype, device=x.device).copy_(x)
-    if dy.stride() != layout or dy.dtype is not x.dtype:
+    if dy.stride() != layout or dy.dtype is not x.dtype or dy.is_neg():
         dy = torch.empty_like(x).copy_(dy)
     dtype = dy.dtype
     if any([tensor.dtype is not dtype for tensor in tensors]):  # noqa: C419  (a list is quicker than a generator)

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from normbench.norms import core, groups, running
 from normbench.norms.registry import Normalizer, register
-from normbench.norms.repeated import Repeatable, repeated
 
 
 def reference(
@@ -38,7 +37,7 @@ def reference(
     return weight[:, None, None] * torch.cat(y) + bias[:, None, None]
 
 
-class GhostBatchNorm(Repeatable):
+class GhostBatchNorm(nn.Module):
     """Normalize each channel over the images of a ghost batch: (N, C, H, W) → the same, then ``activation``.
 
     ``batch`` is as in BatchNorm. Raises InputError for a ``ghost_size`` that does not divide a worker's images.
@@ -70,18 +69,15 @@ class GhostBatchNorm(Repeatable):
         running.add(self, num_features, device=device, dtype=dtype)
         self.register_load_state_dict_pre_hook(running.take_statistics)
 
-    @repeated
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         N, C, *_ = core.check_input(x, self.num_features, "gbn")
         if self.training:
             workers = core.workers(N, self.batch, "gbn")
             ghosts = N // groups.ghost(N // workers, self.ghost_size, "gbn")
             track = running.total(self, workers)
-            return core.standardize(
-                x, ghosts, C, self.eps, *core.affine(self), track=track, residual=residual, unit=self
-            )
+            return core.standardize(x, ghosts, C, self.eps, *core.affine(self), track=track, residual=residual)
         if self.running_mean is None:
-            return core.standardize(x, 1, C, self.eps, *core.affine(self), residual=residual, unit=self)
+            return core.standardize(x, 1, C, self.eps, *core.affine(self), residual=residual)
         mean, var = running.evaluation(self, x)
         return core.normalize(x, mean, var, self.eps, *core.affine(self), residual=residual)
 

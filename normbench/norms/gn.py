@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from normbench.norms import core, groups, running
 from normbench.norms.registry import Normalizer, register
-from normbench.norms.repeated import Repeatable, repeated
 
 DEFAULT_GROUPS = 32
 
@@ -33,7 +32,7 @@ def reference(x: Tensor, weight: Tensor, bias: Tensor, *, num_groups: int, eps: 
     return weight[:, None, None] * y + bias[:, None, None]
 
 
-class GroupNorm(Repeatable):
+class GroupNorm(nn.Module):
     """Normalize groups of channels of each image: (N, C, H, W) → the same, then ``activation``.
 
     ``num_groups`` becomes the effective number. Raises InputError if the number given does not divide C (``strict``).
@@ -62,10 +61,9 @@ class GroupNorm(Repeatable):
         core.add_affine(self, num_features, affine, device=device, dtype=dtype)
         self.register_load_state_dict_pre_hook(running.leave_statistics_out)
 
-    @repeated
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         N, *_ = core.check_input(x, self.num_features, "gn")
-        return core.standardize(x, N, self.num_groups, self.eps, *core.affine(self), residual=residual, unit=self)
+        return core.standardize(x, N, self.num_groups, self.eps, *core.affine(self), residual=residual)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, num_groups={self.num_groups}, eps={self.eps}"

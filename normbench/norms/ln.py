@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from normbench.norms import core, running
 from normbench.norms.registry import Normalizer, register
-from normbench.norms.repeated import Repeatable, repeated
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-5) -> Tensor:
@@ -26,7 +25,7 @@ def reference(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-5) -> 
     return weight[:, None, None] * (x - mu) / torch.sqrt(var + eps) + bias[:, None, None]
 
 
-class LayerNorm(Repeatable):
+class LayerNorm(nn.Module):
     """Normalize each image as a whole: (N, C, H, W) → the same, then ``activation``."""
 
     weight: nn.Parameter | None
@@ -48,10 +47,9 @@ class LayerNorm(Repeatable):
         core.add_affine(self, num_features, affine, device=device, dtype=dtype)
         self.register_load_state_dict_pre_hook(running.leave_statistics_out)
 
-    @repeated
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         N, *_ = core.check_input(x, self.num_features, "ln")
-        return core.standardize(x, N, 1, self.eps, *core.affine(self), residual=residual, unit=self)
+        return core.standardize(x, N, 1, self.eps, *core.affine(self), residual=residual)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}"

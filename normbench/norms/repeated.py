@@ -1,17 +1,17 @@
-"""A unit's forward, gone over once more with what the one before it found out, where nothing has changed since.
+"""A call of ``core.standardize`` that is like one before it goes straight to the CPU's kernels.
 
-Which kernels take a call, and how, depends on the unit, on the shape and type of its input, and on what PyTorch is
-asked to do meanwhile; in training all of it is the same step after step. So a unit keeps what its last forward came to
-(``Ready``), forgets it when anything of it is set, and before it goes that way again compares in one foreign call the
-metadata of all tensors and the modes that PyTorch is in (what torch.compile's guards are made of).
+At small maps most of a call's time is Python's, and most of that finds out what was found out a step ago: which kernels
+take the tensors, how the work is shared out, what to tell them. So what a call came to is kept (``Ready``) under all
+that it was asked, and a later one goes by it if torch's TensorGuards, which torch.compile's guards are made of, find
+every tensor as it was then, in one foreign call: type, dispatch keys under the modes that hold, dtype, device, sizes,
+strides, whether a gradient is wanted. Nothing of a unit is kept, and no tensor.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,30 +21,18 @@ from torch.autograd import forward_ad
 from normbench.norms import fused, population
 from normbench.norms.call import Parts, Track
 
-READY = "_ready"
-PARTS = ("weight", "bias", "threshold")
+# What is kept: questions, and for each so many kinds of tensors and modes.
+MOST, KINDS = 4096, 4
 NO_PLACES = (0, 0, 0)
+PLAIN = (float, int, type(None))
 
-
-class Repeatable(nn.Module):
-    """A module that knows what its last forward came to, until an attribute is set. Copies and pickles do not."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self.__dict__.pop(READY, None)
-        super().__setattr__(name, value)
-
-    def __delattr__(self, name: str) -> None:
-        self.__dict__.pop(READY, None)
-        super().__delattr__(name)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != READY}
+readies: dict[Any, list[Ready]] = {}
 
 
 @functools.cache
 def guards() -> Any:
-    """torch's TensorGuards; None where they are not as they are used here, and every forward goes the long way."""
-    x = torch.zeros(2, 3)
+    """torch's TensorGuards; None where they are not as they are used here, and every call goes the long way."""
+    x = torch.zeros(2, 3, dtype=torch.float32, device="cpu")
     others = x.double(), x[:1], x.t().contiguous().t(), nn.Parameter(x)
     try:
         from torch._C._dynamo import guards as private
@@ -52,118 +40,121 @@ def guards() -> Any:
         made: Any = private.TensorGuards
         check = made(x, dynamic_dims_sizes=[[2, 3]], dynamic_dims_strides=[[3, 1]]).check
         tell = check(x + 1) and not any(map(check, others))
-    except Exception:  # they may change in any way
+    except Exception:  # they are private to torch, and may change in any way
         return None
     return made if tell else None
 
 
-def repeated(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A unit's forward(x, residual=None) that ends in ``core.standardize(…, unit=self)``, sooner the second time."""
-
-    @functools.wraps(forward)
-    def soon(self: Any, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        if not torch.compiler.is_compiling():
-            ready = self.__dict__.get(READY)
-            if ready is not None and (y := ready(self, x, residual)) is not None:
-                return y
-        return forward(self, x) if residual is None else forward(self, x, residual)
-
-    return soon
+def guard(tensors: Sequence[Tensor]) -> Any:
+    """What tells whether other tensors are as these are; never, if two of them are one."""
+    sizes, strides = [list(t.shape) for t in tensors], [list(t.stride()) for t in tensors]
+    return guards()(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides).check
 
 
-def note(
-    unit: Any,
-    call: Any,
+def again(
     x: Tensor,
-    residual: Tensor | None,
-    parts: Parts,
+    asked: tuple[Any, ...],
+    parts: tuple[Tensor | None, ...],
     activation: nn.Module | None,
     track: Track | None,
-) -> None:
-    """Keep what a forward of ``unit`` came to, if it went to the CPU's kernels with no more than Ready knows of."""
-    if not isinstance(call, fused.Call) or not x.is_cpu or call.saved.plan.lone or guards() is None:
+    residual: Tensor | None,
+) -> tuple[Tensor | None, Any]:
+    """y, or None where no call was like this one; and what to ``note`` it under, None if nobody shall.
+
+    asked: rows, groups, ε and whatever else of ``standardize`` is no tensor. parts: weight, bias, threshold.
+    """
+    if torch.compiler.is_compiling() or type(x) is not Tensor or type(asked[2]) is not float:
+        return None, None
+    moving: Any = None
+    if track is not None:
+        moving = (*track[1:], track.unit.momentum)
+        if type(moving[-1]) not in PLAIN or type(track.unbiased) not in PLAIN:
+            return None, None
+    key = (x.shape, x.stride(), x.dtype, x.requires_grad, asked, type(activation), moving, residual is None)
+    for ready in readies.get(key, ()):
+        if (y := ready(x, parts, activation, track, residual)) is not None:
+            return y, key
+    return None, key
+
+
+def note(key: Any, call: Any, x: Tensor, parts: Parts, track: Track | None, residual: Tensor | None) -> None:
+    """Keep what a call came to, under ``key``."""
+    if not isinstance(call, fused.Call) or not x.is_cpu or guards() is None:
         return
-    own = tuple(map(unit._parameters.get, PARTS))
-    if any(part is not None for part in parts[3:]) or any(map(operator.is_not, parts[:3], own)) or None in own[:2]:
+    if torch._C._len_torch_dispatch_stack():  # a mode wants to see operations, some of which a ready call has not
         return
-    if call.eps is not None or (call.moved is None) is not (track is None) or fused.dense(x) is not x:
+    # Groups of one value have work that is x itself; a learned eps, or parts left out, are more than Ready knows of.
+    if call.saved.plan.lone or call.eps is not None or parts.weight is None or parts.bias is None:
+        return
+    # Running statistics that a kernel could not move; an input, or a residual, that was copied first.
+    if (call.moved is None) is not (track is None) or fused.dense(x) is not x:
         return
     if residual is not None and residual.stride() != x.stride():
         return
-    unit.__dict__[READY] = Ready(unit, call, x, residual, activation, track)
+    if len(readies) >= MOST:
+        readies.clear()
+    kinds = readies.setdefault(key, [])
+    tensors = [x, *(part for part in parts[:3] if part is not None)]
+    tensors += [*([] if residual is None else [residual]), *([] if track is None else moved_by(track))]
+    if len(kinds) < KINDS and len(set(map(id, tensors))) == len(tensors):  # guards never find two in one
+        kinds.append(Ready(call, x, tensors, residual is not None))
 
 
 class Ready:
-    """What a forward came to, and whether another would come to the same."""
+    """What a call came to, and whether another would come to the same."""
 
     __slots__ = (
-        "activation",
         "again",
         "check",
+        "check_back",
         "joined",
         "keeps_y",
         "kernels",
-        "second",
         "shape",
         "threads",
-        "threshold",
         "wanted",
         "wants_x",
     )
 
-    def __init__(
-        self,
-        unit: Any,
-        call: fused.Call,
-        x: Tensor,
-        residual: Tensor | None,
-        activation: nn.Module | None,
-        track: Track | None,
-    ) -> None:
-        self.activation, self.joined, self.shape = activation, residual is not None, call.shape
-        self.second = None if track is None else track.second
-        self.threshold, self.threads = unit._parameters.get("threshold") is not None, torch.get_num_threads()
-        self.keeps_y = self.joined and call.shape.low > -math.inf
+    def __init__(self, call: fused.Call, x: Tensor, tensors: Sequence[Tensor], joined: bool) -> None:
+        self.joined, self.shape, self.threads = joined, call.shape, torch.get_num_threads()
+        self.keeps_y = joined and call.shape.low > -math.inf
         self.kernels = call.kernels.again
         self.again = self.kernels.ready(x, call.shape, call.saved.plan, call.moved)
-        tensors = self.tensors(unit, x, residual)
-        sizes, strides = [list(t.shape) for t in tensors], [list(t.stride()) for t in tensors]
-        self.check = guards()(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides).check
+        self.check, self.check_back = guard(tensors), None
         self.wants_x = x.requires_grad
         self.wanted = any(tensor.requires_grad for tensor in tensors)
 
-    def tensors(self, unit: Any, x: Tensor, residual: Tensor | None) -> list[Any]:
-        """All that a forward reads or writes and did not make: the input, the parts, what running statistics move."""
-        parameters = unit._parameters
-        found = [x, parameters.get("weight"), parameters.get("bias")]
-        if self.threshold:
-            found.append(parameters.get("threshold"))
-        if self.joined:
-            found.append(residual)
-        if self.second is not None:
-            buffers = unit._buffers
-            found += buffers["running_mean"], buffers[self.second], buffers["num_batches_tracked"]
-        return found
-
-    def __call__(self, unit: Any, x: Tensor, residual: Tensor | None) -> Tensor | None:
-        """y, or None where this forward is another than that one."""
-        tensors, activation = self.tensors(unit, x, residual), self.activation
-        if (residual is not None) is not self.joined or not self.check(*tensors):
+    def __call__(
+        self,
+        x: Tensor,
+        parts: tuple[Tensor | None, ...],
+        activation: nn.Module | None,
+        track: Track | None,
+        residual: Tensor | None,
+    ) -> Tensor | None:
+        """y, or None where this call is another than that one."""
+        own: Any = parts if parts[2] is not None else parts[:2]
+        places, tensors, moved = NO_PLACES, [x, *own], None
+        if residual is not None:
+            tensors.append(residual)
+        if track is not None:
+            moved = moved_by(track)
+            tensors += moved
+        if not self.check(*tensors) or torch.get_num_threads() != self.threads:
             return None
         if fused._seen or population._open is not None or forward_ad._current_level >= 0:
             return None
-        if torch.get_num_threads() != self.threads or (activation is not None and fused._watched(activation)):
+        if activation is not None and fused._watched(activation):
             return None
-        places, moved = NO_PLACES, None
-        if self.second is not None:
-            mean, second, count = moved = tensors[-3:]
+        if moved is not None:
+            mean, second, count = moved
             places = mean.data_ptr(), second.data_ptr(), count.data_ptr()
-        parts = tensors[1 : 4 if self.threshold else 3]
         y: Tensor
         if self.wanted and torch.is_grad_enabled():
-            y = apply((self, places), x, residual, *parts)
+            y = apply((self, places), x, residual, *own)
         else:
-            y = self.kernels.forward(self.again, places, x, residual, *parts)[0]
+            y = self.kernels.forward(self.again, places, x, residual, *own)[0]
         if moved is not None:
             torch._C._increment_version(moved)
         return y
@@ -171,13 +162,26 @@ class Ready:
     def gradients(
         self, work: Tensor, dy: Tensor, x: Tensor, y: Tensor | None, parts: list[Tensor], wants: Sequence[bool]
     ) -> tuple[Tensor | None, ...]:
-        """The long way."""
-        weight, bias, *threshold = parts
+        """The long way: where tensors come back in another layout or type, or somebody differentiates once more."""
         kernels: Any = fused._cpu()
-        call = fused.Call(kernels, self.shape, Parts(weight, bias, *threshold))
-        call.layout, call.joined = self.again.stride, self.joined
-        call.saved = kernels.Saved(work, self.again.plan)
+        call = fused.Call(kernels, self.shape, Parts(*parts))
+        call.layout, call.joined, call.saved = self.again.stride, self.joined, kernels.Saved(work, self.again.plan)
         return fused.gradients(call, dy, x, y, parts, wants)
+
+    def learn_back(self, tensors: list[Tensor]) -> None:
+        """Let the next backward go by these tensors, of which the maps come first, if they are all as kernels read."""
+        maps, parts = tensors[: 3 if self.keeps_y else 2], tensors[3 if self.keeps_y else 2 :]
+        stride, dtype = self.again.stride, self.again.dtype
+        if all(t.dtype is dtype and not t.is_neg() and t.is_cpu for t in tensors) and all(
+            [*(t.stride() == stride for t in maps), *(t.is_contiguous() for t in parts)]
+        ):
+            self.check_back = guard(tensors)
+
+
+def moved_by(track: Track) -> list[Any]:
+    """The buffers that a call moves."""
+    buffers = track.unit._buffers
+    return [buffers["running_mean"], buffers[track.second], buffers["num_batches_tracked"]]
 
 
 class _Repeated(torch.autograd.Function):
@@ -196,13 +200,17 @@ class _Repeated(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         ready, (x, y, *parts) = ctx.ready, ctx.saved_tensors
-        stride, dtype = ready.again.stride, ready.again.dtype
-        alike = dy.stride() == stride and dy.dtype is dtype and x.stride() == stride and parts[0].dtype is dtype
-        if not alike or (y is not None and y.stride() != stride) or torch.is_grad_enabled():
+        tensors = [dy, x, *parts] if y is None else [dy, x, y, *parts]
+        if torch.is_grad_enabled():
+            return ready.gradients(ctx.work, dy, x, y, parts, ctx.needs_input_grad)
+        if ready.check_back is None or not ready.check_back(*tensors):
+            if ready.check_back is None:
+                ready.learn_back(tensors)
             return ready.gradients(ctx.work, dy, x, y, parts, ctx.needs_input_grad)
         dx, dz, *found = ready.kernels.backward(ready.again, ctx.work, dy, x, y, parts, ready.wants_x)
         return None, dx, (dy if dz is None else dz) if ready.joined else None, *found
 
 
-# Function.apply without its look for transforms of torch.func, which TensorGuards has had already.
+# Function.apply without its look for transforms of torch.func, and for tensors that one has left behind: TensorGuards
+# have seen that there are none.
 apply = super(torch.autograd.Function, _Repeated).apply

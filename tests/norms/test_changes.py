@@ -148,7 +148,7 @@ def test_a_changed_momentum_holds_from_the_next_step(name: str, momentum: float 
         x = pictures(4, C, 5, 3, seed=seed)
         unit(x)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("normbench.norms.fused.kernels_for", lambda *_: None)
+            patch.setattr("normbench.norms.fused._seen", 1)
             twin(x)
     for key, buffer in twin.named_buffers():
         torch.testing.assert_close(unit.get_buffer(key), buffer, rtol=0, atol=1e-10)

@@ -1,10 +1,10 @@
-"""A unit's second forward goes by what the first came to: to the same bits, and only where nothing has changed."""
+"""A call like one before it goes the short way: to the same bits, and only where nothing has changed."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
-import pickle
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from fused_cases import both_formats, unit_of
+from fused_cases import Allocations, both_formats, unit_of
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
+from normbench.errors import InputError
 from normbench.norms import fused, population, repeated
 
 NAMES = ("bn", "ln", "in", "gn", "bgn", "frn", "gbn", "batch_group")
@@ -25,6 +26,20 @@ Found = dict[str, Tensor]
 
 def went_soon(y: Tensor) -> bool:
     return type(y.grad_fn).__name__ == "_RepeatedBackward"
+
+
+@contextlib.contextmanager
+def the_long_way() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(repeated, "again", lambda *_: (None, None))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _from_the_start() -> Iterator[None]:
+    repeated.readies.clear()
+    yield
+    repeated.readies.clear()
 
 
 def takes_residual(unit: nn.Module) -> bool:
@@ -56,6 +71,14 @@ def step(unit: Any, given: list[Tensor], joined: bool = False) -> tuple[bool, Fo
     return went_soon(y), {name: value for name, value in found.items() if value is not None}
 
 
+def late(unit: Any, given: list[Tensor], joined: bool = False) -> Found:
+    """What the same step comes to the long way."""
+    with the_long_way():
+        soon, found = step(unit, given, joined)
+    assert not soon
+    return found
+
+
 def assert_equal(found: Found, expected: Found) -> None:
     assert found.keys() == expected.keys()
     for name, value in expected.items():
@@ -63,11 +86,11 @@ def assert_equal(found: Found, expected: Found) -> None:
 
 
 def warm(name: str, given: list[Tensor], joined: bool = False, **options: Any) -> Any:
-    """A unit that has had two forwards, of which the second went soon."""
+    """A unit that has had three steps, of which the second went forward soon, and the third backward too."""
     unit = unit_of(name, given[0].dtype)
     for option, value in options.items():
         setattr(unit, option, value)
-    assert [step(unit, given, joined)[0] for _ in range(2)] == [False, True]
+    assert [step(unit, given, joined)[0] for _ in range(3)] == [False, True, True]
     return unit
 
 
@@ -75,22 +98,29 @@ def warm(name: str, given: list[Tensor], joined: bool = False, **options: Any) -
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("joined", [False, True], ids=["alone", "sum"])
 @pytest.mark.parametrize("name", NAMES)
-def test_forwards_come_to_the_same_bits(
+def test_calls_come_to_the_same_bits(
     name: str, joined: bool, dtype: torch.dtype, memory_format: torch.memory_format
 ) -> None:
     given = inputs(memory_format, dtype)
     if joined and not takes_residual(unit_of(name)):
         pytest.skip(f"{name} takes no residual")
     unit = warm(name, given, joined)
-    for _ in range(3):
-        twin = copy.deepcopy(unit)
+    for _ in range(2):
+        expected = late(copy.deepcopy(unit), given, joined)
         soon, found = step(unit, given, joined)
-        late, expected = step(twin, given, joined)
         assert soon
-        assert not late
         assert_equal(found, expected)
         assert found["y"].stride() == expected["y"].stride()
         assert found["x"].stride() == expected["x"].stride()
+
+
+@pytest.mark.parametrize("wants", [(True, False), (False, True), (False, False)], ids=str)
+def test_inputs_that_want_no_gradient(wants: tuple[bool, bool]) -> None:
+    x, residual, dy = inputs()
+    given = [x.detach().requires_grad_(wants[0]), residual.detach().requires_grad_(wants[1]), dy]
+    unit = warm("bn", given, joined=True)
+    expected = late(copy.deepcopy(unit), given, joined=True)
+    assert_equal(step(unit, given, joined=True)[1], expected)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -100,8 +130,8 @@ def test_large_maps_are_shared_out(threads: int) -> None:
     try:
         given = inputs(shape=(8, 6, 64, 64))
         unit = warm("bn", given)
-        twin = copy.deepcopy(unit)
-        assert_equal(step(unit, given)[1], step(twin, given)[1])
+        expected = late(copy.deepcopy(unit), given)
+        assert_equal(step(unit, given)[1], expected)
         torch.set_num_threads(3 - threads)  # another plan
         assert not step(unit, given)[0]
     finally:
@@ -112,8 +142,8 @@ def test_large_maps_are_shared_out(threads: int) -> None:
 def test_options_hold_the_second_time_too(options: dict[str, Any]) -> None:
     given = inputs()
     unit = warm("bn", given, **options)
-    twin = copy.deepcopy(unit)
-    assert_equal(step(unit, given)[1], step(twin, given)[1])
+    expected = late(copy.deepcopy(unit), given)
+    assert_equal(step(unit, given)[1], expected)
 
 
 def set_to(name: str, value: Any) -> Callable[[Any], None]:
@@ -152,6 +182,18 @@ def parametrized(unit: Any) -> None:
     parametrize.register_parametrization(unit, "weight", nn.Softplus())
 
 
+def another_class(unit: Any) -> None:
+    unit.activation.__class__ = nn.Tanh
+
+
+def another_module(unit: Any) -> None:
+    unit.add_module("activation", nn.Tanh())
+
+
+def moving_momentum(unit: Any) -> None:
+    unit.momentum = torch.tensor(0.7)
+
+
 def other_buffer(unit: Any) -> None:
     unit._buffers["running_mean"] = torch.ones(6, dtype=torch.float64)
 
@@ -170,7 +212,10 @@ CHANGES: dict[str, Callable[[Any], object]] = {
     "evaluation": lambda unit: unit.eval(),
     "float64": lambda unit: unit.double(),
     **{f.__name__: f for f in (other_weight, other_data, sparse_data, expanded_data, frozen, watched)},
-    **{f.__name__: f for f in (pruned, parametrized, other_buffer, untracked)},
+    **{
+        f.__name__: f
+        for f in (pruned, parametrized, another_class, another_module, moving_momentum, other_buffer, untracked)
+    },
 }
 
 
@@ -181,8 +226,9 @@ def test_a_change_of_the_unit_counts_at_once(change: Callable[[Any], object]) ->
     change(unit)
     change(twin)
     given = inputs(dtype=next(unit.parameters()).dtype)
-    for _ in range(2):
-        assert_equal(step(unit, given)[1], step(twin, given)[1])
+    for _ in range(3):
+        expected = late(twin, given)
+        assert_equal(step(unit, given)[1], expected)
 
 
 @pytest.mark.parametrize(
@@ -200,48 +246,62 @@ def test_a_change_of_the_unit_counts_at_once(change: Callable[[Any], object]) ->
 )
 def test_another_input_goes_its_own_way(given: list[Tensor]) -> None:
     unit = warm("bn", inputs())
-    twin = copy.deepcopy(unit)
-    for each in (unit, twin):
-        if given[0].dtype is torch.float64:
-            each.double()
-    soon, found = step(unit, given)
-    assert not soon
-    assert_equal(found, step(twin, given)[1])
+    if given[0].dtype is torch.float64:
+        unit.double()
+    for _ in range(3):
+        expected = late(copy.deepcopy(unit), given)
+        assert_equal(step(unit, given)[1], expected)
 
 
 def test_a_residual_that_comes_or_goes_or_lies_otherwise() -> None:
     given = inputs()
     unit = warm("bn", given, joined=True)
     otherwise = [given[0], inputs(torch.channels_last)[1], given[2]]
-    for some, joined in ((given, False), (otherwise, True), (given, True)):
-        twin = copy.deepcopy(unit)
-        assert_equal(step(unit, some, joined)[1], step(twin, some, joined)[1])
+    for some, joined in ((given, False), (otherwise, True), (given, True), ([given[0], given[0], given[2]], True)):
+        expected = late(copy.deepcopy(unit), some, joined)
+        assert_equal(step(unit, some, joined)[1], expected)
+
+
+def test_what_changes_all_the_time_is_not_made_again_and_again() -> None:
+    unit, (x, *_) = warm("gn", inputs()), inputs()
+    for _ in range(20):
+        unit(x, x)
+    assert [len(kinds) for kinds in repeated.readies.values()] == [1, 0]  # two tensors that are one
+    for _ in range(2 * repeated.KINDS):
+        unit.weight.data = torch.ones(6)
+        for parameter in unit.parameters():
+            parameter.requires_grad_(not parameter.requires_grad)
+            unit(x)
+    assert max(map(len, repeated.readies.values())) == repeated.KINDS
+
+
+def test_training_and_evaluation_take_turns() -> None:
+    """What one is ready for does not drive out the other's."""
+    unit, given = warm("gn", inputs()), inputs()
+    for _ in range(2 * repeated.KINDS):
+        with torch.inference_mode():
+            unit(given[0])
+        assert step(unit, given)[0]
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore::torch.jit.TracerWarning")
 def test_what_is_asked_of_torch_meanwhile() -> None:
-    """Modes in which a forward is another: each as a unit does it that was never warm."""
-    unit = warm("bn", inputs())
-    twin = copy.deepcopy(unit)
-    x = inputs()[0]
-
-    def both(run: Callable[[Any], Any]) -> tuple[Any, Any]:
-        found = run(unit), run(copy.deepcopy(twin))
-        unit.load_state_dict(twin.state_dict())
-        return found
-
+    """Modes in which a call is another: each time as it is the long way."""
+    unit, x = warm("bn", inputs()), inputs()[0]
     for context in (torch.no_grad, torch.inference_mode, fused.unfused, lambda: torch.autocast("cpu")):
+        twin = copy.deepcopy(unit)
         with context():
-            found, expected = both(lambda each: each(x))
-        assert torch.equal(found, expected) or context is fused.unfused
+            with the_long_way():
+                expected = twin(x)
+            found = unit(x)
+        assert torch.equal(found, expected)
         assert found.requires_grad == expected.requires_grad
         assert not (context is fused.unfused and went_soon(found))
-    assert [step(unit, inputs())[0] for _ in range(2)][-1]
+    assert step(unit, inputs())[0]
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
-        for each in (unit, twin):
-            with pytest.raises(NotImplementedError, match="jvp"):  # units have none; a soon one would forget x's
-                each(dual)
+        with pytest.raises(NotImplementedError, match="jvp"):  # a ready one would forget the tangent
+            unit(dual)
     with population.gathering() as gathered:
         step(unit, inputs())
     assert unit in gathered.found
@@ -249,10 +309,20 @@ def test_what_is_asked_of_torch_meanwhile() -> None:
     assert not torch.equal(traced(2 * x + 1), traced(x))  # what was traced is a computation, not its result
 
 
+def test_a_mode_sees_what_it_would_have_seen() -> None:
+    unit, x = unit_of("gn"), inputs()[0]
+    with Allocations(x.numel()) as cold:
+        unit(x)
+    with Allocations(x.numel()) as again:
+        unit(x)
+    assert again.found == cold.found
+    assert len(cold.found) == 1
+
+
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
 def test_a_transform_of_functions_goes_the_long_way() -> None:
     unit, x = warm("gn", inputs()), inputs()[0].detach()
-    assert torch.allclose(torch.func.vmap(unit)(x[None])[0], copy.deepcopy(unit)(x), atol=1e-6)
+    assert torch.allclose(torch.func.vmap(unit)(x[None])[0], unit(x), atol=1e-6)
     (gradient,) = torch.autograd.grad(unit(x.requires_grad_()).square().sum(), x)
     transformed = torch.func.grad(lambda x: unit(x).square().sum())(x.detach())
     assert torch.allclose(transformed, gradient, atol=1e-5)
@@ -266,13 +336,12 @@ def test_compiled_it_is_what_it_was() -> None:
     assert explained.graph_break_count == 0
 
 
-def test_the_gradient_is_differentiable() -> None:
-    given = inputs(dtype=torch.float64)
-    unit = warm("gn", given)
-    x = given[0]
-    y = unit(x)
-    assert went_soon(y)
-    assert torch.autograd.gradgradcheck(lambda x: unit(x), (x,))
+@pytest.mark.parametrize("name", ["gn", "frn"])
+def test_the_gradient_is_differentiable(name: str) -> None:
+    unit = warm(name, inputs(dtype=torch.float64))
+    x = inputs(dtype=torch.float64)[0]
+    assert went_soon(unit(x))
+    assert torch.autograd.gradgradcheck(unit, (x,))
 
 
 def test_a_graph_that_is_kept_gives_the_same_again() -> None:
@@ -309,29 +378,35 @@ def test_running_statistics_count_as_edited() -> None:
 
 
 def test_saved_tensors_and_gradients_may_come_back_another_way() -> None:
-    given = inputs()
-    unit = warm("bn", given)
-    twin = copy.deepcopy(unit)
-    x, _, dy = given
+    unit = warm("bn", inputs())
+    x, _, dy = inputs()
 
     def other_way(tensor: Tensor) -> Tensor:
         return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
-    found = []
-    for each in (unit, twin):
+    def gradients(dy: Tensor) -> tuple[Tensor, ...]:
         with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, other_way):
-            y = each(x)
-        found.append(torch.autograd.grad(y, (x, each.weight), dy.contiguous(memory_format=torch.channels_last)))
-    for one, other in zip(*found, strict=True):
-        assert torch.allclose(one, other, atol=1e-6)
+            y = unit(x)
+        return torch.autograd.grad(y, (x, unit.weight), dy)
+
+    for given in (dy.contiguous(memory_format=torch.channels_last), torch._neg_view(-dy), dy.expand_as(dy)):
+        with the_long_way():
+            expected = gradients(given)
+        for one, other in zip(gradients(given), expected, strict=True):
+            assert torch.equal(one, other)
+    y = unit(x)
+    assert torch.equal(torch.autograd.grad(y, x, torch._neg_view(-dy))[0], torch.autograd.grad(unit(x), x, dy)[0])
 
 
-def test_copies_and_pickles_know_nothing() -> None:
+@pytest.mark.parametrize("which", ["x", "weight", "bias"])
+def test_a_type_that_changes_between_forward_and_backward_is_an_error(which: str) -> None:
     unit = warm("bn", inputs())
-    for other in (copy.deepcopy(unit), copy.copy(unit), pickle.loads(pickle.dumps(unit))):
-        assert repeated.READY in vars(unit)
-        assert repeated.READY not in vars(other)
-        assert_equal(dict(other.state_dict()), dict(unit.state_dict()))
+    x, _, dy = inputs()
+    y = unit(x)
+    tensor = x if which == "x" else getattr(unit, which)
+    tensor.data = tensor.data.double()
+    with pytest.raises((InputError, RuntimeError)):
+        y.backward(dy)
 
 
 def test_nothing_of_a_step_is_kept_alive() -> None:
@@ -347,7 +422,7 @@ def test_nothing_of_a_step_is_kept_alive() -> None:
 def test_in_threads_at_once() -> None:
     given = inputs()
     unit = warm("gn", given)
-    _, expected = step(copy.deepcopy(unit), given)
+    expected = late(unit, given)
     wrong: list[object] = []
 
     def work() -> None:
@@ -369,16 +444,14 @@ def test_in_threads_at_once() -> None:
 @pytest.fixture
 def other_guards(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A torch whose guards take no such arguments."""
-    from torch._C._dynamo import guards
-
-    monkeypatch.setattr(guards, "TensorGuards", lambda *_: None)
+    monkeypatch.setattr("torch._C._dynamo.guards.TensorGuards", lambda *_: None)
     repeated.guards.cache_clear()
     yield
     repeated.guards.cache_clear()
 
 
 @pytest.mark.usefixtures("other_guards")
-def test_without_torchs_guards_every_forward_goes_the_long_way() -> None:
+def test_without_torchs_guards_every_call_goes_the_long_way() -> None:
     unit, given = unit_of("bn"), inputs()
     assert repeated.guards() is None
     assert [step(unit, given)[0] for _ in range(3)] == [False] * 3
