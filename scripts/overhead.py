@@ -4,8 +4,8 @@ Times whole training steps of four networks in turn, and tells each by its ratio
 
     untouched   with nn.BatchNorm2d and nn.ReLU
     <norm>      with our units
-    empty       with units that only go through an autograd function and keep what ours keep: what Python and autograd
-                ask for being met at all
+    empty       with units that only go through an autograd function, the shortest way there is, and keep what ours keep:
+                what Python and autograd ask for being met at all
     free        without norms and rectifiers: the floor
 
 A unit of ours can come down to ``empty`` and what its kernels take, and no further.
@@ -45,6 +45,9 @@ class _Through(torch.autograd.Function):
         return grads[0], grads[0] if ctx.joined else None, weight, bias
 
 
+through = super(torch.autograd.Function, _Through).apply  # as norms/repeated.py has it
+
+
 class Empty(nn.Module):
     """A unit that computes nothing."""
 
@@ -53,7 +56,7 @@ class Empty(nn.Module):
         self.weight, self.bias = unit.weight, unit.bias
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        return _Through.apply(x, residual, self._parameters["weight"], self._parameters["bias"])
+        return through(x, residual, self._parameters["weight"], self._parameters["bias"])
 
 
 def exchanged(net: nn.Module, which: Callable[[nn.Module], bool], made: Callable[[nn.Module], nn.Module]) -> nn.Module:

@@ -9,6 +9,16 @@ import torch
 from norm_cases import C, pictures
 from torch import Tensor
 
+from normbench.norms import repeated
+
+
+@pytest.fixture(autouse=True)
+def _no_call_is_like_one_before() -> Iterator[None]:
+    """Whether a test's first call goes the long way depends on no other test."""
+    repeated.readies.clear()
+    yield
+    repeated.readies.clear()
+
 
 @pytest.fixture
 def maps() -> Tensor:

@@ -11,7 +11,7 @@ from norm_cases import Case, make
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from normbench.norms import fused
+from normbench.norms import fused, repeated
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 both_formats = pytest.mark.parametrize("memory_format", FORMATS.values(), ids=FORMATS)
@@ -29,9 +29,14 @@ def unit_of(name: str, dtype: torch.dtype = torch.float32, **options: Any) -> An
     return make(Case(name, OPTIONS.get(name, {}) | options), dtype=dtype, activation=nn.ReLU())
 
 
+def call_of(y: Tensor) -> Any:
+    """The call of the kernels, or what it went by, that was the last thing done; None if it was another."""
+    return getattr(y.grad_fn, "call", None) or getattr(y.grad_fn, "ready", None)
+
+
 def is_fused(y: Tensor) -> bool:
     """Whether the last thing done was done by the kernels."""
-    return isinstance(getattr(y.grad_fn, "call", None), fused.Call) or hasattr(y.grad_fn, "ready")
+    return isinstance(call_of(y), fused.Call | repeated.Ready)
 
 
 def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

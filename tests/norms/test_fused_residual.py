@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from fused_cases import Allocations, both_formats, both_modes, is_fused, unit_of
+from fused_cases import Allocations, both_formats, both_modes, call_of, is_fused, unit_of
 from norm_cases import CASES, C, Case, gradients, make, pictures
 from torch import Tensor, nn
 
@@ -49,7 +49,7 @@ def test_a_residual_is_added_before_the_activation(case: Case, training: bool, b
         assert torch.equal(unit.get_buffer(key), buffer)
     if case.name != "bgn":  # whose groups may be pieces of a map
         assert is_fused(y)
-        assert y.grad_fn.call.joined  # type: ignore[union-attr]
+        assert call_of(y).joined
 
 
 @both_formats

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import itertools
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -33,13 +34,6 @@ def the_long_way() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(repeated, "again", lambda *_: (None, None))
         yield
-
-
-@pytest.fixture(autouse=True)
-def _from_the_start() -> Iterator[None]:
-    repeated.readies.clear()
-    yield
-    repeated.readies.clear()
 
 
 def takes_residual(unit: nn.Module) -> bool:
@@ -262,17 +256,17 @@ def test_a_residual_that_comes_or_goes_or_lies_otherwise() -> None:
         assert_equal(step(unit, some, joined)[1], expected)
 
 
-def test_what_changes_all_the_time_is_not_made_again_and_again() -> None:
+def test_what_changes_all_the_time_is_not_made_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repeated, "KINDS", 3)
     unit, (x, *_) = warm("gn", inputs()), inputs()
     for _ in range(20):
         unit(x, x)
     assert [len(kinds) for kinds in repeated.readies.values()] == [1, 0]  # two tensors that are one
-    for _ in range(2 * repeated.KINDS):
-        unit.weight.data = torch.ones(6)
-        for parameter in unit.parameters():
-            parameter.requires_grad_(not parameter.requires_grad)
-            unit(x)
-    assert max(map(len, repeated.readies.values())) == repeated.KINDS
+    for wants in itertools.product([True, False], repeat=2):
+        for parameter, want in zip(unit.parameters(), wants, strict=True):
+            parameter.requires_grad_(want)
+        unit(x)
+    assert [len(kinds) for kinds in repeated.readies.values()] == [3, 0]
 
 
 def test_training_and_evaluation_take_turns() -> None:
