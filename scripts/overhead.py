@@ -68,6 +68,11 @@ def exchanged(net: nn.Module, which: Callable[[nn.Module], bool], made: Callable
     return net
 
 
+def is_normalizer(module: nn.Module) -> bool:
+    """Whether it is a unit that normalizes (frn has activations of its own that stand alone)."""
+    return norms.is_unit(module) and hasattr(module, "weight")
+
+
 def networks(norm: str, arch: str) -> dict[str, nn.Module]:
     torch.manual_seed(0)
     plain = models.build(ArchOptions(arch), num_classes=10, picture_size=SIDE)
@@ -75,7 +80,7 @@ def networks(norm: str, arch: str) -> dict[str, nn.Module]:
     return {
         "untouched": plain,
         norm: ours,
-        "empty": exchanged(copy.deepcopy(ours), norms.is_unit, Empty),
+        "empty": exchanged(copy.deepcopy(ours), is_normalizer, Empty),
         "free": exchanged(
             copy.deepcopy(plain), lambda m: isinstance(m, nn.BatchNorm2d | nn.ReLU), lambda _: nn.Identity()
         ),
