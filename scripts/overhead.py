@@ -4,8 +4,8 @@ Times whole training steps of four networks in turn, and tells each by its ratio
 
     untouched   with nn.BatchNorm2d and nn.ReLU
     <norm>      with our units
-    empty       with units that only go through an autograd function, the shortest way there is, and keep what ours keep:
-                what Python and autograd ask for being met at all
+    empty       with units that only go through an autograd function, the shortest way there is, and keep what ours
+                keep: what Python and autograd ask for being met at all
     free        without norms and rectifiers: the floor
 
 A unit of ours can come down to ``empty`` and what its kernels take, and no further.
