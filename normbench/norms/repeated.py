@@ -133,7 +133,7 @@ class Ready:
         track: Track | None,
         residual: Tensor | None,
     ) -> Tensor | None:
-        """y, or None where this call is another than that one."""
+        """y, or None where this call is another than that one, for which another kind, or the long way, is tried."""
         own: Any = parts if parts[2] is not None else parts[:2]
         places, tensors, moved = NO_PLACES, [x, *own], None
         if residual is not None:

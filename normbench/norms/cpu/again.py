@@ -15,7 +15,8 @@ from normbench.norms.call import Shape
 from normbench.norms.cpu.blocks import AGAIN_BACK, AGAIN_FORTH, BACK, FORTH
 from normbench.norms.cpu.plan import KEPT, REST, SIZE, Plan, Way, scratch, share_out, space
 
-NOTHING = (0,) * 14
+# What stands in a block for what such calls write themselves, and for what they have not.
+OWN_FORTH, OWN_BACK, NO_PARTS, NO_BOUNDS, NO_GRADIENTS = (0,) * 11, (0,) * 14, (0,) * 6, (0.0, 0.0), (0,) * 5
 UNTRACKED = (0, 1, 0, 0.0, 0.0, 0.0)
 
 try:  # a tensor without the dispatcher's detour, as compiled graphs make theirs
@@ -27,7 +28,10 @@ except ImportError:
 
 
 class Again(NamedTuple):
-    """What calls like one have in common. ``forth``, ``back`` and ``no_dx``: whole blocks of arguments."""
+    """What calls like one have in common. ``forth``, ``back``, ``no_dx``: blocks of arguments, a thread's block long.
+
+    The first slots behind REST are a call's own (AGAIN_FORTH, AGAIN_BACK) and zero until it writes them.
+    """
 
     plan: Plan
     size: tuple[int, ...]
@@ -41,13 +45,14 @@ class Again(NamedTuple):
 def ready(x: Tensor, shape: Shape, plan: Plan, numbers: tuple[float, ...] | None) -> Again:
     """For calls like one over x with the parts weight, bias and threshold alone; numbers: what ``Tracked`` says."""
     numbers = UNTRACKED if numbers is None else numbers
-    forth = FORTH.pack(*NOTHING[:11], *NOTHING[:6], shape.eps, 0.0, 0.0, *numbers)
-    back = BACK.pack(*NOTHING, *NOTHING[:6], shape.eps, *NOTHING[:5])
+    forth = FORTH.pack(*OWN_FORTH, *NO_PARTS, shape.eps, *NO_BOUNDS, *numbers)
+    back = BACK.pack(*OWN_BACK, *NO_PARTS, shape.eps, *NO_GRADIENTS)
     blocks = _block(plan.forth, forth), _block(plan.back, back), _block(plan.no_dx, back)
     return Again(plan, tuple(x.shape), x.stride(), x.dtype, *blocks)
 
 
 def _block(way: Way, rest: bytes) -> bytes:
+    """``rest`` behind what a way's blocks begin with, made so long that one assignment replaces a thread's block."""
     return (way.block + rest).ljust(SIZE, b"\0")
 
 
