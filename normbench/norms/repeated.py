@@ -94,8 +94,7 @@ def note(key: Any, call: Any, x: Tensor, parts: Parts, track: Track | None, resi
     if len(readies) >= MOST:
         readies.clear()
     kinds = readies.setdefault(key, [])
-    tensors = [x, *(part for part in parts[:3] if part is not None)]
-    tensors += [*([] if residual is None else [residual]), *([] if track is None else moved_by(track))]
+    tensors = met(x, parts[:3], track, residual)
     if len(kinds) < KINDS and len(set(map(id, tensors))) == len(tensors):  # guards never find two in one
         kinds.append(Ready(call, x, tensors, residual is not None))
 
@@ -134,28 +133,23 @@ class Ready:
         residual: Tensor | None,
     ) -> Tensor | None:
         """y, or None where this call is another than that one, for which another kind, or the long way, is tried."""
-        own: Any = parts if parts[2] is not None else parts[:2]
-        places, tensors, moved = NO_PLACES, [x, *own], None
-        if residual is not None:
-            tensors.append(residual)
-        if track is not None:
-            moved = moved_by(track)
-            tensors += moved
+        tensors = met(x, parts, track, residual)
         if not self.check(*tensors) or torch.get_num_threads() != self.threads:
             return None
         if fused._seen or population._open is not None or forward_ad._current_level >= 0:
             return None
         if activation is not None and fused._watched(activation):
             return None
-        if moved is not None:
-            mean, second, count = moved
+        places, own = NO_PLACES, tensors[1 : 3 if parts[2] is None else 4]
+        if track is not None:
+            mean, second, count = moved = tensors[-3:]
             places = mean.data_ptr(), second.data_ptr(), count.data_ptr()
         y: Tensor
         if self.wanted and torch.is_grad_enabled():
             y = apply((self, places), x, residual, *own)
         else:
             y = self.kernels.forward(self.again, places, x, residual, *own)[0]
-        if moved is not None:
+        if track is not None:
             torch._C._increment_version(moved)
         return y
 
@@ -168,20 +162,27 @@ class Ready:
         call.layout, call.joined, call.saved = self.again.stride, self.joined, kernels.Saved(work, self.again.plan)
         return fused.gradients(call, dy, x, y, parts, wants)
 
-    def learn_back(self, tensors: list[Tensor]) -> None:
-        """Let the next backward go by these tensors, of which the maps come first, if they are all as kernels read."""
+    def reads(self, tensors: list[Tensor]) -> bool:
+        """Whether a backward may go by these tensors, maps first; not yet the first one, which it learns by."""
+        if self.check_back is not None:
+            return bool(self.check_back(*tensors))
         maps, parts = tensors[: 3 if self.keeps_y else 2], tensors[3 if self.keeps_y else 2 :]
         stride, dtype = self.again.stride, self.again.dtype
-        if all(t.dtype is dtype and not t.is_neg() and t.is_cpu for t in tensors) and all(
-            [*(t.stride() == stride for t in maps), *(t.is_contiguous() for t in parts)]
-        ):
+        plain = all(t.dtype is dtype and not t.is_neg() and t.is_cpu for t in tensors)
+        if plain and all(t.stride() == stride for t in maps) and all(t.is_contiguous() for t in parts):
             self.check_back = guard(tensors)
+        return False
 
 
-def moved_by(track: Track) -> list[Any]:
-    """The buffers that a call moves."""
-    buffers = track.unit._buffers
-    return [buffers["running_mean"], buffers[track.second], buffers["num_batches_tracked"]]
+def met(x: Tensor, parts: Sequence[Tensor | None], track: Track | None, residual: Tensor | None) -> list[Any]:
+    """The tensors of a call: x; weight, bias and a threshold; a residual; the three buffers that it moves."""
+    found: list[Any] = [x, *(parts if parts[2] is not None else parts[:2])]
+    if residual is not None:
+        found.append(residual)
+    if track is not None:
+        buffers = track.unit._buffers
+        found += buffers["running_mean"], buffers[track.second], buffers["num_batches_tracked"]
+    return found
 
 
 class _Repeated(torch.autograd.Function):
@@ -201,11 +202,7 @@ class _Repeated(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         ready, (x, y, *parts) = ctx.ready, ctx.saved_tensors
         tensors = [dy, x, *parts] if y is None else [dy, x, y, *parts]
-        if torch.is_grad_enabled():
-            return ready.gradients(ctx.work, dy, x, y, parts, ctx.needs_input_grad)
-        if ready.check_back is None or not ready.check_back(*tensors):
-            if ready.check_back is None:
-                ready.learn_back(tensors)
+        if torch.is_grad_enabled() or not ready.reads(tensors):
             return ready.gradients(ctx.work, dy, x, y, parts, ctx.needs_input_grad)
         dx, dz, *found = ready.kernels.backward(ready.again, ctx.work, dy, x, y, parts, ready.wants_x)
         return None, dx, (dy if dz is None else dz) if ready.joined else None, *found
