@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from normbench.data import describe, feed
 from normbench.graph import CudaRecorder, Recorded
 from normbench.grid import read
 from normbench.meter import DivergedError, StoppedError
+from normbench.norms import fused
 from normbench.optimize import optimizer
 from normbench.step import Step
 from normbench.train import open_for, prepare, tell_steps
@@ -62,9 +64,10 @@ def assert_equal(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]
 
 
 @pytest.fixture
-def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+def plain() -> Iterator[None]:
     """The same operations on both sides: a tape sees none of the fused kernels'."""
-    monkeypatch.setattr("normbench.norms.fused._seen", 1)
+    with fused.unfused():
+        yield
 
 
 @pytest.mark.usefixtures("plain")

@@ -39,10 +39,6 @@ def is_fused(y: Tensor) -> bool:
     return isinstance(call_of(y), fused.Call | repeated.Ready)
 
 
-def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "_seen", 1)
-
-
 class Allocations(TorchDispatchMode):
     """Notes the operations that make a tensor of as many values as x in memory of its own."""
 

@@ -127,8 +127,7 @@ class Case:
     def by_hand(self, rows: int, groups: int) -> dict[str, Tensor]:
         """The same in plain PyTorch."""
         self.generator.manual_seed(1)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(fused, "_seen", 1)
+        with fused.unfused():
             return self.run(rows, groups)
 
     def by_kernels(self, rows: int, groups: int, threads: int = 1) -> dict[str, Tensor]:
@@ -245,8 +244,7 @@ def test_maps_of_one_pixel_with_a_residual(
 
     for groups in (1, 3, shape[1] // 3, shape[1]):
         got = run(groups)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(fused, "_seen", 1)
+        with fused.unfused():
             assert_close(got, run(groups), 1e-10, f"{groups=}")
 
 
@@ -325,8 +323,7 @@ def test_the_kernels_of_positions_do_what_plain_pytorch_does_in_one_thread_and_i
     alone = run()
     torch.set_num_threads(2)
     assert_same(run(), alone, "two threads")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused, "_seen", 1)
+    with fused.unfused():
         assert_close(alone, run(), 1e-10, "positions")
 
 
