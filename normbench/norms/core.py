@@ -101,15 +101,12 @@ def standardize(
       (rows, C), whatever the groups are (not with a gate);
     - ``residual``: added before the activation, or threshold; what broadcasts with x.
     """
-    key = None
-    if after is None and gate is None and renorm is None:
-        asked, own = (rows, groups, eps, centered, by_channel, threshold is None), (weight, bias, threshold)
-        ready, key = repeated.again(x, asked, own, activation, track, residual)
-        if ready is not None:
-            return ready
-        parts = Parts(weight, bias, threshold)
-    else:
-        parts = Parts(weight, bias, threshold, *(after or NEITHER), *(gate or NEITHER), *(renorm or NONE_OF_THREE))
+    kind, beside = repeated.beside(threshold, after, gate, renorm)
+    asked, own = (rows, groups, eps, centered, by_channel), (weight, bias, *beside)
+    y, key = repeated.again(x, asked, kind, own, activation, track, residual, renorm)
+    if y is not None:
+        return y
+    parts = Parts(weight, bias, threshold, *(after or NEITHER), *(gate or NEITHER), *(renorm or NONE_OF_THREE))
     kernels = fused.kernels_for(x, eps, parts, activation)
     if residual is not None and not fused.joins(kernels, residual, x, parts):
         apart: dict[str, Any] = {"centered": centered, "renorm": renorm, "gate": gate, "by_channel": by_channel}
@@ -119,7 +116,7 @@ def standardize(
         more = centered, by_channel, track, residual
         y, call = fused.standardize(kernels, x, rows, groups, eps, activation, parts, *more)
         if key is not None:
-            repeated.note(key, call, x, parts, track, residual)
+            repeated.note(key, call, x, kind, own, track, residual)
         return y
     options: dict[str, Any] = {"threshold": threshold, "renorm": renorm, "gate": gate, "after": after}
     options |= {"centered": centered, "by_channel": by_channel}

@@ -19,12 +19,21 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from normbench.norms import fused, population
-from normbench.norms.call import Parts, Track
+from normbench.norms.call import After, Gate, Parts, Renorm, Track
 
 # What is kept: questions, and for each so many kinds of tensors (types, gradients wanted) and of modes.
 MOST, KINDS = 4096, 8
 NO_PLACES = (0, 0, 0)
 PLAIN = (float, int, type(None))
+# Parts of a call beside weight and bias, by its kind. A renormalization has none of its own: it corrects towards the
+# running statistics that it moves.
+MORE = {
+    "": (),
+    "threshold": ("threshold",),
+    "after": ("scale", "shift"),
+    "gate": ("gate_weight", "gate_bias"),
+    "renorm": (),
+}
 
 readies: dict[Any, list[Ready]] = {}
 
@@ -51,40 +60,71 @@ def guard(tensors: Sequence[Tensor]) -> Any:
     return guards()(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides).check
 
 
+def beside(
+    threshold: Tensor | None, after: After | None, gate: Gate | None, renorm: Renorm | None
+) -> tuple[str, tuple[Tensor, ...]]:
+    """The kind of a call with these, and its parts in MORE; "several" where it is of no kind."""
+    if after is None and gate is None and renorm is None:
+        return ("", ()) if threshold is None else ("threshold", (threshold,))
+    if (threshold, after, gate, renorm).count(None) < 3:
+        return "several", ()
+    if renorm is not None:
+        return "renorm", ()
+    return ("gate", tuple(gate)) if after is None and gate is not None else ("after", tuple(after or ()))
+
+
 def again(
     x: Tensor,
     asked: tuple[Any, ...],
-    parts: tuple[Tensor | None, ...],
+    kind: str,
+    own: tuple[Tensor | None, ...],
     activation: nn.Module | None,
     track: Track | None,
     residual: Tensor | None,
+    renorm: Renorm | None = None,
 ) -> tuple[Tensor | None, Any]:
     """y, or None where no call was like this one; and what to ``note`` it under, None if nobody shall.
 
-    asked: rows, groups, ε and whatever else of ``standardize`` is no tensor. parts: weight, bias, threshold.
+    asked: rows, groups, ε and whatever else of ``standardize`` is no tensor. own: weight, bias and MORE[kind].
     """
-    if torch.compiler.is_compiling() or type(x) is not Tensor or type(asked[2]) is not float:
+    if kind == "several" or torch.compiler.is_compiling() or type(x) is not Tensor or type(asked[2]) is not float:
         return None, None
     moving: Any = None
+    bounds: Any = None
     if track is not None:
         moving = (*track[1:], track.unit.momentum)
         if type(moving[-1]) not in PLAIN or type(track.unbiased) not in PLAIN:
             return None, None
-    key = (x.shape, x.stride(), asked, type(activation), moving, residual is None)  # guards pass over strides of 1
+    if renorm is not None:
+        bounds = renorm.bounds
+        if isinstance(bounds, Tensor) or not _moves(track, renorm):
+            return None, None
+    # Strides too, as guards pass over those of sizes of 1.
+    key = (x.shape, x.stride(), asked, kind, type(activation), moving, residual is None)
     for ready in readies.get(key, ()):
-        if (y := ready(x, parts, activation, track, residual)) is not None:
+        if (y := ready(x, own, activation, track, residual, bounds)) is not None:
             return y, key
     return None, key
 
 
-def note(key: Any, call: Any, x: Tensor, parts: Parts, track: Track | None, residual: Tensor | None) -> None:
-    """Keep what a call came to, under ``key``."""
+def _moves(track: Track | None, renorm: Renorm) -> bool:
+    """Whether what is corrected towards are the running statistics that the call moves."""
+    if track is None:
+        return False
+    buffers = track.unit._buffers
+    return renorm.mean is buffers["running_mean"] and renorm.std is buffers[track.second]
+
+
+def note(
+    key: Any, call: Any, x: Tensor, kind: str, own: Sequence[Any], track: Track | None, residual: Tensor | None
+) -> None:
+    """Keep what a call came to, under ``key``; own and kind: as in ``again``."""
     if not isinstance(call, fused.Call) or not x.is_cpu or guards() is None:
         return
     if torch._C._len_torch_dispatch_stack():  # a mode wants to see operations, some of which a ready call has not
         return
     # Groups of one value have work that is x itself; a learned eps, or parts left out, are more than Ready knows of.
-    if call.saved.plan.lone or call.eps is not None or parts.weight is None or parts.bias is None:
+    if call.saved.plan.lone or call.eps is not None or any(part is None for part in own):
         return
     # Running statistics that a kernel could not move; an input, or a residual, that was copied first.
     if (call.moved is None) is not (track is None) or fused.dense(x) is not x:
@@ -94,9 +134,9 @@ def note(key: Any, call: Any, x: Tensor, parts: Parts, track: Track | None, resi
     if len(readies) >= MOST:
         readies.clear()
     kinds = readies.setdefault(key, [])
-    tensors = met(x, parts[:3], track, residual)
+    tensors = met(x, own, track, residual)
     if len(kinds) < KINDS and len(set(map(id, tensors))) == len(tensors):  # guards never find two in one
-        kinds.append(Ready(call, x, tensors, residual is not None))
+        kinds.append(Ready(call, x, tensors, residual is not None, kind))
 
 
 class Ready:
@@ -109,17 +149,18 @@ class Ready:
         "joined",
         "keeps_y",
         "kernels",
+        "kind",
         "shape",
         "threads",
         "wanted",
         "wants_x",
     )
 
-    def __init__(self, call: fused.Call, x: Tensor, tensors: Sequence[Tensor], joined: bool) -> None:
-        self.joined, self.shape, self.threads = joined, call.shape, torch.get_num_threads()
+    def __init__(self, call: fused.Call, x: Tensor, tensors: Sequence[Tensor], joined: bool, kind: str) -> None:
+        self.joined, self.kind, self.shape, self.threads = joined, kind, call.shape, torch.get_num_threads()
         self.keeps_y = joined and call.shape.low > -math.inf
         self.kernels = call.kernels.again
-        self.again = self.kernels.ready(x, call.shape, call.saved.plan, call.moved)
+        self.again = self.kernels.ready(x, call.shape, call.saved.plan, call.moved, kind)
         self.check, self.check_back = guard(tensors), None
         self.wants_x = x.requires_grad
         self.wanted = any(tensor.requires_grad for tensor in tensors)
@@ -127,28 +168,29 @@ class Ready:
     def __call__(
         self,
         x: Tensor,
-        parts: tuple[Tensor | None, ...],
+        own: tuple[Any, ...],
         activation: nn.Module | None,
         track: Track | None,
         residual: Tensor | None,
+        bounds: tuple[float, float] | None,
     ) -> Tensor | None:
         """y, or None where this call is another than that one, for which another kind, or the long way, is tried."""
-        tensors = met(x, parts, track, residual)
+        tensors = met(x, own, track, residual)
         if not self.check(*tensors) or torch.get_num_threads() != self.threads:
             return None
         if fused._seen or population._open is not None or forward_ad._current_level >= 0:
             return None
         if activation is not None and fused._watched(activation):
             return None
-        places, own = NO_PLACES, tensors[1 : 3 if parts[2] is None else 4]
+        places = NO_PLACES
         if track is not None:
             mean, second, count = moved = tensors[-3:]
             places = mean.data_ptr(), second.data_ptr(), count.data_ptr()
         y: Tensor
         if self.wanted and torch.is_grad_enabled():
-            y = apply((self, places), x, residual, *own)
+            y = apply((self, places, bounds), x, residual, *own)
         else:
-            y = self.kernels.forward(self.again, places, x, residual, *own)[0]
+            y = self.kernels.forward(self.again, places, bounds, x, residual, *own)[0]
         if track is not None:
             torch._C._increment_version(moved)
         return y
@@ -158,7 +200,10 @@ class Ready:
     ) -> tuple[Tensor | None, ...]:
         """The long way: where tensors come back in another layout or type, or somebody differentiates once more."""
         kernels: Any = fused._cpu()
-        call = fused.Call(kernels, self.shape, Parts(*parts))
+        named = Parts(**dict(zip(("weight", "bias", *MORE[self.kind]), parts, strict=True)))
+        if self.kind == "renorm":  # of what it corrected towards a backward asks whether it is there
+            named = named._replace(to_mean=parts[0], to_std=parts[0])
+        call = fused.Call(kernels, self.shape, named)
         call.layout, call.joined, call.saved = self.again.stride, self.joined, kernels.Saved(work, self.again.plan)
         return fused.gradients(call, dy, x, y, parts, wants)
 
@@ -174,9 +219,9 @@ class Ready:
         return False
 
 
-def met(x: Tensor, parts: Sequence[Tensor | None], track: Track | None, residual: Tensor | None) -> list[Any]:
-    """The tensors of a call: x; weight, bias and a threshold; a residual; the three buffers that it moves."""
-    found: list[Any] = [x, *(parts if parts[2] is not None else parts[:2])]
+def met(x: Tensor, own: Sequence[Any], track: Track | None, residual: Tensor | None) -> list[Any]:
+    """The tensors of a call: x; its own parts; a residual; the three buffers that it moves."""
+    found: list[Any] = [x, *own]
     if residual is not None:
         found.append(residual)
     if track is not None:
@@ -189,11 +234,9 @@ class _Repeated(torch.autograd.Function):
     """As fused's function: saves its input and small tensors, or its output too, behind a residual sum."""
 
     @staticmethod
-    def forward(
-        ctx: Any, way: tuple[Ready, tuple[int, int, int]], x: Tensor, residual: Tensor | None, *parts: Tensor
-    ) -> Tensor:
-        ready, places = way
-        y, ctx.work = ready.kernels.forward(ready.again, places, x, residual, *parts)
+    def forward(ctx: Any, way: tuple[Ready, Any, Any], x: Tensor, residual: Tensor | None, *parts: Tensor) -> Tensor:
+        ready, places, bounds = way
+        y, ctx.work = ready.kernels.forward(ready.again, places, bounds, x, residual, *parts)
         ctx.ready = ready
         ctx.save_for_backward(x, y if ready.keeps_y else None, *parts)
         return y

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
 from normbench.errors import InputError
-from normbench.norms import fused, population, repeated
+from normbench.norms import core, fused, population, repeated, running
+from normbench.norms.call import After, Gate, Renorm
 
-NAMES = ("bn", "ln", "in", "gn", "bgn", "frn", "gbn", "batch_group")
+NAMES = ("bn", "ln", "in", "gn", "bgn", "frn", "brn", "gbn", "batch_group", "iebn", "proxy")
 SHAPE = (4, 6, 5, 5)
 Found = dict[str, Tensor]
 
@@ -330,12 +331,56 @@ def test_compiled_it_is_what_it_was() -> None:
     assert explained.graph_break_count == 0
 
 
-@pytest.mark.parametrize("name", ["gn", "frn"])
+@pytest.mark.parametrize("name", ["gn", "frn", "iebn"])
 def test_the_gradient_is_differentiable(name: str) -> None:
     unit = warm(name, inputs(dtype=torch.float64))
     x = inputs(dtype=torch.float64)[0]
     assert went_soon(unit(x))
     assert torch.autograd.gradgradcheck(unit, (x,))
+
+
+def test_corrections_that_move_cannot_be_differentiated_twice() -> None:
+    unit, (x, *_) = warm("brn", inputs()), inputs()
+    y = unit(x)
+    assert went_soon(y)
+    with pytest.raises(InputError, match="cannot be differentiated twice"):
+        torch.autograd.grad(y.sum(), x, create_graph=True)
+
+
+def test_bounds_that_widen_from_step_to_step() -> None:
+    given = inputs()
+    unit = warm("brn", given, r_max=None, d_max=None, run_steps=100)
+    outputs = []
+    for step_ in (0, 3, 6, 90):
+        unit.num_batches_tracked.fill_(step_)
+        expected = late(copy.deepcopy(unit), given)
+        soon, found = step(unit, given)
+        assert soon
+        assert_equal(found, expected)
+        outputs.append(found["y"])
+    assert len({tuple(y.flatten().tolist()) for y in outputs}) > 2
+
+
+def test_what_is_corrected_towards_must_be_what_moves() -> None:
+    """Else its tensors would be none that the call is known by."""
+    x, weight, bias = inputs()[0].detach(), torch.ones(6), torch.zeros(6)
+    unit = unit_of("brn")
+    for mean in (torch.zeros(6), torch.ones(6), unit.running_mean.clone()):
+        renorm = Renorm(mean, torch.ones(6), (2.0, 3.0))
+        for track in (None, running.deviation(unit, 1)):
+            once, again = (core.standardize(x, 1, 6, 1e-5, weight, bias, renorm=renorm, track=track) for _ in range(2))
+            assert torch.equal(once, again)
+    assert not any(repeated.readies.values())
+
+
+def test_more_than_one_thing_beside_goes_the_long_way() -> None:
+    x, ones = inputs()[0].detach(), torch.ones(6)
+    gate, after = Gate(ones, ones), After(2 * ones, ones)
+    for _ in range(3):
+        y = core.standardize(x, 4, 6, 1e-5, ones, ones, gate=gate, after=after)
+        with fused.unfused():
+            assert torch.allclose(y, core.standardize(x, 4, 6, 1e-5, ones, ones, gate=gate, after=after), atol=1e-5)
+    assert not repeated.readies
 
 
 def test_a_graph_that_is_kept_gives_the_same_again() -> None:

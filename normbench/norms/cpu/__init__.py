@@ -9,7 +9,7 @@ from torch import Tensor
 
 from normbench.norms.call import Parts, Shape, Track
 from normbench.norms.cpu import again, compiler, positional, proxies
-from normbench.norms.cpu.blocks import BACK, FORTH, KINDS
+from normbench.norms.cpu.blocks import BACK, FORTH, KINDS, NO_BOUNDS, UNTRACKED
 from normbench.norms.cpu.plan import DTYPES, REST, Plan, Use, plan_for, scratch, share_out, space
 
 __all__ = [
@@ -28,8 +28,7 @@ __all__ = [
     "tracked",
 ]
 
-UNTRACKED = (0, 0, 0), (0, 1, 0, 0.0, 0.0, 0.0)
-NO_BOUNDS = (0.0, 0.0)
+NO_PLACES = (0, 0, 0)
 NOT_BEHIND = (0, 0)
 _place = Tensor.data_ptr
 
@@ -80,7 +79,7 @@ def forward(
             here.copy_(value)
     r_max, d_max = NO_BOUNDS if bounds is None else bounds.tolist() if isinstance(bounds, Tensor) else bounds
     split = scratch(plan.split) if plan.split else None
-    places, numbers = UNTRACKED if track is None else (track.places, track.numbers)
+    places, numbers = (NO_PLACES, UNTRACKED) if track is None else (track.places, track.numbers)
     way, block = plan.forth, space.block
     block[:REST] = way.block
     FORTH.pack_into(  # written out, as a loop over the parts takes half as long as a small map's kernel
@@ -94,10 +93,7 @@ def forward(
         0 if to_mean is None else to_mean.data_ptr(), 0 if to_std is None else to_std.data_ptr(),
         shape.eps, r_max, d_max, *numbers,
     )  # fmt: skip
-    if way.alone:
-        way.kernel.call(space.address)
-    else:
-        share_out(way)
+    share_out(way, space.address)
     if track is not None:
         torch.autograd.graph.increment_version(track.buffers)
     return y, saved
@@ -144,10 +140,7 @@ def backward(
         *places[3:], 0, 0 if to_std is None else to_std.data_ptr(), shape.eps,
         *slopes[3:], 0 if dvar is None else dvar.data_ptr(),
     )  # fmt: skip
-    if way.alone:
-        way.kernel.call(space.address)
-    else:
-        share_out(way)
+    share_out(way, space.address)
     return dx, found, dvar
 
 

@@ -12,12 +12,26 @@ import torch
 from torch import Tensor
 
 from normbench.norms.call import Shape
-from normbench.norms.cpu.blocks import AGAIN_BACK, AGAIN_FORTH, BACK, FORTH
+from normbench.norms.cpu.blocks import (
+    AFTER_AT,
+    AGAIN_BACK,
+    AGAIN_FORTH,
+    BACK_REST,
+    BOUNDS,
+    BOUNDS_AT,
+    FORTH_REST,
+    GATE_AT,
+    NO_BOUNDS,
+    PAIR,
+    RENORM_AT,
+    SLOPES,
+    UNTRACKED,
+)
 from normbench.norms.cpu.plan import KEPT, REST, SIZE, Plan, Way, scratch, share_out, space
 
 # What stands in a block for what such calls write themselves, and for what they have not.
-OWN_FORTH, OWN_BACK, NO_PARTS, NO_BOUNDS, NO_GRADIENTS = (0,) * 11, (0,) * 14, (0,) * 6, (0.0, 0.0), (0,) * 5
-UNTRACKED = (0, 1, 0, 0.0, 0.0, 0.0)
+OWN, NO_PAIRS, NO_GRADIENTS = bytes(AGAIN_FORTH.size), (0,) * 6, (0,) * 5
+AT = {"after": AFTER_AT, "gate": GATE_AT, "renorm": RENORM_AT}
 
 try:  # a tensor without the dispatcher's detour, as compiled graphs make theirs
     from torch._C._dynamo.guards import _empty_strided_cpu as empty  # type: ignore[attr-defined]
@@ -30,7 +44,8 @@ except ImportError:
 class Again(NamedTuple):
     """What calls like one have in common. ``forth``, ``back``, ``no_dx``: blocks of arguments, a thread's block long.
 
-    The first slots behind REST are a call's own (AGAIN_FORTH, AGAIN_BACK) and zero until it writes them.
+    A call writes its own slots, which are zero until then: the first behind REST (AGAIN_FORTH, AGAIN_BACK), a pair of
+    further parts at ``pair`` and a pair of their gradients at ``slopes``, where there are any (0: none).
     """
 
     plan: Plan
@@ -40,15 +55,22 @@ class Again(NamedTuple):
     forth: bytes
     back: bytes
     no_dx: bytes
+    pair: int
+    slopes: int
 
 
-def ready(x: Tensor, shape: Shape, plan: Plan, numbers: tuple[float, ...] | None) -> Again:
-    """For calls like one over x with the parts weight, bias and threshold alone; numbers: what ``Tracked`` says."""
+def ready(x: Tensor, shape: Shape, plan: Plan, numbers: tuple[float, ...] | None, pair: str) -> Again:
+    """For calls like one over x with the parts weight, bias, and a threshold, a pair in AT, or none; numbers: what
+    ``Tracked`` says.
+    """
     numbers = UNTRACKED if numbers is None else numbers
-    forth = FORTH.pack(*OWN_FORTH, *NO_PARTS, shape.eps, *NO_BOUNDS, *numbers)
-    back = BACK.pack(*OWN_BACK, *NO_PARTS, shape.eps, *NO_GRADIENTS)
+    corrected = int(pair == "renorm")  # all that a backward asks of the last of the pairs
+    forth = OWN + FORTH_REST.pack(*NO_PAIRS, shape.eps, *NO_BOUNDS, *numbers)
+    back = OWN + BACK_REST.pack(*NO_PAIRS[:-1], corrected, shape.eps, *NO_GRADIENTS)
     blocks = _block(plan.forth, forth), _block(plan.back, back), _block(plan.no_dx, back)
-    return Again(plan, tuple(x.shape), x.stride(), x.dtype, *blocks)
+    at = AT.get(pair, 0)
+    slopes = 0 if at == 0 or corrected else at + SLOPES
+    return Again(plan, tuple(x.shape), x.stride(), x.dtype, *blocks, at and REST + at, slopes and REST + slopes)
 
 
 def _block(way: Way, rest: bytes) -> bytes:
@@ -59,27 +81,34 @@ def _block(way: Way, rest: bytes) -> bytes:
 def forward(
     again: Again,
     places: Sequence[int],
+    bounds: tuple[float, float] | None,
     x: Tensor,
     residual: Tensor | None,
     weight: Tensor,
     bias: Tensor,
-    threshold: Tensor | None = None,
+    *more: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """y, and what the backward needs beside x. places: of the running statistics and their count, or zeros."""
-    plan, size, stride, dtype, whole, *_ = again
+    """y, and what the backward needs beside x.
+
+    places: of the running statistics and their count, or zeros; with ``bounds``, r_max and d_max, the first two are
+    corrected towards. more: a threshold, or a pair of further parts.
+    """
+    plan, size, stride, dtype, whole, _, _, pair, _ = again
     y, work = empty(size, stride, dtype), empty((plan.work,), (1,), torch.float64)
     way, (block, address, split) = plan.forth, space.near
-    more = None if plan.split <= KEPT else scratch(plan.split)
+    large = None if plan.split <= KEPT else scratch(plan.split)
     block[:] = whole
     AGAIN_FORTH.pack_into(
-        block, REST, x.data_ptr(), work.data_ptr(), split if more is None else more.data_ptr(),
-        weight.data_ptr(), bias.data_ptr(), 0 if threshold is None else threshold.data_ptr(),
+        block, REST, x.data_ptr(), work.data_ptr(), split if large is None else large.data_ptr(),
+        weight.data_ptr(), bias.data_ptr(), more[0].data_ptr() if more and not pair else 0,
         y.data_ptr(), *places, 0 if residual is None else residual.data_ptr(),
     )  # fmt: skip
-    if way.alone:
-        way.kernel.call(address)
-    else:
-        share_out(way)
+    if bounds is not None:
+        PAIR.pack_into(block, pair, places[0], places[1])
+        BOUNDS.pack_into(block, REST + BOUNDS_AT, *bounds)
+    elif pair:
+        PAIR.pack_into(block, pair, more[0].data_ptr(), more[1].data_ptr())
+    share_out(way, address)
     return y, work
 
 
@@ -93,27 +122,27 @@ def backward(
     wants_x: bool,
 ) -> tuple[Tensor | None, ...]:
     """The gradients of x, of a residual if y is given, and of the parts; all as in ``forward``."""
-    plan, size, stride, dtype, _, whole, no_dx = again
-    weight, bias, length, threshold, dthreshold = parts[0], parts[1], size[1:2], None, None
+    plan, size, stride, dtype, _, whole, no_dx, pair, slopes = again
+    weight, bias, length, threshold, dthreshold = parts[0], parts[1], size[1:2], 0, 0
     dx = empty(size, stride, dtype) if wants_x else None
     dweight, dbias = found = [empty(length, (1,), dtype), empty(length, (1,), dtype)]
-    if len(parts) > 2:
-        threshold, dthreshold = parts[2], empty(length, (1,), dtype)
-        found.append(dthreshold)
     dz = None if y is None else empty(size, stride, dtype)
     way, (block, address, at) = plan.back if wants_x else plan.no_dx, space.near
-    more = None if plan.sums + plan.split <= KEPT else scratch(plan.sums + plan.split)
-    if more is not None:
-        at = more.data_ptr()
+    large = None if plan.sums + plan.split <= KEPT else scratch(plan.sums + plan.split)
+    if large is not None:
+        at = large.data_ptr()
     block[:] = whole if wants_x else no_dx
+    if len(parts) > 2:
+        found += [empty(length, (1,), dtype) for _ in parts[2:]]
+        if slopes:
+            PAIR.pack_into(block, pair, parts[2].data_ptr(), parts[3].data_ptr())
+            PAIR.pack_into(block, slopes, found[2].data_ptr(), found[3].data_ptr())
+        else:
+            threshold, dthreshold = parts[2].data_ptr(), found[2].data_ptr()
     AGAIN_BACK.pack_into(
-        block, REST, x.data_ptr(), work.data_ptr(), at + 8 * plan.sums, weight.data_ptr(), bias.data_ptr(),
-        0 if threshold is None else threshold.data_ptr(), dy.data_ptr(), 0 if dx is None else dx.data_ptr(), at,
-        dweight.data_ptr(), dbias.data_ptr(), 0 if dthreshold is None else dthreshold.data_ptr(),
+        block, REST, x.data_ptr(), work.data_ptr(), at + 8 * plan.sums, weight.data_ptr(), bias.data_ptr(), threshold,
+        dy.data_ptr(), 0 if dx is None else dx.data_ptr(), at, dweight.data_ptr(), dbias.data_ptr(), dthreshold,
         0 if y is None else y.data_ptr(), 0 if dz is None else dz.data_ptr(),
     )  # fmt: skip
-    if way.alone:
-        way.kernel.call(address)
-    else:
-        share_out(way)
+    share_out(way, address)
     return dx, dz, *found

@@ -51,21 +51,30 @@ BACK_OWN = SHARED + (
 )
 AGAIN_FORTH, AGAIN_BACK = struct.Struct(FORTH_OWN), struct.Struct(BACK_OWN)
 PARTS = (
-    "6q"  # the other parts, T, (C,)
+    "="
+    "6q"  # the other parts, T, (C,): scale, shift; the gate's weight, bias; mean, std to correct towards
     "1d"  # eps, which may be learned
 )
-FORTH = struct.Struct(
-    f"{FORTH_OWN}{PARTS}"
+FORTH_REST = struct.Struct(
+    f"{PARTS}"
     "2d"  # r_max, d_max
     "3q3d"  # of running statistics: kind, workers, whether of channels; share of the new value (below 0: one of so
     # many), unbiased, eps
 )
-BACK = struct.Struct(
-    f"{BACK_OWN}{PARTS}"
-    "4q"  # gradients of the next four parts
+BACK_REST = struct.Struct(
+    f"{PARTS}"
+    "4q"  # gradients of the first four of the other parts
     "1q"  # of σ², float64, (R, G)
 )
+FORTH, BACK = (struct.Struct(own + rest.format[1:]) for own, rest in ((FORTH_OWN, FORTH_REST), (BACK_OWN, BACK_REST)))
 KINDS = {"var": 0, "std": 1, "total": 2}
+# What stands in a block for running statistics that nobody moves, and for bounds where there are none.
+UNTRACKED, NO_BOUNDS = (0, 1, 0, 0.0, 0.0, 0.0), (0.0, 0.0)
+# Two of the other parts, or their gradients; and where, in bytes behind what is fixed, they begin.
+PAIR, BOUNDS = struct.Struct("=2q"), struct.Struct("=2d")
+AFTER_AT, GATE_AT, RENORM_AT = (AGAIN_FORTH.size + PAIR.size * pair for pair in range(3))
+BOUNDS_AT = AGAIN_FORTH.size + struct.calcsize(PARTS)
+SLOPES = BOUNDS_AT - AFTER_AT  # from a pair to its gradients
 
 # Positional normalization: after the head, N, C, S, pixels of a span, spans; x, y, dy, dx, γ, β, what is kept of
 # positions, sums over spans, gradients; ε, lowest and highest value, 1 / C, 1 / the variance's divisor.

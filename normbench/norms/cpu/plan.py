@@ -238,7 +238,7 @@ def run(way: Way, rest: bytes) -> None:
     """Run a kernel whose block is of its own kind behind the head."""
     block = way.block + rest
     space.block[: len(block)] = block
-    share_out(way)
+    share_out(way, space.address)
 
 
 def run_alone(kernel: Kernel, block: bytes) -> None:
@@ -247,8 +247,11 @@ def run_alone(kernel: Kernel, block: bytes) -> None:
     kernel.call(space.address)
 
 
-def share_out(way: Way) -> None:
-    """Run a kernel on this thread's block, in as many threads as its steps have."""
+def share_out(way: Way, address: int) -> None:
+    """Run a kernel on this thread's block, which lies at ``address``, in as many threads as its steps have."""
+    if way.alone:
+        way.kernel.call(address)
+        return
     for first, last, threads in way.calls:
         WHICH.pack_into(space.block, 0, first, last)
-        team.run(way.kernel, space.address, threads)
+        team.run(way.kernel, address, threads)
