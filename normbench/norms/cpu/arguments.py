@@ -6,6 +6,7 @@ where an image has coefficients of its own. An address of 0 means: there is none
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from normbench.norms.cpu.blocks import FIXED, HEAD
@@ -15,7 +16,7 @@ START, REST = HEAD.size, HEAD.size + FIXED.size
 
 
 class Job(NamedTuple):
-    """The slots, typed; those of which there may be none with a flag."""
+    """The slots, typed; those of which there may be none with a flag. ``uncut``: no activation cuts anything off."""
 
     block: Any
     N: Any
@@ -74,6 +75,7 @@ class Job(NamedTuple):
     has_weight: Any
     has_bias: Any
     has_threshold: Any
+    uncut: Any
     has_after: Any
     has_gate: Any
     has_renorm: Any
@@ -126,7 +128,8 @@ def unpack(block, T):
         at(a[25], NUMBER),
         d[20], d[21], d[22], f[0], f[1], f[2], f[3], f[4],
         a[7] != 0,
-        a[3] != 0, a[4] != 0, a[5] != 0, a[14] != 0, a[16] != 0, a[19] != 0,
+        a[3] != 0, a[4] != 0, a[5] != 0, (a[5] == 0) & (f[0] == -math.inf) & (f[1] == math.inf),
+        a[14] != 0, a[16] != 0, a[19] != 0,
         s[14] != 0,
         a[9] != 0, a[10] != 0, a[11] != 0, a[21] != 0, a[23] != 0, a[25] != 0,
         at(a[7], T), at(a[8], T), at(a[9], WHOLE), a[23], a[24], a[25] != 0, d[26], d[27], d[28],

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from normbench.norms.cpu.pointers import NUMBER, algebra, elementwise, number, prefetch, reduction
+from normbench.norms.cpu.pointers import NUMBER, algebra, elementwise, line, number, prefetch, reduction
 
 # Values that are summed in the maps' own type before the sum goes on in float64; a block stays in the first cache.
 BLOCK = 4096
-# Values of the next map to fetch before its time, and of a line of memory at least.
-AHEAD, LINE = 256, 8
+# Values of the next map to fetch before its time.
+AHEAD = 256
 
 
 @algebra
-def ahead(x, start):
-    """Begin to fetch the map that is next: where it does not follow on this one, the processor cannot foresee it."""
-    for j in range(0, AHEAD, LINE):
-        prefetch(x, start + j)
+def ahead(x, start, length):
+    """Begin to fetch what is needed soon, where the processor cannot foresee it."""
+    for j in range(start, start + length, line(x)):
+        prefetch(x, j)
+
+
+@algebra
+def next_map(x, start):
+    """Begin to fetch the map that is next, where it does not follow on this one."""
+    ahead(x, start, AHEAD)
 
 
 @reduction
@@ -50,28 +56,47 @@ def moments(x, start, length, per_value):
 
 
 @reduction
+def passed(x, dy, j, m, a, b, cut, high):
+    """dz and dz (x − m) of a value, where dz is dy as the activation lets it through.
+
+    dy is needed on either side of the choice: a compiler that may leave it unread where z is cut off waits for z first.
+    """
+    apart, dz = x[j] - m, dy[j]
+    z, moment = apart * a + b, dz * apart
+    if z <= cut or z >= high:
+        dz, moment = number(x, 0.0), number(x, 0.0)
+    return dz, moment
+
+
+@reduction
 def block_sums(x, dy, start, length, m, a, b, cut, high):
     one, two = number(x, 0.0), number(x, 0.0)
     for j in range(start, start + length):
-        apart = x[j] - m
-        z = apart * a + b
-        dz = dy[j]
-        if z <= cut or z >= high:
-            dz = number(x, 0.0)
+        dz, moment = passed(x, dy, j, m, a, b, cut, high)
         one += dz
-        two += dz * apart
+        two += moment
     return NUMBER(one), NUMBER(two)
 
 
 @reduction
-def sums(x, dy, start, length, m, a, b, cut, high):
-    """Sums of dz and of dz (x − m) over a map, where dz is dy as the activation lets it through."""
-    if length <= BLOCK:
-        return block_sums(x, dy, start, length, m, a, b, cut, high)
+def block_uncut(x, dz, start, length, m):
+    one, two = number(x, 0.0), number(x, 0.0)
+    for j in range(start, start + length):
+        one += dz[j]
+        two += dz[j] * (x[j] - m)
+    return NUMBER(one), NUMBER(two)
+
+
+@reduction
+def sums(x, dy, start, length, m, a, b, cut, high, uncut):
+    """Sums of dz and of dz (x − m) over a map, where dz is dy as the activation lets it through; all if ``uncut``."""
     one, two, seen = 0.0, 0.0, 0
     while seen < length:
         some = min(BLOCK, length - seen)
-        here, there = block_sums(x, dy, start + seen, some, m, a, b, cut, high)
+        if uncut:
+            here, there = block_uncut(x, dy, start + seen, some, m)
+        else:
+            here, there = block_sums(x, dy, start + seen, some, m, a, b, cut, high)
         one += here
         two += there
         seen += some
@@ -83,11 +108,12 @@ def block_masked(x, y, dy, dz, start, length, m, low, high):
     one, two = number(x, 0.0), number(x, 0.0)
     for j in range(start, start + length):
         through = dy[j]
+        moment = through * (x[j] - m)  # here, for what passed says
         if y[j] <= low or y[j] >= high:
-            through = number(x, 0.0)
+            through, moment = number(x, 0.0), number(x, 0.0)
         dz[j] = through
         one += through
-        two += through * (x[j] - m)
+        two += moment
     return NUMBER(one), NUMBER(two)
 
 
@@ -164,7 +190,7 @@ def back(x, dy, dx, start, length, m, a, b, cut, high, through, p, q):
 
 
 @elementwise
-def back_masked(x, dz, dx, start, length, m, through, p, q):
-    """dx = dz ``through`` + (x − m) p + q."""
+def back_known(x, dz, dx, start, length, m, through, p, q):
+    """As ``back``, of dz itself."""
     for j in range(start, start + length):
         dx[j] = dz[j] * through + ((x[j] - m) * p + q)

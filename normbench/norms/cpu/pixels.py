@@ -7,6 +7,7 @@ GROUP) where there are rows enough for the threads, else a span of a row's pixel
 
 from __future__ import annotations
 
+from normbench.norms.cpu import maps
 from normbench.norms.cpu.arguments import unpack
 from normbench.norms.cpu.blocks import COLUMNS, GROUP, MAPS, MERGE, SETTLE, TILE, TRACK
 from normbench.norms.cpu.family import RUN, finish, plain, pooled, pull, pull_run, settle, settle_run
@@ -16,6 +17,8 @@ from normbench.norms.cpu.pointers import NUMBER, algebra, below, elementwise, nu
 
 # Numbers that are summed in the maps' own type before the sum goes on in float64: so many times a tile.
 BLOCK = 16
+# How many tiles ahead dy is fetched.
+FAR = 2
 
 
 @algebra
@@ -242,28 +245,35 @@ def let_through(w, some, cut):
 @reduction
 def sum_pixel(x, dy, at, some, m, a, b, cut, high, one, two):
     for c in range(some):
-        apart = x[at + c] - m[c]
-        z = apart * a[c] + b[c]
-        dz = dy[at + c]
-        if z <= cut[c] or z >= high:
-            dz = number(x, 0.0)
+        dz, moment = maps.passed(x, dy, at + c, m[c], a[c], b[c], cut[c], high)
         one[c] += dz
-        two[c] += dz * apart
+        two[c] += moment
 
 
 @reduction
 def sum_two(x, dy, at, next_at, some, m, a, b, cut, high, one, two):
     """``sum_pixel`` for two of them: what is kept near at hand is then fetched and put back once."""
     for c in range(some):
-        apart, other = x[at + c] - m[c], x[next_at + c] - m[c]
-        z, other_z = apart * a[c] + b[c], other * a[c] + b[c]
-        dz, other_dz = dy[at + c], dy[next_at + c]
-        if z <= cut[c] or z >= high:
-            dz = number(x, 0.0)
-        if other_z <= cut[c] or other_z >= high:
-            other_dz = number(x, 0.0)
-        one[c] += dz + other_dz
-        two[c] += dz * apart + other_dz * other
+        dz, moment = maps.passed(x, dy, at + c, m[c], a[c], b[c], cut[c], high)
+        other, other_moment = maps.passed(x, dy, next_at + c, m[c], a[c], b[c], cut[c], high)
+        one[c] += dz + other
+        two[c] += moment + other_moment
+
+
+@reduction
+def sum_uncut(x, dz, at, some, m, one, two):
+    """``sum_pixel`` where nothing is cut off."""
+    for c in range(some):
+        one[c] += dz[at + c]
+        two[c] += dz[at + c] * (x[at + c] - m[c])
+
+
+@reduction
+def sum_two_uncut(x, dz, at, next_at, some, m, one, two):
+    """``sum_two`` where nothing is cut off."""
+    for c in range(some):
+        one[c] += dz[at + c] + dz[next_at + c]
+        two[c] += dz[at + c] * (x[at + c] - m[c]) + dz[next_at + c] * (x[next_at + c] - m[c])
 
 
 @reduction
@@ -271,11 +281,12 @@ def sum_masked(x, y, dy, dz, at, some, m, low, high, one, two):
     """``sum_pixel`` behind a residual sum, where y tells what the activation let through; writes dz."""
     for c in range(some):
         through = dy[at + c]
+        moment = through * (x[at + c] - m[c])
         if y[at + c] <= low or y[at + c] >= high:
-            through = number(x, 0.0)
+            through, moment = number(x, 0.0), number(x, 0.0)
         dz[at + c] = through
         one[c] += through
-        two[c] += through * (x[at + c] - m[c])
+        two[c] += moment
 
 
 @algebra
@@ -304,10 +315,17 @@ def sums(w, k, first, last, out, out_at, stride, seen):
                     sum_masked(w.x, w.out, w.dy, w.dz, at, length, m, low, high, one, two)
                     p += side
                 elif p + 2 * side <= stop:
-                    sum_two(w.x, w.dy, at, next_at, side * some, m, a, b, cut, high, one, two)
+                    if w.uncut:
+                        sum_two_uncut(w.x, w.dy, at, next_at, side * some, m, one, two)
+                    else:
+                        sum_two(w.x, w.dy, at, next_at, side * some, m, a, b, cut, high, one, two)
                     p += 2 * side
                 else:
-                    sum_pixel(w.x, w.dy, at, min(side, stop - p) * some, m, a, b, cut, high, one, two)
+                    length = min(side, stop - p) * some
+                    if w.uncut:
+                        sum_uncut(w.x, w.dy, at, length, m, one, two)
+                    else:
+                        sum_pixel(w.x, w.dy, at, length, m, a, b, cut, high, one, two)
                     p += side
             if w.has_threshold or w.has_after:
                 for i in range((stop - block + side - 1) // side):
@@ -361,7 +379,7 @@ def back_pixel(x, dy, dx, at, some, m, a, b, cut, high, through, p, q):
 
 
 @elementwise
-def back_masked(x, dz, dx, at, some, m, through, p, q):
+def back_known(x, dz, dx, at, some, m, through, p, q):
     for c in range(some):
         dx[at + c] = dz[at + c] * through[c] + ((x[at + c] - m[c]) * p[c] + q[c])
 
@@ -384,8 +402,12 @@ def back(w, k, first, last):
             p = first + i * side
             at, length = row + p * w.C + tile, min(side, last - p) * some
             if w.has_sum:
-                back_masked(w.x, w.dz, w.dx, at, length, m, through, slope, shift)
+                back_known(w.x, w.dz, w.dx, at, length, m, through, slope, shift)
+            elif w.uncut:
+                back_known(w.x, w.dy, w.dx, at, length, m, through, slope, shift)
             else:
+                if p + FAR * side < last:  # dy is not read where it is cut off, and so not foreseen
+                    maps.ahead(w.dy, at + FAR * side * w.C, length)
                 back_pixel(w.x, w.dy, w.dx, at, length, m, a, b, cut, high, through, slope, shift)
 
 

@@ -32,7 +32,7 @@ def column_moments(w, k, c):
     for i in range(1, w.images):
         start += w.C * w.S
         if w.S >= FAR and i + 1 < w.images:
-            maps.ahead(w.x, start + w.C * w.S)
+            maps.next_map(w.x, start + w.C * w.S)
         here, around = maps.moments(w.x, start, w.S, w.per_map)
         away += here - mean
         away_squares += (here - mean) * (here - mean)
@@ -58,10 +58,10 @@ def apply_column(w, k, c, first, last):
     start = ((k * w.images + first) * w.C + c) * w.S
     for i in range(first, last):
         if w.S >= FAR and i + 1 < last:
-            maps.ahead(w.x, start + w.C * w.S)
+            maps.next_map(w.x, start + w.C * w.S)
         if w.has_sum:
             if w.S >= FAR and i + 1 < last:
-                maps.ahead(w.residual, start + w.C * w.S)
+                maps.next_map(w.residual, start + w.C * w.S)
             maps.apply_sum(w.x, w.residual, w.y, start, w.S, m, a, b, low, high)
         else:
             maps.apply(w.x, w.y, start, w.S, m, a, b, low, high)
@@ -104,9 +104,9 @@ def sum_masked(w, k, c):
     start = (k * w.images * w.C + c) * w.S
     for i in range(w.images):
         if w.S >= FAR and i + 1 < w.images:
-            maps.ahead(w.x, start + w.C * w.S)
-            maps.ahead(w.dy, start + w.C * w.S)
-            maps.ahead(w.out, start + w.C * w.S)
+            maps.next_map(w.x, start + w.C * w.S)
+            maps.next_map(w.dy, start + w.C * w.S)
+            maps.next_map(w.out, start + w.C * w.S)
         here, there = maps.masked(w.x, w.out, w.dy, w.dz, start, w.S, m, low, high)
         one += here
         two += there
@@ -128,9 +128,9 @@ def sum_column(w, k, c):
     start = (k * w.images * w.C + c) * w.S
     for i in range(w.images):
         if w.S >= FAR and i + 1 < w.images:
-            maps.ahead(w.x, start + w.C * w.S)
-            maps.ahead(w.dy, start + w.C * w.S)
-        here, there = maps.sums(w.x, w.dy, start, w.S, m, a, b, cut, high)
+            maps.next_map(w.x, start + w.C * w.S)
+            maps.next_map(w.dy, start + w.C * w.S)
+        here, there = maps.sums(w.x, w.dy, start, w.S, m, a, b, cut, high, w.uncut)
         one += here
         two += there
         if w.has_threshold or w.has_after:
@@ -151,10 +151,12 @@ def back_column(w, k, c, first, last):
     start = ((k * w.images + first) * w.C + c) * w.S
     for i in range(first, last):
         if w.S >= FAR and i + 1 < last:
-            maps.ahead(w.x, start + w.C * w.S)
-            maps.ahead(w.dy, start + w.C * w.S)
+            maps.next_map(w.x, start + w.C * w.S)
+            maps.next_map(w.dy, start + w.C * w.S)
         if w.has_sum:
-            maps.back_masked(w.x, w.dz, w.dx, start, w.S, m, through, p, q)
+            maps.back_known(w.x, w.dz, w.dx, start, w.S, m, through, p, q)
+        elif w.uncut:
+            maps.back_known(w.x, w.dy, w.dx, start, w.S, m, through, p, q)
         else:
             maps.back(w.x, w.dy, w.dx, start, w.S, m, a, b, cut, high, through, p, q)
         start += w.C * w.S

@@ -22,6 +22,8 @@ REDUCE = {"reassoc", "contract", "nsz", "arcp"}
 EXACT = {"contract", "nsz"}
 # The kernels' own numbers: float64 for all that is small, and whole numbers for places.
 NUMBER, WHOLE = types.float64, types.int64
+# Bytes that the processors at hand fetch at once.
+LINE = 64
 SETTINGS: dict[str, Any] = {"error_model": "numpy", "_nrt": False}
 
 reduction: Any = numba.njit(fastmath=REDUCE, **SETTINGS)
@@ -65,6 +67,16 @@ def prefetch(typing: Any, pointer: Any, index: Any) -> Any:
         return context.get_dummy_value()
 
     return signature, generate
+
+
+@intrinsic
+def line(typing: Any, pointer: Any) -> Any:
+    """How many numbers of the pointer's type are a line of memory."""
+
+    def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        return ir.Constant(ir.IntType(64), LINE * 8 // sig.args[0].dtype.bitwidth)
+
+    return types.int64(pointer), generate
 
 
 @intrinsic
@@ -120,13 +132,16 @@ def below(typing: Any, value: Any) -> Any:
 
 @intrinsic(prefer_literal=True)
 def scratch(typing: Any, pointer: Any, length: Any) -> Any:
-    """``length`` (a literal) numbers of the pointer's type on the stack, not cleared."""
+    """``length`` (a literal) numbers of the pointer's type on the stack, not cleared; they begin a line of memory, as
+    vectors that lie across two take twice as long.
+    """
     count = length.literal_value
     signature = pointer(pointer, length)
 
     def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         element = context.get_value_type(sig.return_type.dtype)
         space = cgutils.alloca_once(builder, ir.ArrayType(element, count))
+        space.align = LINE
         return builder.bitcast(space, context.get_value_type(sig.return_type))
 
     return signature, generate
