@@ -111,9 +111,9 @@ class BatchGroupNorm(nn.Module):
         if self.eval_stats == "running":
             kept = running.statistics(self)
             if self.example_weight:
-                G, D = kept[0].shape[1], x[0].numel()
+                G = kept[0].shape[1]
                 whole = self.num_features % G == 0
-                own = plain.pool(*plain.moments(x), N, G) if whole else self._statistics(x, N, G, D)
+                own = plain.pool(*plain.moments(x), N, G) if whole else plain.segment_moments(x, N, G)
                 kept = running.mixed(self.example_weight, own, kept)
             return self._normalize(x, *kept, activation, residual)
         n = min(self.batch or N, N)
@@ -141,38 +141,17 @@ class BatchGroupNorm(nn.Module):
         weight, bias, _ = core.affine(self)
         if C % G == 0:
             return core.standardize(x, workers, G, self.eps, weight, bias, activation, track=track, residual=residual)
-        D = x[0].numel()
-        if G % C == 0 and D % G == 0 and x.is_contiguous():  # strips of a map, as if they were maps
-            strips = x.view(len(x), G, D // G, 1)
-            weight, bias = (None if p is None else p.repeat_interleave(G // C) for p in (weight, bias))
-            return core.standardize(strips, workers, G, self.eps, weight, bias, activation, track=track).view(x.shape)
-        mean, var = self._statistics(x, workers, G, D)
-        if track is not None:
-            running.move(track, mean.detach(), var.detach())
-        return self._normalize(x, mean, var, activation)
-
-    def _statistics(self, x: Tensor, workers: int, G: int, D: int) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance, (workers, G) each, of pieces that are not whole maps."""
-        if D % G == 0:
-            return plain.mean_var(x.reshape(workers, -1, G, D // G), (1, 3))
-        mean, var = plain.mean_var(x.reshape(workers, -1, D), (1,))
-        return plain.pool(mean, var, workers, G)
+        return core.segmented(x, workers, G, self.eps, weight, bias, activation, track=track)
 
     def _normalize(
         self, x: Tensor, mean: Tensor, var: Tensor, activation: nn.Module | None, residual: Tensor | None = None
     ) -> Tensor:
         """x by statistics of (workers, G), or (1, G)."""
-        if self.num_features % mean.shape[1] == 0:
-            return core.normalize(x, mean, var, self.eps, self.weight, self.bias, activation, residual=residual)
-        D, maps = x[0].numel(), (len(mean), 1, *x.shape[1:])
-        mean, var = (plain.spread(value, len(value), D).expand(-1, D).reshape(maps) for value in (mean, var))
-        weight, bias = (None if p is None else p[:, None, None] for p in (self.weight, self.bias))
-        a = torch.rsqrt(var + self.eps)
-        a = a if weight is None else a * weight
-        # x first: the output takes the layout of the first operand
-        y = (x.unflatten(0, (len(mean), -1)) - mean) * a
-        y = y if bias is None else y + bias
-        return plain.ended(y.flatten(0, 1).to(x.dtype), activation)
+        weight, bias, _ = core.affine(self)
+        G = mean.shape[1]
+        if self.num_features % G == 0:
+            return core.normalize(x, mean, var, self.eps, weight, bias, activation, residual=residual)
+        return core.segmented(x, len(mean), G, self.eps, weight, bias, activation, given=(mean, var))
 
     def _unbiased(self, images: int, H: int, W: int) -> float | Tensor:
         """What turns the groups' biased variance into the unbiased estimate."""

@@ -28,6 +28,7 @@ __all__ = [
     "parameter",
     "positional",
     "scale_shift",
+    "segmented",
     "standardize",
     "workers",
 ]
@@ -215,6 +216,45 @@ def positional(
     if kernels is None or kernels is fused.operators or alone or not hasattr(kernels, "positional"):
         return plain.positional(x, eps, unbiased, weight, bias, activation)
     return fused.positional(kernels.positional, x, eps, unbiased, activation, parts)
+
+
+def segmented(
+    x: Tensor,
+    rows: int,
+    groups: int,
+    eps: float,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    activation: nn.Module | None = None,
+    *,
+    given: tuple[Tensor, Tensor] | None = None,
+    track: Track | None = None,
+) -> Tensor:
+    """activation(γ (x − μ) / √(σ² + ε) + β) by the moments of segments of images, which may begin amid a channel.
+
+    x: (N, C, H, W), whose D = C·H·W features, in that order, are cut: group(d) = (d·groups)//D. μ, σ²: (rows, groups);
+    row r is N/rows consecutive images; σ² biased. γ, β: (C,). ``given``: μ and σ², of as many rows as they have, where
+    they are not x's own; ``track`` as in ``standardize``. On CPU a tensor in channels_last is copied into the order
+    that segments are of, and y back.
+    """
+    parts = Parts(weight, bias)
+    kernels = fused.kernels_for(x, eps, parts, activation)
+    learned = given is not None and (given[0].requires_grad or given[1].requires_grad)
+    if kernels is not None and hasattr(kernels, "segmented") and not learned:
+        shape = (rows if given is None else len(given[0]), groups, eps)
+        y, found = fused.segmented(kernels.segmented, x.contiguous(), shape, activation, parts, given)
+        if track is not None:
+            running.move(track, *found.tensors())
+        return y.contiguous(memory_format=torch._prims_common.suggest_memory_format(x))
+    C, D = x.shape[1], x[0].numel()
+    if groups % C == 0 and D % groups == 0 and x.is_contiguous() and given is None:  # strips of a map, as if of maps
+        strips = x.view(len(x), groups, D // groups, 1)
+        weight, bias = (None if part is None else part.repeat_interleave(groups // C) for part in (weight, bias))
+        return standardize(strips, rows, groups, eps, weight, bias, activation, track=track).view(x.shape)
+    y, mean, var = plain.segmented(x, rows, groups, eps, weight, bias, activation, given)
+    if track is not None:
+        running.move(track, mean, var)
+    return y
 
 
 def affine(unit: nn.Module) -> tuple[Tensor | None, Tensor | None, nn.Module | None]:

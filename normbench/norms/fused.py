@@ -148,6 +148,19 @@ def positional(
     return PositionalCall(kernels, shape, parts).run(x, eps)
 
 
+def segmented(
+    kernels: Any,
+    x: Tensor,
+    shape: tuple[Any, ...],
+    activation: nn.Module | None,
+    parts: Parts,
+    given: tuple[Tensor, Tensor] | None,
+) -> tuple[Tensor, Call]:
+    """y by segments of images, and what has their moments; shape: rows, groups, ε."""
+    call = SegmentedCall(kernels, kernels.Shape(*shape, *CLIPS[type(activation)]), parts, given)
+    return call.run(x, shape[2]), call
+
+
 def _number(eps: float | Tensor) -> float:
     return float(eps.detach()) if isinstance(eps, Tensor) else eps
 
@@ -308,6 +321,17 @@ class PositionalCall(Call):
         """What the call computes, in plain PyTorch."""
         shape = self.shape
         return plain.positional(x, shape.eps, bool(shape.less), parts.weight, parts.bias, _activation(shape))
+
+
+class SegmentedCall(Call):
+    """The same for segments of images."""
+
+    def plain(self, x: Tensor, learned: Tensor | None, parts: Parts) -> Tensor:
+        """What the call computes, in plain PyTorch."""
+        rows, groups, eps, *_ = shape = self.shape
+        mean, var = (value.to(x.dtype) for value in self.kernels.moments(self.saved, shape))
+        given = None if self.given is None else (mean, var)
+        return plain.segmented(x, rows, groups, eps, parts.weight, parts.bias, _activation(shape), given)[0]
 
 
 def _activation(shape: Any) -> nn.Module | None:

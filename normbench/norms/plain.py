@@ -285,3 +285,34 @@ def positional(
     y = (x - mean) * torch.rsqrt(var + eps)
     y = scale_shift(y, weight, bias).to(x.dtype)
     return y if activation is None else activation(y)
+
+
+def segmented(
+    x: Tensor,
+    rows: int,
+    groups: int,
+    eps: float,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    activation: nn.Module | None = None,
+    given: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See ``core.segmented``, of which this is the plain form; y, μ, σ²."""
+    mean, var = segment_moments(x, rows, groups) if given is None else given
+    D, maps = x[0].numel(), (len(mean), 1, *x.shape[1:])
+    m, v = (spread(value, len(value), D).expand(-1, D).reshape(maps) for value in (mean, var))
+    a = torch.rsqrt(v + eps)
+    a = a if weight is None else a * weight[:, None, None]
+    # x first: the output takes the layout of the first operand
+    y = (x.unflatten(0, (len(mean), -1)) - m) * a
+    y = y if bias is None else y + bias[:, None, None]
+    return ended(y.flatten(0, 1).to(x.dtype), activation), mean.detach(), var.detach()
+
+
+def segment_moments(x: Tensor, rows: int, groups: int) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance, (rows, groups) each, of segments of images: group(d) = (d·groups)//D."""
+    D = x[0].numel()
+    if D % groups == 0:
+        return mean_var(x.reshape(rows, -1, groups, D // groups), (1, 3))
+    mean, var = mean_var(x.reshape(rows, -1, D), (1,))
+    return pool(mean, var, rows, groups)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from normbench.norms.call import Parts, Shape, Track
-from normbench.norms.cpu import again, compiler, positional, proxies
+from normbench.norms.cpu import again, compiler, positional, proxies, segmented
 from normbench.norms.cpu.blocks import BACK, FORTH, KINDS, NO_BOUNDS, UNTRACKED
 from normbench.norms.cpu.plan import DTYPES, REST, Plan, Use, plan_for, scratch, share_out, space
 
@@ -25,6 +25,7 @@ __all__ = [
     "positional",
     "prepare",
     "proxies",
+    "segmented",
     "tracked",
 ]
 

@@ -81,6 +81,11 @@ SLOPES = BOUNDS_AT - AFTER_AT  # from a pair to its gradients
 POSITIONS = struct.Struct("=14q6d")
 SPANS, POSITIONS_FINISH = range(2)
 
+# Normalization by segments: after the head, C, S, R, G, images of a row, whether statistics are given; x, y, dy, dx, γ,
+# β: T; μ, σ² and 1/√(σ² + ε), float64, (3, R, G); sums of cells, float64, (R, C + G, 2); gradients of γ and β, T,
+# (2, C); ε, lowest and highest value.
+SEGMENTS = struct.Struct("=15q3d")
+
 # Proxy statistics, without a head: channels, points of the grid; γ, β; grid, ends; scale, shift, and the gradients of
 # both, and of γ, β; ε.
 QUANTILES = struct.Struct("=2q4q6qd")

@@ -1,0 +1,66 @@
+"""Normalization by segments of images on CPU: one call forward and one backward (the kernels: segments.py)."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from normbench.norms.call import Parts
+from normbench.norms.cpu import compiler, team
+from normbench.norms.cpu.blocks import FINISH, FINISHED, GROUP, SEGMENTS
+from normbench.norms.cpu.plan import DTYPES, PIECE, Step, run, way
+
+
+class Shape(NamedTuple):
+    """How many rows of images and segments of an image; ε; the activation's lowest and highest value."""
+
+    rows: int
+    groups: int
+    eps: float
+    low: float
+    high: float
+
+
+def forward(
+    x: Tensor, shape: Shape, parts: Parts, given: tuple[Tensor, Tensor] | None = None, *_: Any
+) -> tuple[Tensor, Tensor]:
+    """y, and what the backward needs beside x (N, C, H, W), contiguous: μ, σ² and 1/√(σ² + ε), (3, rows, groups).
+
+    given: μ and σ², where they are not x's own.
+    """
+    y, work = torch.empty_like(x), x.new_empty(3, shape.rows, shape.groups, dtype=torch.float64)
+    if given is not None:
+        work[0], work[1] = given
+    _run("forward", (x, y, None, None, parts.weight, parts.bias, work, None, None), shape, given is not None)
+    return y, work
+
+
+def backward(
+    dy: Tensor, x: Tensor, shape: Shape, parts: Parts, saved: Tensor, fixed: bool, wants_x: bool, *_: Any
+) -> tuple[Tensor | None, list[Tensor], None]:
+    """The gradients of x, and of those of γ and β that there are; dy must lie in memory as x does."""
+    C, dx = x.shape[1], torch.empty_like(x) if wants_x else None
+    sums, grads = x.new_empty(2 * shape.rows * (C + shape.groups), dtype=torch.float64), x.new_empty(2, C)
+    _run("backward", (x, None, dy, dx, parts.weight, parts.bias, saved, sums, grads), shape, fixed)
+    return dx, [grad for grad, part in zip(grads, parts[:2], strict=True) if part is not None], None
+
+
+def moments(saved: Tensor, _: Shape) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance, (rows, groups) each, after a ``forward``."""
+    return saved[0], saved[1]
+
+
+def _run(name: str, tensors: tuple[Tensor | None, ...], shape: Shape, fixed: bool) -> None:
+    x = tensors[0]
+    assert x is not None
+    (N, C, H, W), (R, G, eps, low, high) = x.shape, shape
+    pieces, threads = R * G, team.threads_for(x.numel())
+    chunk = pieces if threads == 1 else max(1, min(PIECE * pieces // x.numel(), pieces // (4 * threads)))
+    steps = [Step(GROUP, pieces, chunk, threads)]
+    if name == "backward":
+        steps.append(Step(FINISH, -(-C // FINISHED), -(-C // FINISHED), 1))
+    places = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+    kernel = compiler.kernel("segments", f"segments_{name}", DTYPES[x.dtype])
+    run(way(kernel, steps), SEGMENTS.pack(C, H * W, R, G, N // R, fixed, *places, eps, low, high))

@@ -1,0 +1,138 @@
+"""Segments of images: the kernels against plain PyTorch, which test_bgn.py holds to the formula."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fused_cases import both_formats
+from torch import Tensor, nn
+
+from normbench import norms
+from normbench.norms import core, fused, plain
+
+# Groups of 6 channels of 5 × 7: fewer than channels and uneven, more and even, more and uneven, single features.
+GROUPS = (4, 5, 12, 30, 17, 44, 105, 210)
+f64 = torch.float64
+
+
+def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = f64) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=f64).to(dtype)
+
+
+def given_of(rows: int, groups: int) -> tuple[Tensor, Tensor]:
+    return drawn(rows, groups, seed=5), drawn(rows, groups, seed=6).square() + 0.1
+
+
+def results(
+    x: Tensor,
+    rows: int,
+    groups: int,
+    affine: bool = True,
+    activation: nn.Module | None = None,
+    given: tuple[Tensor, Tensor] | None = None,
+) -> list[Tensor]:
+    """y, and the gradients of x, γ and β from an uneven loss."""
+    C = x.shape[1]
+    own = [drawn(C, seed=seed, dtype=x.dtype).requires_grad_() for seed in (1, 2)] if affine else []
+    x = x.detach().requires_grad_()
+    y = core.segmented(x, rows, groups, 1e-5, *(own or (None, None)), activation, given=given)
+    dy = drawn(*y.shape, seed=3, dtype=x.dtype)
+    return [y.detach(), *torch.autograd.grad(y, [x, *own], dy)]
+
+
+def is_fused(x: Tensor) -> bool:
+    y = core.segmented(x.detach().requires_grad_(), 1, 4, 1e-5, None, None)
+    return "_FusedBackward" in {type(node).__name__ for node in (y.grad_fn, *(n for n, _ in y.grad_fn.next_functions))}  # type: ignore[union-attr]
+
+
+@both_formats
+@pytest.mark.parametrize("activation", [None, nn.ReLU(), nn.ReLU6()], ids=str)
+@pytest.mark.parametrize("rows", [1, 2, 4])
+@pytest.mark.parametrize("groups", GROUPS)
+def test_they_are_what_the_plain_form_gives(
+    groups: int, rows: int, activation: nn.Module | None, memory_format: torch.memory_format
+) -> None:
+    x = (2 * drawn(4, 6, 5, 7) + 1).contiguous(memory_format=memory_format)
+    assert is_fused(x)
+    for affine in (True, False):
+        for given in (None, given_of(rows, groups)):
+            found = results(x, rows, groups, affine, activation, given)
+            with fused.unfused():
+                expected = results(x, rows, groups, affine, activation, given)
+            for one, other in zip(found, expected, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+            assert found[0].is_contiguous(memory_format=memory_format)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_large_maps_in_threads(threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        x = drawn(3, 5, 96, 97, dtype=torch.float32) * 3 + 2
+        found = results(x, 1, 7, activation=nn.ReLU())
+        with fused.unfused():
+            expected = results(x.double(), 1, 7, activation=nn.ReLU())
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("shape", [(4, 6, 1, 1), (1, 6, 3, 3), (2, 1, 4, 5)], ids=str)
+def test_maps_of_a_pixel_one_image_and_one_channel(shape: tuple[int, ...]) -> None:
+    x = drawn(*shape) + 1
+    for groups in (2, 4, 5):
+        found = results(x, 1, groups)
+        with fused.unfused():
+            expected = results(x, 1, groups)
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_a_mean_far_above_the_spread_costs_no_digits() -> None:
+    exact = drawn(4, 6, 32, 32)
+    x = (1000 + exact).float()
+    expected = nn.functional.batch_norm(x.double(), None, None, training=True)
+    theirs = (nn.functional.batch_norm(x, None, None, training=True).double() - expected).abs().max()
+    with fused.unfused():
+        ours_exact = core.segmented(x.double(), 1, 12, 1e-5, None, None)
+    ours = (core.segmented(x, 1, 12, 1e-5, None, None).double() - ours_exact).abs().max()
+    assert ours <= 2 * theirs
+
+
+def test_gradients_are_the_derivatives_once_and_twice() -> None:
+    x, weight, bias = (t.requires_grad_() for t in (drawn(2, 3, 3, 5), drawn(3, seed=1), drawn(3, seed=2)))
+    for groups in (2, 7):
+        for given in (None, given_of(1, groups)):
+
+            def run(x: Tensor, weight: Tensor, bias: Tensor, groups: int = groups, given: object = given) -> Tensor:
+                return core.segmented(x, 1, groups, 1e-5, weight, bias, given=given)  # type: ignore[arg-type]
+
+            assert torch.autograd.gradcheck(run, (x, weight, bias))
+            assert torch.autograd.gradgradcheck(run, (x, weight, bias))
+
+
+@both_formats
+def test_running_statistics_move_as_in_the_plain_form(memory_format: torch.memory_format) -> None:
+    x = drawn(4, 6, 5, 7, dtype=torch.float32).contiguous(memory_format=memory_format)
+    for groups in (5, 12, 17):
+        found, expected = (norms.build("bgn", 6, num_groups=groups, group_fit="uneven", batch=2) for _ in range(2))
+        found(x)
+        with fused.unfused():
+            expected(x)
+        for one, other in zip(found.buffers(), expected.buffers(), strict=True):
+            torch.testing.assert_close(one, other)
+        found.eval(), expected.eval()
+        with fused.unfused():
+            y = expected(x)
+        torch.testing.assert_close(found(x), y)
+
+
+def test_a_gradient_that_statistics_want_goes_the_plain_way() -> None:
+    x, (mean, var) = drawn(4, 6, 5, 7), given_of(1, 5)
+    mean.requires_grad_()
+    y = core.segmented(x, 1, 5, 1e-5, None, None, given=(mean, var))
+    (slope,) = torch.autograd.grad(y.sum(), mean)
+    sizes, _ = plain.segments(210, 5, 1, x.device)
+    torch.testing.assert_close(slope[0], -4 * sizes / torch.sqrt(var[0] + 1e-5))
