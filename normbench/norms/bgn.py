@@ -103,10 +103,11 @@ class BatchGroupNorm(nn.Module):
 
     def _forward(self, x: Tensor, activation: nn.Module | None, residual: Tensor | None = None) -> Tensor:
         """activation(normalized x + residual); a residual only where groups are whole channels, and not in pieces."""
-        N, _, H, W = x.shape
+        N = len(x)
         if self.training:
             workers = core.workers(N, self.batch, "bgn")
-            track = running.variance(self, workers, self._unbiased(N // workers, H, W))
+            G = self.num_groups or 1
+            track = running.variance(self, workers, running.unbiased(N // workers * (x[0].numel() // G)))
             return self._standardize(x, workers, track, activation, residual)
         if self.eval_stats == "running":
             kept = running.statistics(self)
@@ -152,17 +153,6 @@ class BatchGroupNorm(nn.Module):
         if self.num_features % G == 0:
             return core.normalize(x, mean, var, self.eps, weight, bias, activation, residual=residual)
         return core.segmented(x, len(mean), G, self.eps, weight, bias, activation, given=(mean, var))
-
-    def _unbiased(self, images: int, H: int, W: int) -> float | Tensor:
-        """What turns the groups' biased variance into the unbiased estimate."""
-        D, G = self.num_features * H * W, self.num_groups
-        assert G is not None
-        if D % G == 0:
-            return running.unbiased(images * D // G)
-        assert self.running_var is not None
-        sizes = plain.segments(D, G, 1, self.running_var.device)[0]
-        values = images * sizes.to(plain.at_least_float32(self.running_var.dtype))
-        return values / (values - 1).clamp(min=1)
 
     def _foreseen(self) -> int | None:
         """The effective number of groups where it is the same for every H × W."""

@@ -234,26 +234,26 @@ def segmented(
 
     x: (N, C, H, W), whose D = C·H·W features, in that order, are cut: group(d) = (d·groups)//D. μ, σ²: (rows, groups);
     row r is N/rows consecutive images; σ² biased. γ, β: (C,). ``given``: μ and σ², of as many rows as they have, where
-    they are not x's own; ``track`` as in ``standardize``. On CPU a tensor in channels_last is copied into the order
-    that segments are of, and y back.
+    they are not x's own. ``track`` as in ``standardize``; segments of unequal size have an unbiased estimate each. On
+    CPU a tensor in channels_last is copied into the order that segments are of, and y back.
     """
-    parts = Parts(weight, bias)
+    parts, C, D = Parts(weight, bias), x.shape[1], x[0].numel()
     kernels = fused.kernels_for(x, eps, parts, activation)
     learned = given is not None and (given[0].requires_grad or given[1].requires_grad)
     if kernels is not None and hasattr(kernels, "segmented") and not learned:
-        shape = (rows if given is None else len(given[0]), groups, eps)
-        y, found = fused.segmented(kernels.segmented, x.contiguous(), shape, activation, parts, given)
-        if track is not None:
-            running.move(track, *found.tensors())
-        return y.contiguous(memory_format=torch._prims_common.suggest_memory_format(x))
-    C, D = x.shape[1], x[0].numel()
-    if groups % C == 0 and D % groups == 0 and x.is_contiguous() and given is None:  # strips of a map, as if of maps
+        rows = rows if given is None else len(given[0])
+        y, found = fused.segmented(kernels, x.contiguous(), rows, groups, eps, activation, parts, given, track)
+        y = y.contiguous(memory_format=torch._prims_common.suggest_memory_format(x))
+    elif groups % C == 0 and D % groups == 0 and x.is_contiguous() and given is None:  # strips of maps, as if maps
         strips = x.view(len(x), groups, D // groups, 1)
         weight, bias = (None if part is None else part.repeat_interleave(groups // C) for part in (weight, bias))
         return standardize(strips, rows, groups, eps, weight, bias, activation, track=track).view(x.shape)
-    y, mean, var = plain.segmented(x, rows, groups, eps, weight, bias, activation, given)
-    if track is not None:
-        running.move(track, mean, var)
+    else:
+        y, found = plain.segmented(x, rows, groups, eps, weight, bias, activation, given)
+    if track is not None and found is not None:
+        if D % groups:
+            track = track._replace(unbiased=plain.unbiased_of_segments(len(x) // rows, D, groups, found[1]))
+        running.move(track, *found)
     return y
 
 

@@ -151,14 +151,22 @@ def positional(
 def segmented(
     kernels: Any,
     x: Tensor,
-    shape: tuple[Any, ...],
+    rows: int,
+    groups: int,
+    eps: float,
     activation: nn.Module | None,
     parts: Parts,
     given: tuple[Tensor, Tensor] | None,
-) -> tuple[Tensor, Call]:
-    """y by segments of images, and what has their moments; shape: rows, groups, ε."""
-    call = SegmentedCall(kernels, kernels.Shape(*shape, *CLIPS[type(activation)]), parts, given)
-    return call.run(x, shape[2]), call
+    track: Track | None,
+) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    """y by segments of images, and the moments that the running statistics are still to be moved by, if they are."""
+    shape = kernels.segmented.Shape(rows, groups, eps, *CLIPS[type(activation)])
+    call = SegmentedCall(kernels.segmented, shape, parts, given)
+    if track is not None and not population.wanted():
+        call.track = kernels.tracked(track, x, groups, False)
+    moves = call.track is not None
+    y = call.run(x, eps)
+    return y, None if moves or track is None else call.tensors()
 
 
 def _number(eps: float | Tensor) -> float:

@@ -296,8 +296,8 @@ def segmented(
     bias: Tensor | None,
     activation: nn.Module | None = None,
     given: tuple[Tensor, Tensor] | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """See ``core.segmented``, of which this is the plain form; y, μ, σ²."""
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """See ``core.segmented``, of which this is the plain form; y, and μ and σ²."""
     mean, var = segment_moments(x, rows, groups) if given is None else given
     D, maps = x[0].numel(), (len(mean), 1, *x.shape[1:])
     m, v = (spread(value, len(value), D).expand(-1, D).reshape(maps) for value in (mean, var))
@@ -306,7 +306,13 @@ def segmented(
     # x first: the output takes the layout of the first operand
     y = (x.unflatten(0, (len(mean), -1)) - m) * a
     y = y if bias is None else y + bias[:, None, None]
-    return ended(y.flatten(0, 1).to(x.dtype), activation), mean.detach(), var.detach()
+    return ended(y.flatten(0, 1).to(x.dtype), activation), (mean.detach(), var.detach())
+
+
+def unbiased_of_segments(images: int, D: int, groups: int, like: Tensor) -> Tensor:
+    """What turns variances of segments, over so many images of D features, into unbiased estimates, (groups,)."""
+    sizes = images * segments(D, groups, 1, like.device)[0].to(like.dtype)
+    return sizes / (sizes - 1).clamp(min=1)
 
 
 def segment_moments(x: Tensor, rows: int, groups: int) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from fused_cases import both_formats
@@ -114,13 +116,19 @@ def test_gradients_are_the_derivatives_once_and_twice() -> None:
 
 
 @both_formats
-def test_running_statistics_move_as_in_the_plain_form(memory_format: torch.memory_format) -> None:
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_running_statistics_move_as_in_the_plain_form(
+    momentum: float | None, memory_format: torch.memory_format
+) -> None:
     x = drawn(4, 6, 5, 7, dtype=torch.float32).contiguous(memory_format=memory_format)
     for groups in (5, 12, 17):
-        found, expected = (norms.build("bgn", 6, num_groups=groups, group_fit="uneven", batch=2) for _ in range(2))
-        found(x)
-        with fused.unfused():
-            expected(x)
+        options: dict[str, Any] = {"num_groups": groups, "group_fit": "uneven", "batch": 2, "momentum": momentum}
+        found, expected = (norms.build("bgn", 6, **options) for _ in range(2))
+        for step in (1, 2):
+            found(step * x)
+            with fused.unfused():
+                expected(step * x)
+        assert found.running_var._version == 2
         for one, other in zip(found.buffers(), expected.buffers(), strict=True):
             torch.testing.assert_close(one, other)
         found.eval(), expected.eval()

@@ -41,6 +41,11 @@ class Tracked(NamedTuple):
     places: tuple[int, int, int]
     numbers: tuple[float, ...]
 
+    @property
+    def share(self) -> float:
+        """Of the new value; below 0: one of so many as were seen."""
+        return self.numbers[3]
+
 
 class Saved(NamedTuple):
     """What the backward needs beside x: statistics and coefficients, in one tensor (arguments.unpack).

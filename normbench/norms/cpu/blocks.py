@@ -83,8 +83,8 @@ SPANS, POSITIONS_FINISH = range(2)
 
 # Normalization by segments: after the head, C, S, R, G, images of a row, whether statistics are given; x, y, dy, dx, γ,
 # β: T; μ, σ² and 1/√(σ² + ε), float64, (3, R, G); sums of cells, float64, (R, C + G, 2); gradients of γ and β, T,
-# (2, C); ε, lowest and highest value.
-SEGMENTS = struct.Struct("=15q3d")
+# (2, C); running mean and variance, T, (G,), and their count; ε, lowest and highest value, share of the new value.
+SEGMENTS = struct.Struct("=18q4d")
 
 # Proxy statistics, without a head: channels, points of the grid; γ, β; grid, ends; scale, shift, and the gradients of
 # both, and of γ, β; ε.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from normbench.norms.call import Parts
 from normbench.norms.cpu import compiler, team
-from normbench.norms.cpu.blocks import FINISH, FINISHED, GROUP, SEGMENTS
+from normbench.norms.cpu.blocks import FINISH, FINISHED, GROUP, SEGMENTS, TRACK
 from normbench.norms.cpu.plan import DTYPES, PIECE, Step, run, way
 
 
@@ -24,16 +24,26 @@ class Shape(NamedTuple):
 
 
 def forward(
-    x: Tensor, shape: Shape, parts: Parts, given: tuple[Tensor, Tensor] | None = None, *_: Any
+    x: Tensor,
+    shape: Shape,
+    parts: Parts,
+    given: tuple[Tensor, Tensor] | None,
+    _: bool,
+    track: Any = None,
 ) -> tuple[Tensor, Tensor]:
     """y, and what the backward needs beside x (N, C, H, W), contiguous: μ, σ² and 1/√(σ² + ε), (3, rows, groups).
 
-    given: μ and σ², where they are not x's own.
+    given: μ and σ², where they are not x's own. track: the buffers to move, what ``cpu.tracked`` gave.
     """
     y, work = torch.empty_like(x), x.new_empty(3, shape.rows, shape.groups, dtype=torch.float64)
     if given is not None:
         work[0], work[1] = given
-    _run("forward", (x, y, None, None, parts.weight, parts.bias, work, None, None), shape, given is not None)
+    tensors = (x, y, None, None, parts.weight, parts.bias, work, None, None)
+    if track is None:
+        _run("forward", (*tensors, None, None, None), shape, given is not None)
+    else:
+        _run("forward", (*tensors, *track.buffers), shape, given is not None, track.share)
+        torch.autograd.graph.increment_version(track.buffers)
     return y, work
 
 
@@ -43,7 +53,8 @@ def backward(
     """The gradients of x, and of those of γ and β that there are; dy must lie in memory as x does."""
     C, dx = x.shape[1], torch.empty_like(x) if wants_x else None
     sums, grads = x.new_empty(2 * shape.rows * (C + shape.groups), dtype=torch.float64), x.new_empty(2, C)
-    _run("backward", (x, None, dy, dx, parts.weight, parts.bias, saved, sums, grads), shape, fixed)
+    tensors = (x, None, dy, dx, parts.weight, parts.bias, saved, sums, grads, None, None, None)
+    _run("backward", tensors, shape, fixed)
     return dx, [grad for grad, part in zip(grads, parts[:2], strict=True) if part is not None], None
 
 
@@ -52,7 +63,7 @@ def moments(saved: Tensor, _: Shape) -> tuple[Tensor, Tensor]:
     return saved[0], saved[1]
 
 
-def _run(name: str, tensors: tuple[Tensor | None, ...], shape: Shape, fixed: bool) -> None:
+def _run(name: str, tensors: tuple[Tensor | None, ...], shape: Shape, fixed: bool, share: float | None = None) -> None:
     x = tensors[0]
     assert x is not None
     (N, C, H, W), (R, G, eps, low, high) = x.shape, shape
@@ -61,6 +72,8 @@ def _run(name: str, tensors: tuple[Tensor | None, ...], shape: Shape, fixed: boo
     steps = [Step(GROUP, pieces, chunk, threads)]
     if name == "backward":
         steps.append(Step(FINISH, -(-C // FINISHED), -(-C // FINISHED), 1))
+    elif share is not None:
+        steps.append(Step(TRACK, 1, 1, 1))
     places = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
     kernel = compiler.kernel("segments", f"segments_{name}", DTYPES[x.dtype])
-    run(way(kernel, steps), SEGMENTS.pack(C, H * W, R, G, N // R, fixed, *places, eps, low, high))
+    run(way(kernel, steps), SEGMENTS.pack(C, H * W, R, G, N // R, fixed, *places, eps, low, high, share or 0.0))

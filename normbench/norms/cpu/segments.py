@@ -11,7 +11,7 @@ import math
 from typing import Any, NamedTuple
 
 from normbench.norms.cpu import maps
-from normbench.norms.cpu.blocks import FINISHED, GROUP, HEAD
+from normbench.norms.cpu.blocks import FINISHED, GROUP, HEAD, TRACK
 from normbench.norms.cpu.pointers import NUMBER, WHOLE, algebra, at, number, root, worker
 
 START = HEAD.size
@@ -45,12 +45,16 @@ class Job(NamedTuple):
     has_bias: Any
     uncut: Any
     D: Any
+    running_mean: Any
+    running_var: Any
+    count: Any
+    share: Any
 
 
 @algebra
 def unpack(block, T):
     """The block at this address as a Job over maps of type T; what is in it: blocks.SEGMENTS."""
-    a, f = at(block + START, WHOLE), at(block + START + 15 * 8, NUMBER)
+    a, f = at(block + START, WHOLE), at(block + START + 18 * 8, NUMBER)
     RG = a[2] * a[3]
     return Job(
         a[0], a[1], a[2], a[3], a[4], a[5] != 0,
@@ -58,6 +62,7 @@ def unpack(block, T):
         at(a[12], NUMBER), at(a[12] + 8 * RG, NUMBER), at(a[12] + 16 * RG, NUMBER), at(a[13], NUMBER), at(a[14], T),
         f[0], f[1], f[2],
         a[9] != 0, a[10] != 0, a[11] != 0, (f[1] == -math.inf) & (f[2] == math.inf), a[0] * a[1],
+        at(a[15], T), at(a[16], T), at(a[17], WHOLE), f[3],
     )  # fmt: skip
 
 
@@ -111,6 +116,24 @@ def forward_group(w, r, g):
         m, a, b = coefficients(w, i, c)
         for n in range(r * w.images, (r + 1) * w.images):
             maps.apply(w.x, w.y, n * w.D + start, length, m, a, b, low, high)
+
+
+@algebra
+def track(w):
+    """Count the batch, and move the running statistics to the rows' mean, as norms/running.py has it."""
+    w.count[0] += 1
+    share, per_row = w.share, 1.0 / w.R
+    if share < 0.0:
+        share = 1.0 / w.count[0]
+    for g in range(w.G):
+        values, mean, var = w.images * (first_feature(w, g + 1) - first_feature(w, g)), 0.0, 0.0
+        for r in range(w.R):
+            mean += w.mean[r * w.G + g] * per_row
+            var += w.var[r * w.G + g] * per_row
+        var *= values / max(values - 1, 1)
+        old_mean, old = NUMBER(w.running_mean[g]), NUMBER(w.running_var[g])
+        w.running_mean[g] = number(w.x, old_mean + share * (mean - old_mean))
+        w.running_var[g] = number(w.x, old + share * (var - old))
 
 
 @algebra
@@ -175,6 +198,9 @@ def finish(w, block):
 
 @algebra
 def forward_pieces(w, phase, start, stop):
+    if phase == TRACK:
+        track(w)
+        return
     for i in range(start, stop):
         forward_group(w, i // w.G, i % w.G)
 
