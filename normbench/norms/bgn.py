@@ -3,7 +3,7 @@
     y = γ (x − μ) / √(σ² + ε) + β
 x, y: (N, C, H, W).  An image's D = C·H·W features, in that order, are cut into G pieces: group(d) = (d·G)//D.
 μ, σ²: (G,), over the D/G features of a piece and the ``batch`` images of a worker; σ² biased.  γ, β: (C,).
-G = C is BatchNorm, G < C pools channels, G > C cuts a channel into strips.
+G = C is BatchNorm, G < C pools channels, G > C cuts channels.
 Train: statistics of each worker. Eval: running_mean, running_var (G,), kept as BatchNorm keeps its own, or the
 statistics of the batch (``eval_stats="batch"``). Works from N = 1. Where G does not divide D: norms/groups.py.
 Differs from the paper: its rule for evaluation, momentum, ε and number of groups by batch were not seen; ours are
@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from normbench.errors import InputError
 from normbench.norms import core, groups, plain, running
-from normbench.norms.call import Track
 from normbench.norms.options import check_tabled
 from normbench.norms.registry import Normalizer, register
 
@@ -102,13 +101,11 @@ class BatchGroupNorm(nn.Module):
         return self._forward(x, self.activation, residual)
 
     def _forward(self, x: Tensor, activation: nn.Module | None, residual: Tensor | None = None) -> Tensor:
-        """activation(normalized x + residual); a residual only where groups are whole channels, and not in pieces."""
+        """activation(normalized x + residual); a residual only where groups are whole channels, and N is not cut."""
         N = len(x)
         if self.training:
             workers = core.workers(N, self.batch, "bgn")
-            G = self.num_groups or 1
-            track = running.variance(self, workers, running.unbiased(N // workers * (x[0].numel() // G)))
-            return self._standardize(x, workers, track, activation, residual)
+            return self._standardize(x, workers, True, activation, residual)
         if self.eval_stats == "running":
             kept = running.statistics(self)
             if self.example_weight:
@@ -120,7 +117,7 @@ class BatchGroupNorm(nn.Module):
         n = min(self.batch or N, N)
         if N % n:  # evaluation sees every picture, so the last few are a smaller group of their own
             return torch.cat([self._forward(part, activation) for part in x.tensor_split([N - N % n])])
-        return self._standardize(x, N // n, None, activation, residual)
+        return self._standardize(x, N // n, False, activation, residual)
 
     def values_per_statistic(self, H: int, W: int, batch: int) -> int:
         """How many values stand behind one training statistic, in the smallest group."""
@@ -134,13 +131,16 @@ class BatchGroupNorm(nn.Module):
         )
 
     def _standardize(
-        self, x: Tensor, workers: int, track: Track | None, activation: nn.Module | None, residual: Tensor | None
+        self, x: Tensor, workers: int, moves: bool, activation: nn.Module | None, residual: Tensor | None
     ) -> Tensor:
-        """y by the moments of (workers, G), which move the running statistics of ``track``."""
-        C, G = self.num_features, self.num_groups
+        """y by the moments of (workers, G), which move the running statistics if they shall."""
+        (N, C, H, W), G = x.shape, self.num_groups
         assert G is not None
         weight, bias, _ = core.affine(self)
-        if C % G == 0:
+        whole = C % G == 0
+        unbiased = running.unbiased(N // workers * (C // G) * H * W) if whole else 1.0
+        track = running.variance(self, workers, unbiased) if moves else None
+        if whole:
             return core.standardize(x, workers, G, self.eps, weight, bias, activation, track=track, residual=residual)
         return core.segmented(x, workers, G, self.eps, weight, bias, activation, track=track)
 

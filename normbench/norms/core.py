@@ -1,7 +1,8 @@
-"""What every normalizer stands on: input checks, and standardize and normalize, in which all memory traffic is.
+"""What every normalizer stands on: input checks, and the functions in which all memory traffic is.
 
-A unit is a few lines that say which images and channels share statistics; the two functions here do the rest, by fused
-kernels where there are some for the device and dtype, and in plain PyTorch everywhere else.
+A unit is a few lines that say which images and channels share statistics; standardize, normalize and, for groups that
+are not of whole channels, segmented and positional do the rest, by fused kernels where there are some for the device
+and dtype, and in plain PyTorch everywhere else.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ __all__ = [
     "workers",
 ]
 
+# Values that segments have on the average, from which kernels that go from one to the next pay.
+SHORTEST = 4
 NEITHER = (None, None)
 NONE_OF_THREE = (None, None, None)
 
@@ -233,27 +236,26 @@ def segmented(
     """activation(γ (x − μ) / √(σ² + ε) + β) by the moments of segments of images, which may begin amid a channel.
 
     x: (N, C, H, W), whose D = C·H·W features, in that order, are cut: group(d) = (d·groups)//D. μ, σ²: (rows, groups);
-    row r is N/rows consecutive images; σ² biased. γ, β: (C,). ``given``: μ and σ², of as many rows as they have, where
-    they are not x's own. ``track`` as in ``standardize``; segments of unequal size have an unbiased estimate each. On
-    CPU a tensor in channels_last is copied into the order that segments are of, and y back.
+    row r is N/rows consecutive images; σ² biased. γ, β: (C,). ``given``: μ and σ² where they are not x's own.
+    ``track``: of the kind "var", with a worker for each row; its unbiased estimate is found here, by the size of each
+    segment. On CPU a tensor in channels_last is copied into the order that segments are of, and y back.
     """
-    parts, C, D = Parts(weight, bias), x.shape[1], x[0].numel()
-    kernels = fused.kernels_for(x, eps, parts, activation)
+    (_, C, H, W), parts = x.shape, Parts(weight, bias)
+    D, images = C * H * W, len(x) // rows
+    kernels = fused.kernels_for(x, eps, parts, activation) if SHORTEST * groups <= D else None
     learned = given is not None and (given[0].requires_grad or given[1].requires_grad)
     if kernels is not None and hasattr(kernels, "segmented") and not learned:
-        rows = rows if given is None else len(given[0])
-        y, found = fused.segmented(kernels, x.contiguous(), rows, groups, eps, activation, parts, given, track)
-        y = y.contiguous(memory_format=torch._prims_common.suggest_memory_format(x))
+        y, found = fused.segmented(kernels, x, rows, groups, eps, activation, parts, given, track)
     elif groups % C == 0 and D % groups == 0 and x.is_contiguous() and given is None:  # strips of maps, as if maps
         strips = x.view(len(x), groups, D // groups, 1)
         weight, bias = (None if part is None else part.repeat_interleave(groups // C) for part in (weight, bias))
+        track = None if track is None else track._replace(unbiased=running.unbiased(images * (D // groups)))
         return standardize(strips, rows, groups, eps, weight, bias, activation, track=track).view(x.shape)
     else:
         y, found = plain.segmented(x, rows, groups, eps, weight, bias, activation, given)
     if track is not None and found is not None:
-        if D % groups:
-            track = track._replace(unbiased=plain.unbiased_of_segments(len(x) // rows, D, groups, found[1]))
-        running.move(track, *found)
+        unbiased = plain.unbiased_of_segments(images, D, groups, found[1])
+        running.move(track._replace(unbiased=unbiased), *found)
     return y
 
 

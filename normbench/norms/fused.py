@@ -162,11 +162,10 @@ def segmented(
     """y by segments of images, and the moments that the running statistics are still to be moved by, if they are."""
     shape = kernels.segmented.Shape(rows, groups, eps, *CLIPS[type(activation)])
     call = SegmentedCall(kernels.segmented, shape, parts, given)
-    if track is not None and not population.wanted():
+    if track is not None and track.kind == "var" and track.workers == rows and not population.wanted():
         call.track = kernels.tracked(track, x, groups, False)
-    moves = call.track is not None
     y = call.run(x, eps)
-    return y, None if moves or track is None else call.tensors()
+    return y, None if track is None or call.moved is not None else call.tensors()
 
 
 def _number(eps: float | Tensor) -> float:
@@ -337,8 +336,10 @@ class SegmentedCall(Call):
     def plain(self, x: Tensor, learned: Tensor | None, parts: Parts) -> Tensor:
         """What the call computes, in plain PyTorch."""
         rows, groups, eps, *_ = shape = self.shape
-        mean, var = (value.to(x.dtype) for value in self.kernels.moments(self.saved, shape))
-        given = None if self.given is None else (mean, var)
+        given = None
+        if self.given is not None:
+            mean, var = (value.to(x.dtype) for value in self.kernels.moments(self.saved, shape))
+            given = mean, var
         return plain.segmented(x, rows, groups, eps, parts.weight, parts.bias, _activation(shape), given)[0]
 
 

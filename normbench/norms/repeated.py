@@ -23,7 +23,6 @@ from normbench.norms.call import After, Gate, Parts, Renorm, Track
 
 # What is kept: questions, and for each so many kinds of tensors (types, gradients wanted) and of modes.
 MOST, KINDS = 4096, 8
-NO_PLACES = (0, 0, 0)
 PLAIN = (float, int, type(None))
 # Parts of a call beside weight and bias, by its kind. A renormalization has none of its own: it corrects towards the
 # running statistics that it moves.
@@ -66,11 +65,13 @@ def beside(
     """The kind of a call with these, and its parts in MORE; "several" where it is of no kind."""
     if after is None and gate is None and renorm is None:
         return ("", ()) if threshold is None else ("threshold", (threshold,))
-    if (threshold, after, gate, renorm).count(None) < 3:
+    if sum(one is not None for one in (threshold, after, gate, renorm)) > 1:
         return "several", ()
-    if renorm is not None:
-        return "renorm", ()
-    return ("gate", tuple(gate)) if after is None and gate is not None else ("after", tuple(after or ()))
+    if gate is not None:
+        return "gate", (gate.weight, gate.bias)
+    if after is not None:
+        return "after", (after.scale, after.shift)
+    return "renorm", ()
 
 
 def again(
@@ -182,7 +183,7 @@ class Ready:
             return None
         if activation is not None and fused._watched(activation):
             return None
-        places = NO_PLACES
+        places = (0, 0, 0)
         if track is not None:
             mean, second, count = moved = tensors[-3:]
             places = mean.data_ptr(), second.data_ptr(), count.data_ptr()

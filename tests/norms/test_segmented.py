@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from fused_cases import both_formats
+from fused_cases import both_formats, call_of
 from torch import Tensor, nn
 
 from normbench import norms
 from normbench.norms import core, fused, plain
 
-# Groups of 6 channels of 5 × 7: fewer than channels and uneven, more and even, more and uneven, single features.
-GROUPS = (4, 5, 12, 30, 17, 44, 105, 210)
+# Groups of the 210 features of 6 channels of 5 × 7: fewer than channels, even and not; more, even and not; as short as
+# kernels take them; too short; single features.
+GROUPS = (5, 4, 30, 12, 17, 44, 52, 105, 210)
 f64 = torch.float64
 
 
@@ -42,9 +43,9 @@ def results(
     return [y.detach(), *torch.autograd.grad(y, [x, *own], dy)]
 
 
-def is_fused(x: Tensor) -> bool:
-    y = core.segmented(x.detach().requires_grad_(), 1, 4, 1e-5, None, None)
-    return "_FusedBackward" in {type(node).__name__ for node in (y.grad_fn, *(n for n, _ in y.grad_fn.next_functions))}  # type: ignore[union-attr]
+def is_fused(x: Tensor, groups: int) -> bool:
+    y = core.segmented(x.detach().requires_grad_(), 1, groups, 1e-5, None, None)
+    return isinstance(call_of(y), fused.SegmentedCall)
 
 
 @both_formats
@@ -55,7 +56,8 @@ def test_they_are_what_the_plain_form_gives(
     groups: int, rows: int, activation: nn.Module | None, memory_format: torch.memory_format
 ) -> None:
     x = (2 * drawn(4, 6, 5, 7) + 1).contiguous(memory_format=memory_format)
-    assert is_fused(x)
+    takes_kernels = groups <= 52
+    assert is_fused(x, groups) == takes_kernels
     for affine in (True, False):
         for given in (None, given_of(rows, groups)):
             found = results(x, rows, groups, affine, activation, given)
@@ -63,7 +65,8 @@ def test_they_are_what_the_plain_form_gives(
                 expected = results(x, rows, groups, affine, activation, given)
             for one, other in zip(found, expected, strict=True):
                 torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
-            assert found[0].is_contiguous(memory_format=memory_format)
+            for map_ in found[: 1 + takes_kernels]:
+                assert map_.is_contiguous(memory_format=memory_format)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -118,14 +121,16 @@ def test_gradients_are_the_derivatives_once_and_twice() -> None:
 @both_formats
 @pytest.mark.parametrize("momentum", [0.1, None])
 def test_running_statistics_move_as_in_the_plain_form(
-    momentum: float | None, memory_format: torch.memory_format
+    momentum: float | None, memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x = drawn(4, 6, 5, 7, dtype=torch.float32).contiguous(memory_format=memory_format)
     for groups in (5, 12, 17):
         options: dict[str, Any] = {"num_groups": groups, "group_fit": "uneven", "batch": 2, "momentum": momentum}
         found, expected = (norms.build("bgn", 6, **options) for _ in range(2))
         for step in (1, 2):
-            found(step * x)
+            with monkeypatch.context() as patch:
+                patch.setattr("normbench.norms.running.move", None)  # the kernel does it
+                found(step * x)
             with fused.unfused():
                 expected(step * x)
         assert found.running_var._version == 2
@@ -144,3 +149,59 @@ def test_a_gradient_that_statistics_want_goes_the_plain_way() -> None:
     (slope,) = torch.autograd.grad(y.sum(), mean)
     sizes, _ = plain.segments(210, 5, 1, x.device)
     torch.testing.assert_close(slope[0], -4 * sizes / torch.sqrt(var[0] + 1e-5))
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_what_is_not_finite_goes_no_further_than_its_group(fixed: bool) -> None:
+    """By given statistics no further than itself."""
+    x, groups = drawn(4, 6, 5, 7).requires_grad_(), 5
+    y = core.segmented(x, 1, groups, 1e-5, None, None, given=given_of(1, groups) if fixed else None)
+    dy = torch.ones_like(y)
+    dy[1, 2, 3, 4] = torch.inf
+    (dx,) = torch.autograd.grad(y, x, dy)
+    assert int((~dx.isfinite()).sum()) == (1 if fixed else 4 * 210 // groups)
+
+
+@pytest.mark.parametrize("wants", [(False, True), (True, False)], ids=["parameters", "x"])
+def test_gradients_that_some_want(wants: tuple[bool, bool]) -> None:
+    x, weight, bias = drawn(4, 6, 5, 7), drawn(6, seed=1), drawn(6, seed=2)
+    x.requires_grad_(wants[0]), weight.requires_grad_(wants[1]), bias.requires_grad_(wants[1])
+    inputs = [t for t in (x, weight, bias) if t.requires_grad]
+
+    def gradients() -> tuple[Tensor, ...]:
+        y = core.segmented(x, 2, 17, 1e-5, weight, bias, nn.ReLU())
+        return torch.autograd.grad(y, inputs, drawn(4, 6, 5, 7, seed=3))
+
+    with fused.unfused():
+        expected = gradients()
+    for one, other in zip(gradients(), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_inputs_and_gradients_with_gaps_in_memory() -> None:
+    x, dy = drawn(4, 6, 10, 14)[:, :, ::2, ::2], drawn(1, 6, 5, 7).expand(4, 6, 5, 7)
+    for layout in (x, x.contiguous(memory_format=torch.channels_last)):
+        leaf = layout.detach().requires_grad_()
+        y = core.segmented(leaf, 1, 17, 1e-5, None, None)
+        with fused.unfused():
+            expected = core.segmented(leaf, 1, 17, 1e-5, None, None)
+        torch.testing.assert_close(y, expected)
+        found, other = (torch.autograd.grad(out, leaf, dy)[0] for out in (y, expected))
+        torch.testing.assert_close(found, other)
+
+
+def test_the_number_of_threads_changes_no_bit() -> None:
+    before, found = torch.get_num_threads(), []
+    x = drawn(4, 6, 96, 97, dtype=torch.float32)
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            unit = norms.build("bgn", 6, num_groups=17, group_fit="uneven")
+            leaf = x.clone().requires_grad_()
+            y = unit(leaf)
+            y.sum().backward()
+            found.append([y, leaf.grad, *unit.buffers(), *(parameter.grad for parameter in unit.parameters())])
+    finally:
+        torch.set_num_threads(before)
+    for one, two in zip(*found, strict=True):
+        assert torch.equal(one, two)

@@ -29,7 +29,6 @@ __all__ = [
     "tracked",
 ]
 
-NO_PLACES = (0, 0, 0)
 NOT_BEHIND = (0, 0)
 _place = Tensor.data_ptr
 
@@ -85,7 +84,7 @@ def forward(
             here.copy_(value)
     r_max, d_max = NO_BOUNDS if bounds is None else bounds.tolist() if isinstance(bounds, Tensor) else bounds
     split = scratch(plan.split) if plan.split else None
-    places, numbers = (NO_PLACES, UNTRACKED) if track is None else (track.places, track.numbers)
+    places, numbers = ((0, 0, 0), UNTRACKED) if track is None else (track.places, track.numbers)
     way, block = plan.forth, space.block
     block[:REST] = way.block
     FORTH.pack_into(  # written out, as a loop over the parts takes half as long as a small map's kernel

@@ -45,7 +45,8 @@ class Again(NamedTuple):
     """What calls like one have in common. ``forth``, ``back``, ``no_dx``: blocks of arguments, a thread's block long.
 
     A call writes its own slots, which are zero until then: the first behind REST (AGAIN_FORTH, AGAIN_BACK), a pair of
-    further parts at ``pair`` and a pair of their gradients at ``slopes``, where there are any (0: none).
+    further parts at ``pair`` and a pair of their gradients at ``slopes``, where there are any (0: none); and the bounds
+    of a renormalization.
     """
 
     plan: Plan
@@ -59,16 +60,16 @@ class Again(NamedTuple):
     slopes: int
 
 
-def ready(x: Tensor, shape: Shape, plan: Plan, numbers: tuple[float, ...] | None, pair: str) -> Again:
-    """For calls like one over x with the parts weight, bias, and a threshold, a pair in AT, or none; numbers: what
+def ready(x: Tensor, shape: Shape, plan: Plan, numbers: tuple[float, ...] | None, kind: str) -> Again:
+    """For calls like one over x with the parts weight, bias, and what repeated.MORE has for ``kind``; numbers: what
     ``Tracked`` says.
     """
     numbers = UNTRACKED if numbers is None else numbers
-    corrected = int(pair == "renorm")  # all that a backward asks of the last of the pairs
+    corrected = int(kind == "renorm")  # all that a backward asks of the last of the pairs
     forth = OWN + FORTH_REST.pack(*NO_PAIRS, shape.eps, *NO_BOUNDS, *numbers)
     back = OWN + BACK_REST.pack(*NO_PAIRS[:-1], corrected, shape.eps, *NO_GRADIENTS)
     blocks = _block(plan.forth, forth), _block(plan.back, back), _block(plan.no_dx, back)
-    at = AT.get(pair, 0)
+    at = AT.get(kind, 0)
     slopes = 0 if at == 0 or corrected else at + SLOPES
     return Again(plan, tuple(x.shape), x.stride(), x.dtype, *blocks, at and REST + at, slopes and REST + slopes)
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import struct
 
-# Phases of the moment family's kernels: all of a group or row, or one after another; at the end of a forward, move the
-# running statistics.
+# Phases of the kernels of the moment family and of segments: all of a group or row, or one after another; at the end of
+# a forward, move the running statistics.
 GROUP, COLUMNS, MERGE, SETTLE, MAPS, FINISH, TRACK = range(7)
 # Channels whose gradients are finished at once.
 FINISHED = 64
@@ -70,7 +70,8 @@ FORTH, BACK = (struct.Struct(own + rest.format[1:]) for own, rest in ((FORTH_OWN
 KINDS = {"var": 0, "std": 1, "total": 2}
 # What stands in a block for running statistics that nobody moves, and for bounds where there are none.
 UNTRACKED, NO_BOUNDS = (0, 1, 0, 0.0, 0.0, 0.0), (0.0, 0.0)
-# Two of the other parts, or their gradients; and where, in bytes behind what is fixed, they begin.
+# Two of the other parts, or their gradients, and the bounds; and where they begin, in bytes behind what is fixed. What
+# calls have of their own is equally long forward and backward.
 PAIR, BOUNDS = struct.Struct("=2q"), struct.Struct("=2d")
 AFTER_AT, GATE_AT, RENORM_AT = (AGAIN_FORTH.size + PAIR.size * pair for pair in range(3))
 BOUNDS_AT = AGAIN_FORTH.size + struct.calcsize(PARTS)

@@ -12,7 +12,7 @@ AHEAD = 256
 
 @algebra
 def ahead(x, start, length):
-    """Begin to fetch what is needed soon, where the processor cannot foresee it."""
+    """Begin to fetch ``length`` values from ``start`` on, where the processor cannot foresee them."""
     for j in range(start, start + length, line(x)):
         prefetch(x, j)
 
@@ -108,7 +108,7 @@ def block_masked(x, y, dy, dz, start, length, m, low, high):
     one, two = number(x, 0.0), number(x, 0.0)
     for j in range(start, start + length):
         through = dy[j]
-        moment = through * (x[j] - m)  # here, for what passed says
+        moment = through * (x[j] - m)  # before the choice, as in ``passed``
         if y[j] <= low or y[j] >= high:
             through, moment = number(x, 0.0), number(x, 0.0)
         dz[j] = through

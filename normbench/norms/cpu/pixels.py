@@ -18,7 +18,7 @@ from normbench.norms.cpu.pointers import NUMBER, algebra, below, elementwise, nu
 # Numbers that are summed in the maps' own type before the sum goes on in float64: so many times a tile.
 BLOCK = 16
 # How many tiles ahead dy is fetched.
-FAR = 2
+TILES_AHEAD = 2
 
 
 @algebra
@@ -281,7 +281,7 @@ def sum_masked(x, y, dy, dz, at, some, m, low, high, one, two):
     """``sum_pixel`` behind a residual sum, where y tells what the activation let through; writes dz."""
     for c in range(some):
         through = dy[at + c]
-        moment = through * (x[at + c] - m[c])
+        moment = through * (x[at + c] - m[c])  # before the choice, as in ``maps.passed``
         if y[at + c] <= low or y[at + c] >= high:
             through, moment = number(x, 0.0), number(x, 0.0)
         dz[at + c] = through
@@ -406,8 +406,8 @@ def back(w, k, first, last):
             elif w.uncut:
                 back_known(w.x, w.dy, w.dx, at, length, m, through, slope, shift)
             else:
-                if p + FAR * side < last:  # dy is not read where it is cut off, and so not foreseen
-                    maps.ahead(w.dy, at + FAR * side * w.C, length)
+                if p + TILES_AHEAD * side < last:  # dy is not read where it is cut off, and so not foreseen
+                    maps.ahead(w.dy, at + TILES_AHEAD * side * w.C, length)
                 back_pixel(w.x, w.dy, w.dx, at, length, m, a, b, cut, high, through, slope, shift)
 
 

@@ -31,10 +31,12 @@ def forward(
     _: bool,
     track: Any = None,
 ) -> tuple[Tensor, Tensor]:
-    """y, and what the backward needs beside x (N, C, H, W), contiguous: μ, σ² and 1/√(σ² + ε), (3, rows, groups).
+    """y, and what the backward needs beside x (N, C, H, W): μ, σ² and 1/√(σ² + ε), (3, rows, groups).
 
-    given: μ and σ², where they are not x's own. track: the buffers to move, what ``cpu.tracked`` gave.
+    given: μ and σ², where they are not x's own. track: the buffers to move, what ``cpu.tracked`` gave. Kernels take
+    maps that lie one after another; others are copied so, and y back.
     """
+    like, x = x, x.contiguous()
     y, work = torch.empty_like(x), x.new_empty(3, shape.rows, shape.groups, dtype=torch.float64)
     if given is not None:
         work[0], work[1] = given
@@ -44,18 +46,28 @@ def forward(
     else:
         _run("forward", (*tensors, *track.buffers), shape, given is not None, track.share)
         torch.autograd.graph.increment_version(track.buffers)
-    return y, work
+    return _lying(y, like), work
 
 
 def backward(
     dy: Tensor, x: Tensor, shape: Shape, parts: Parts, saved: Tensor, fixed: bool, wants_x: bool, *_: Any
 ) -> tuple[Tensor | None, list[Tensor], None]:
     """The gradients of x, and of those of γ and β that there are; dy must lie in memory as x does."""
+    like, x, dy = x, x.contiguous(), dy.contiguous()
     C, dx = x.shape[1], torch.empty_like(x) if wants_x else None
     sums, grads = x.new_empty(2 * shape.rows * (C + shape.groups), dtype=torch.float64), x.new_empty(2, C)
     tensors = (x, None, dy, dx, parts.weight, parts.bias, saved, sums, grads, None, None, None)
     _run("backward", tensors, shape, fixed)
-    return dx, [grad for grad, part in zip(grads, parts[:2], strict=True) if part is not None], None
+    return (
+        None if dx is None else _lying(dx, like),
+        [grad for grad, part in zip(grads, parts[:2], strict=True) if part is not None],
+        None,
+    )
+
+
+def _lying(x: Tensor, like: Tensor) -> Tensor:
+    """x as ``like`` lies in memory."""
+    return x if x.stride() == like.stride() else torch.empty_like(like).copy_(x)
 
 
 def moments(saved: Tensor, _: Shape) -> tuple[Tensor, Tensor]:

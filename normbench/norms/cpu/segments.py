@@ -73,6 +73,13 @@ def first_feature(w, g):
 
 
 @algebra
+def run_of(w, first, last, c):
+    """Where in an image, and how long, is what features ``first`` to ``last`` have of channel c."""
+    start = max(first, c * w.S)
+    return start, min(last, (c + 1) * w.S) - start
+
+
+@algebra
 def moments(w, r, start, length):
     """Mean and biased variance of a segment over the images of row r; their means are pooled about the first one's."""
     at_x, per_value = r * w.images * w.D + start, 1.0 / length
@@ -111,8 +118,7 @@ def forward_group(w, r, g):
     w.rstd[i] = 1.0 / root(w.var[i] + w.eps)
     low, high = number(w.x, w.low), number(w.x, w.high)
     for c in range(first // w.S, (last - 1) // w.S + 1):
-        start = max(first, c * w.S)
-        length = min(last, (c + 1) * w.S) - start
+        start, length = run_of(w, first, last, c)
         m, a, b = coefficients(w, i, c)
         for n in range(r * w.images, (r + 1) * w.images):
             maps.apply(w.x, w.y, n * w.D + start, length, m, a, b, low, high)
@@ -149,8 +155,7 @@ def backward_group(w, r, g):
     channels = range(first // w.S, (last - 1) // w.S + 1)
     p, q = 0.0, 0.0
     for c in channels:
-        start = max(first, c * w.S)
-        length = min(last, (c + 1) * w.S) - start
+        start, length = run_of(w, first, last, c)
         m, a, b = coefficients(w, i, c)
         one, two = 0.0, 0.0
         for n in range(r * w.images, (r + 1) * w.images):
@@ -160,20 +165,18 @@ def backward_group(w, r, g):
         two -= (w.mean[i] - m) * one
         j = cell(w, r, g, c)
         w.sums[j], w.sums[j + 1] = one, two
-        q += a * one
-        p += a * two
+        if not w.fixed:
+            q += a * one
+            p += a * two
     if not w.has_dx:
         return
-    per_value = 1.0 / ((last - first) * w.images)
-    if w.fixed:
-        per_value = 0.0
+    per_value, m = 1.0 / ((last - first) * w.images), number(w.x, w.mean[i])
     p *= -w.rstd[i] * w.rstd[i] * per_value
     q *= -per_value
+    slope, shift = number(w.x, p), number(w.x, q - p * (w.mean[i] - m))
     for c in channels:
-        start = max(first, c * w.S)
-        length = min(last, (c + 1) * w.S) - start
+        start, length = run_of(w, first, last, c)
         m, a, b = coefficients(w, i, c)
-        slope, shift = number(w.x, p), number(w.x, q - p * (w.mean[i] - m))
         for n in range(r * w.images, (r + 1) * w.images):
             place = n * w.D + start
             if w.uncut:

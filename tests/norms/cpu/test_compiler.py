@@ -21,6 +21,7 @@ SMALLEST = ("quantiles", "quantiles", "float32")
 EVERY_KERNEL = [
     *((layout, f"{layout}_{way}") for layout in ("planes", "pixels", "rows") for way in ("forward", "backward")),
     *(("positions", f"positions_{layout}_{way}") for layout in ("planes", "pixels") for way in ("forward", "backward")),
+    *(("segments", f"segments_{way}") for way in ("forward", "backward")),
     ("quantiles", "quantiles"),
 ]
 
