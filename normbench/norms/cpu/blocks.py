@@ -87,6 +87,10 @@ SPANS, POSITIONS_FINISH = range(2)
 # (2, C); running mean and variance, T, (G,), and their count; ε, lowest and highest value, share of the new value.
 SEGMENTS = struct.Struct("=18q4d")
 
+# A change of layout: after the head, A, B of (N, A, B) in memory; T, from and to. A piece of work is SIDE rows of A.
+SIDE = 16
+TRANSPOSE = struct.Struct("=4q")
+
 # Proxy statistics, without a head: channels, points of the grid; γ, β; grid, ends; scale, shift, and the gradients of
 # both, and of γ, β; ε.
 QUANTILES = struct.Struct("=2q4q6qd")

@@ -23,6 +23,7 @@ EVERY_KERNEL = [
     *(("positions", f"positions_{layout}_{way}") for layout in ("planes", "pixels") for way in ("forward", "backward")),
     *(("segments", f"segments_{way}") for way in ("forward", "backward")),
     ("quantiles", "quantiles"),
+    ("transposes", "transpose"),
 ]
 
 
