@@ -34,8 +34,6 @@ __all__ = [
     "workers",
 ]
 
-# Values that segments have on the average, from which kernels that go from one to the next pay.
-SHORTEST = 4
 NEITHER = (None, None)
 NONE_OF_THREE = (None, None, None)
 
@@ -242,7 +240,7 @@ def segmented(
     """
     (_, C, H, W), parts = x.shape, Parts(weight, bias)
     D, images = C * H * W, len(x) // rows
-    kernels = fused.kernels_for(x, eps, parts, activation) if SHORTEST * groups <= D else None
+    kernels = fused.kernels_for(x, eps, parts, activation) if groups < D else None  # those of one value each are slower
     learned = given is not None and (given[0].requires_grad or given[1].requires_grad)
     if kernels is not None and hasattr(kernels, "segmented") and not learned:
         y, found = fused.segmented(kernels, x, rows, groups, eps, activation, parts, given, track)

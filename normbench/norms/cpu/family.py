@@ -75,6 +75,15 @@ def settle(w, r, g, mean, var):
         w.correction[i], w.correction[w.R * w.G + i] = ratio, offset
     m = number(w.x, mean)
     first, last = channels(w, g)
+    if w.split == 1 and w.has_weight and w.has_bias and not w.has_gate:  # as below, in vector registers
+        at_c, rest = r * w.C, m - mean
+        for c in range(first, last):
+            gamma = NUMBER(w.weight[c])
+            factor = gamma * ratio * rstd
+            w.forth[at_c + c] = m
+            w.forth[KC + at_c + c] = number(w.x, factor)
+            w.forth[2 * KC + at_c + c] = number(w.x, NUMBER(w.bias[c]) + gamma * offset + factor * rest)
+        return
     for c in range(first, last):
         gamma, shift = 1.0, 0.0
         if w.has_weight:
@@ -208,6 +217,13 @@ def pull(w, r, g):
             w.dvar[i] = p / (2.0 * per_value)
         if not w.centered:
             q = 0.0
+    if w.split == 1 and not (w.has_gate or w.has_after):  # as below, in vector registers
+        at_c, apart = r * w.C, mean - w.forth[r * w.C + first]
+        for c in range(first, last):
+            w.back[at_c + c] = w.forth[KC + at_c + c]
+            w.back[KC + at_c + c] = number(w.x, p)
+            w.back[2 * KC + at_c + c] = number(w.x, q - p * apart)
+        return
     for k in range(r * w.split, (r + 1) * w.split):
         for c in range(first, last):
             j = k * w.C + c
