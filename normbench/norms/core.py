@@ -198,13 +198,23 @@ def scale_shift(
     threshold: Tensor | None = None,
 ) -> Tensor:
     """activation(γ x + β), or max(γ x + β, τ): x (N, C, H, W); γ, β, τ (C,)."""
+    own: tuple[Tensor | None, ...] = (weight, bias)
+    kind = ""
+    if threshold is not None:
+        alone = weight is None and bias is None
+        kind, own = ("threshold alone", (threshold,)) if alone else ("threshold", (weight, bias, threshold))
+    again, key = repeated.again(x, repeated.AS_IT_IS, kind, own, activation, None, None)
+    if again is not None:
+        return again
     parts = Parts(weight, bias, threshold)
     kernels = fused.kernels_for(x, 0.0, parts, activation)
     if kernels is None:
         y = plain.scale_shift(x, weight, bias, activation)
         return y if threshold is None else plain.thresholded(y, threshold)
-    as_it_is = x.new_zeros(1, 1), x.new_ones(1, 1)
-    return fused.normalize(kernels, x, as_it_is, 0.0, activation, parts)
+    y, call = fused.scale_shift(kernels, x, activation, parts)
+    if key is not None:
+        repeated.note(key, call, x, kind, own, None, None)
+    return y
 
 
 def positional(

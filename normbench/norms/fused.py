@@ -140,6 +140,15 @@ def normalize(
     return Call(kernels, shape, parts, given).run(x, eps, residual)
 
 
+def scale_shift(kernels: Any, x: Tensor, activation: nn.Module | None, parts: Parts) -> tuple[Tensor, Call | None]:
+    """y by the parts alone, which is by a mean of 0 and a variance of 1, and the call that found it."""
+    as_it_is = x.new_zeros(1, 1), x.new_ones(1, 1)
+    if kernels is operators:
+        return normalize(kernels, x, as_it_is, 0.0, activation, parts), None
+    call = Call(kernels, Shape(1, 1, 0.0, True, *CLIPS[type(activation)]), parts, as_it_is)
+    return call.run(x, 0.0), call
+
+
 def positional(
     kernels: Any, x: Tensor, eps: float, unbiased: bool, activation: nn.Module | None, parts: Parts
 ) -> Tensor:

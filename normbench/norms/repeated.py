@@ -1,4 +1,4 @@
-"""A call of ``core.standardize`` that is like one before it goes straight to the CPU's kernels.
+"""A call of ``core.standardize`` or ``scale_shift`` that is like one before it goes straight to the CPU's kernels.
 
 At small maps most of a call's time is Python's, and most of that finds out what was found out a step ago: which kernels
 take the tensors, how the work is shared out, what to tell them. So what a call came to is kept (``Ready``) under all
@@ -24,15 +24,19 @@ from normbench.norms.call import After, Gate, Parts, Renorm, Track
 # What is kept: questions, and for each so many kinds of tensors (types, gradients wanted) and of modes.
 MOST, KINDS = 4096, 8
 PLAIN = (float, int, type(None))
-# Parts of a call beside weight and bias, by its kind. A renormalization has none of its own: it corrects towards the
-# running statistics that it moves.
-MORE = {
-    "": (),
-    "threshold": ("threshold",),
-    "after": ("scale", "shift"),
-    "gate": ("gate_weight", "gate_bias"),
-    "renorm": (),
+# The parts of a call, by its kind. A renormalization has none of its own: it corrects towards the running statistics
+# that it moves.
+AFFINE = ("weight", "bias")
+OWN = {
+    "": AFFINE,
+    "threshold": (*AFFINE, "threshold"),
+    "after": (*AFFINE, "scale", "shift"),
+    "gate": (*AFFINE, "gate_weight", "gate_bias"),
+    "renorm": AFFINE,
+    "threshold alone": ("threshold",),
 }
+# What is asked of a call that scales and shifts x as it is: by one mean of 0 and variance of 1.
+AS_IT_IS = (1, 1, 0.0, "as it is")
 
 readies: dict[Any, list[Ready]] = {}
 
@@ -62,7 +66,7 @@ def guard(tensors: Sequence[Tensor]) -> Any:
 def beside(
     threshold: Tensor | None, after: After | None, gate: Gate | None, renorm: Renorm | None
 ) -> tuple[str, tuple[Tensor, ...]]:
-    """The kind of a call with these, and its parts in MORE; "several" where it is of no kind."""
+    """The kind of a call with these, and its parts behind weight and bias; "several" where it is of no kind."""
     if after is None and gate is None and renorm is None:
         return ("", ()) if threshold is None else ("threshold", (threshold,))
     if sum(one is not None for one in (threshold, after, gate, renorm)) > 1:
@@ -86,7 +90,7 @@ def again(
 ) -> tuple[Tensor | None, Any]:
     """y, or None where no call was like this one; and what to ``note`` it under, None if nobody shall.
 
-    asked: rows, groups, ε and whatever else of ``standardize`` is no tensor. own: weight, bias and MORE[kind].
+    asked: rows, groups, ε and whatever else of ``standardize`` is no tensor. own: its parts, OWN[kind].
     """
     if kind == "several" or torch.compiler.is_compiling() or type(x) is not Tensor or type(asked[2]) is not float:
         return None, None
@@ -161,7 +165,7 @@ class Ready:
         self.joined, self.kind, self.shape, self.threads = joined, kind, call.shape, torch.get_num_threads()
         self.keeps_y = joined and call.shape.low > -math.inf
         self.kernels = call.kernels.again
-        self.again = self.kernels.ready(x, call.shape, call.saved.plan, call.moved, kind)
+        self.again = self.kernels.ready(x, call.shape, call.saved.plan, call.moved, kind, call.given is not None)
         self.check, self.check_back = guard(tensors), None
         self.wants_x = x.requires_grad
         self.wanted = any(tensor.requires_grad for tensor in tensors)
@@ -201,11 +205,12 @@ class Ready:
     ) -> tuple[Tensor | None, ...]:
         """The long way: where tensors come back in another layout or type, or somebody differentiates once more."""
         kernels: Any = fused._cpu()
-        named = Parts(**dict(zip(("weight", "bias", *MORE[self.kind]), parts, strict=True)))
+        named = Parts(**dict(zip(OWN[self.kind], parts, strict=True)))
         if self.kind == "renorm":  # of what it corrected towards a backward asks whether it is there
             named = named._replace(to_mean=parts[0], to_std=parts[0])
-        call = fused.Call(kernels, self.shape, named)
-        call.layout, call.joined, call.saved = self.again.stride, self.joined, kernels.Saved(work, self.again.plan)
+        saved = kernels.Saved(work, self.again.plan)
+        call = fused.Call(kernels, self.shape, named, kernels.moments(saved, self.shape) if self.again.given else None)
+        call.layout, call.joined, call.saved = self.again.stride, self.joined, saved
         return fused.gradients(call, dy, x, y, parts, wants)
 
     def reads(self, tensors: list[Tensor]) -> bool:

@@ -80,9 +80,23 @@ def assert_equal(found: Found, expected: Found) -> None:
         assert torch.equal(found[name], value), name
 
 
-def warm(name: str, given: list[Tensor], joined: bool = False, **options: Any) -> Any:
+class Scaled(nn.Module):
+    """Scales and shifts, and lets pass what is above a threshold: as many of these as ``parts`` names."""
+
+    def __init__(self, *parts: str) -> None:
+        super().__init__()
+        self.activation = None if "threshold" in parts else nn.ReLU()
+        for seed, name in enumerate(("weight", "bias", "threshold")):
+            drawn = torch.randn(6, generator=torch.Generator().manual_seed(seed))
+            self.register_parameter(name, nn.Parameter(drawn) if name in parts else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return core.scale_shift(x, self.weight, self.bias, self.activation, threshold=self.threshold)
+
+
+def warm(name: str | nn.Module, given: list[Tensor], joined: bool = False, **options: Any) -> Any:
     """A unit that has had three steps, of which the second went forward soon, and the third backward too."""
-    unit = unit_of(name, given[0].dtype)
+    unit = unit_of(name, given[0].dtype) if isinstance(name, str) else name.to(given[0].dtype)
     for option, value in options.items():
         setattr(unit, option, value)
     assert [step(unit, given, joined)[0] for _ in range(3)] == [False, True, True]
@@ -107,6 +121,48 @@ def test_calls_come_to_the_same_bits(
         assert_equal(found, expected)
         assert found["y"].stride() == expected["y"].stride()
         assert found["x"].stride() == expected["x"].stride()
+
+
+@both_formats
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("parts", [("weight", "bias"), ("threshold",), ("weight", "bias", "threshold")], ids=" ".join)
+def test_scales_and_thresholds_come_to_the_same_bits(
+    parts: tuple[str, ...], dtype: torch.dtype, memory_format: torch.memory_format
+) -> None:
+    given = inputs(memory_format, dtype)
+    unit = warm(Scaled(*parts), given)
+    soon, found = step(unit, given)
+    assert soon
+    assert_equal(found, late(copy.deepcopy(unit), given))
+    x, dy = given[0].detach().double().requires_grad_(), given[2].double()
+    weight, bias, threshold = (getattr(unit.double(), name) for name in ("weight", "bias", "threshold"))
+    z = x if weight is None else x * weight[:, None, None] + bias[:, None, None]
+    (z.relu() if threshold is None else torch.maximum(z, threshold[:, None, None])).backward(dy)
+    assert x.grad is not None
+    torch.testing.assert_close(found["x"].double(), x.grad, atol=1e-6, rtol=1e-6)
+    for name in parts:
+        torch.testing.assert_close(found[name].double(), getattr(unit, name).grad, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("parts", [("weight", "bias"), ("threshold",)], ids=" ".join)
+def test_scales_and_thresholds_are_differentiable_twice(parts: tuple[str, ...]) -> None:
+    given = inputs(dtype=torch.float64)
+    unit = warm(Scaled(*parts), given)
+    assert torch.autograd.gradgradcheck(unit, given[0])
+    assert went_soon(unit(given[0]))
+
+
+def test_one_of_weight_and_bias_alone_goes_the_long_way() -> None:
+    unit, given = Scaled("weight", "bias"), inputs()
+    for parts in (("weight", "bias"), ("weight",), ("bias",), ()):
+        for name in {"weight", "bias"} - set(parts):
+            unit.register_parameter(name, None)
+        expected = late(copy.deepcopy(unit), given)
+        for _ in range(3):
+            soon, found = step(unit, given)
+        assert soon == (len(parts) == 2)
+        assert_equal(found, expected)
+        unit = Scaled("weight", "bias")
 
 
 @pytest.mark.parametrize("wants", [(True, False), (False, True), (False, False)], ids=str)

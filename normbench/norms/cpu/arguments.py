@@ -16,7 +16,11 @@ START, REST = HEAD.size, HEAD.size + FIXED.size
 
 
 class Job(NamedTuple):
-    """The slots, typed; those of which there may be none with a flag. ``uncut``: no activation cuts anything off."""
+    """The slots, typed; those of which there may be none with a flag.
+
+    ``uncut``: no activation cuts anything off. ``direct``: statistics are given, so that dx needs no sums, and is
+    written while these are made.
+    """
 
     block: Any
     N: Any
@@ -76,6 +80,7 @@ class Job(NamedTuple):
     has_bias: Any
     has_threshold: Any
     uncut: Any
+    direct: Any
     has_after: Any
     has_gate: Any
     has_renorm: Any
@@ -129,6 +134,7 @@ def unpack(block, T):
         d[20], d[21], d[22], f[0], f[1], f[2], f[3], f[4],
         a[7] != 0,
         a[3] != 0, a[4] != 0, a[5] != 0, (a[5] == 0) & (f[0] == -math.inf) & (f[1] == math.inf),
+        (s[10] != 0) & (a[7] != 0) & (a[16] == 0),
         a[14] != 0, a[16] != 0, a[19] != 0,
         s[14] != 0,
         a[9] != 0, a[10] != 0, a[11] != 0, a[21] != 0, a[23] != 0, a[25] != 0,

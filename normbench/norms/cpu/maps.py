@@ -104,28 +104,70 @@ def sums(x, dy, start, length, m, a, b, cut, high, uncut):
 
 
 @reduction
-def block_masked(x, y, dy, dz, start, length, m, low, high):
+def block_direct(x, dy, dx, start, length, m, a, b, cut, high, through):
     one, two = number(x, 0.0), number(x, 0.0)
     for j in range(start, start + length):
-        through = dy[j]
-        moment = through * (x[j] - m)  # before the choice, as in ``passed``
-        if y[j] <= low or y[j] >= high:
-            through, moment = number(x, 0.0), number(x, 0.0)
-        dz[j] = through
-        one += through
+        dz, moment = passed(x, dy, j, m, a, b, cut, high)
+        dx[j] = dz * through
+        one += dz
         two += moment
     return NUMBER(one), NUMBER(two)
 
 
 @reduction
-def masked(x, y, dy, dz, start, length, m, low, high):
-    """As ``sums``, where y tells what the activation let through; writes dz."""
-    if length <= BLOCK:
-        return block_masked(x, y, dy, dz, start, length, m, low, high)
+def direct(x, dy, dx, start, length, m, a, b, cut, high, through):
+    """As ``sums``; writes dx = dz ``through``."""
     one, two, seen = 0.0, 0.0, 0
     while seen < length:
         some = min(BLOCK, length - seen)
-        here, there = block_masked(x, y, dy, dz, start + seen, some, m, low, high)
+        here, there = block_direct(x, dy, dx, start + seen, some, m, a, b, cut, high, through)
+        one += here
+        two += there
+        seen += some
+    return one, two
+
+
+@reduction
+def let_by(x, y, dy, j, m, low, high):
+    """As ``passed``, where y tells what the activation let through."""
+    dz = dy[j]
+    moment = dz * (x[j] - m)
+    if y[j] <= low or y[j] >= high:
+        dz, moment = number(x, 0.0), number(x, 0.0)
+    return dz, moment
+
+
+@reduction
+def block_masked(x, y, dy, dz, start, length, m, low, high):
+    one, two = number(x, 0.0), number(x, 0.0)
+    for j in range(start, start + length):
+        dz[j], moment = let_by(x, y, dy, j, m, low, high)
+        one += dz[j]
+        two += moment
+    return NUMBER(one), NUMBER(two)
+
+
+@reduction
+def block_masked_direct(x, y, dy, dz, dx, start, length, m, low, high, through):
+    one, two = number(x, 0.0), number(x, 0.0)
+    for j in range(start, start + length):
+        dz[j], moment = let_by(x, y, dy, j, m, low, high)
+        dx[j] = dz[j] * through
+        one += dz[j]
+        two += moment
+    return NUMBER(one), NUMBER(two)
+
+
+@reduction
+def masked(x, y, dy, dz, dx, start, length, m, low, high, through, into_dx):
+    """As ``sums``, where y tells what the activation let through; writes dz and, if told, dx = dz ``through``."""
+    one, two, seen = 0.0, 0.0, 0
+    while seen < length:
+        some = min(BLOCK, length - seen)
+        if into_dx:
+            here, there = block_masked_direct(x, y, dy, dz, dx, start + seen, some, m, low, high, through)
+        else:
+            here, there = block_masked(x, y, dy, dz, start + seen, some, m, low, high)
         one += here
         two += there
         seen += some

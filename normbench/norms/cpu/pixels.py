@@ -10,7 +10,7 @@ from __future__ import annotations
 from normbench.norms.cpu import maps
 from normbench.norms.cpu.arguments import unpack
 from normbench.norms.cpu.blocks import COLUMNS, GROUP, MAPS, MERGE, SETTLE, TILE, TRACK
-from normbench.norms.cpu.family import RUN, finish, plain, pooled, pull, pull_run, settle, settle_run
+from normbench.norms.cpu.family import RUN, finish, plain, pooled, pull, pull_run, scale_after, settle, settle_run
 from normbench.norms.cpu.gates import gated, pull_gates, settle_gates
 from normbench.norms.cpu.moving import track
 from normbench.norms.cpu.pointers import NUMBER, algebra, below, elementwise, number, reduction, scratch, worker
@@ -277,22 +277,40 @@ def sum_two_uncut(x, dz, at, next_at, some, m, one, two):
 
 
 @reduction
+def sum_direct(x, dy, dx, at, some, m, a, b, cut, high, through, one, two):
+    """``sum_pixel``, which writes dx = dz ``through``."""
+    for c in range(some):
+        dz, moment = maps.passed(x, dy, at + c, m[c], a[c], b[c], cut[c], high)
+        dx[at + c] = dz * through[c]
+        one[c] += dz
+        two[c] += moment
+
+
+@reduction
 def sum_masked(x, y, dy, dz, at, some, m, low, high, one, two):
     """``sum_pixel`` behind a residual sum, where y tells what the activation let through; writes dz."""
     for c in range(some):
-        through = dy[at + c]
-        moment = through * (x[at + c] - m[c])  # before the choice, as in ``maps.passed``
-        if y[at + c] <= low or y[at + c] >= high:
-            through, moment = number(x, 0.0), number(x, 0.0)
-        dz[at + c] = through
-        one[c] += through
+        dz[at + c], moment = maps.let_by(x, y, dy, at + c, m[c], low, high)
+        one[c] += dz[at + c]
+        two[c] += moment
+
+
+@reduction
+def sum_masked_direct(x, y, dy, dz, dx, at, some, m, low, high, through, one, two):
+    """``sum_masked``, which writes dx = dz ``through`` too."""
+    for c in range(some):
+        dz[at + c], moment = maps.let_by(x, y, dy, at + c, m[c], low, high)
+        dx[at + c] = dz[at + c] * through[c]
+        one[c] += dz[at + c]
         two[c] += moment
 
 
 @algebra
 def sums(w, k, first, last, out, out_at, stride, seen):
-    """Add to ``out`` the sums over dz, dz (x − m), and dy where wanted, of pixels ``first`` to ``last`` of row k."""
+    """Add to ``out`` the sums over dz, dz (x − m), and dy where wanted, of pixels ``first`` to ``last`` of row k; where
+    they are ``direct``, write dx too."""
     m, a, b, cut = scratch(w.x, TILE), scratch(w.x, TILE), scratch(w.x, TILE), scratch(w.x, TILE)
+    through = scratch(w.x, TILE)
     one, two, three = scratch(w.x, TILE), scratch(w.x, TILE), scratch(w.x, TILE)
     ones, twos, threes = scratch(w.mean, TILE), scratch(w.mean, TILE), scratch(w.mean, TILE)
     row, side, high, low = k * w.images * w.S * w.C, lanes(w), number(w.x, w.high), number(w.x, w.low)
@@ -300,6 +318,11 @@ def sums(w, k, first, last, out, out_at, stride, seen):
         some = min(TILE, w.C - tile)
         coefficients(w, k, tile, some, side, m, a, b, cut)
         let_through(w, side * some, cut)
+        if w.direct:
+            for c in range(some):
+                through[c] = number(w.x, NUMBER(a[c]) * scale_after(w, tile + c))
+            for i in range(some, side * some):
+                through[i] = through[i - some]
         for c in range(side * some):
             ones[c], twos[c], threes[c] = 0.0, 0.0, 0.0
         for step in range((last - first + BLOCK * side - 1) // (BLOCK * side)):
@@ -312,7 +335,14 @@ def sums(w, k, first, last, out, out_at, stride, seen):
                 at, next_at = row + p * w.C + tile, row + (p + side) * w.C + tile
                 if w.has_sum:
                     length = min(side, stop - p) * some
-                    sum_masked(w.x, w.out, w.dy, w.dz, at, length, m, low, high, one, two)
+                    if w.direct:
+                        sum_masked_direct(w.x, w.out, w.dy, w.dz, w.dx, at, length, m, low, high, through, one, two)
+                    else:
+                        sum_masked(w.x, w.out, w.dy, w.dz, at, length, m, low, high, one, two)
+                    p += side
+                elif w.direct:
+                    length = min(side, stop - p) * some
+                    sum_direct(w.x, w.dy, w.dx, at, length, m, a, b, cut, high, through, one, two)
                     p += side
                 elif p + 2 * side <= stop:
                     if w.uncut:
@@ -436,7 +466,7 @@ def backward_row(w, r):
             p = i * w.span
             sums(w, k, p, min(p + w.span, pixels), w.sums, k * w.C, KC, p)
     pull_row(w, r, 0, w.G)
-    if w.has_dx:
+    if w.has_dx and not w.direct:
         for k in range(r * w.split, (r + 1) * w.split):
             for i in range(w.spans):
                 p = i * w.span

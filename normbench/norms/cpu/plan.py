@@ -144,6 +144,8 @@ def _plan(x: Tensor, shape: Shape, use: Use) -> Plan:
     finish = step(FINISH, -(-C // FINISHED), few)
     forth = [*([] if use.fixed and not use.gated else measure), settle, maps]
     back = [*measure, settle, maps, finish]
+    if use.fixed and not use.gated:  # dx is written with the sums
+        back = [*measure, finish]
     if whole:
         forth, back = [step(GROUP, groups)], [step(GROUP, groups), finish]
     kept = use.by_channel or use.gated or pixels or G < C or not whole

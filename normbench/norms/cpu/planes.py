@@ -10,10 +10,21 @@ from __future__ import annotations
 from normbench.norms.cpu import maps
 from normbench.norms.cpu.arguments import unpack
 from normbench.norms.cpu.blocks import COLUMNS, GROUP, MAPS, SETTLE, TRACK
-from normbench.norms.cpu.family import RUN, channels, finish, plain, pooled, pull, pull_run, settle, settle_run
+from normbench.norms.cpu.family import (
+    RUN,
+    channels,
+    finish,
+    plain,
+    pooled,
+    pull,
+    pull_run,
+    scale_after,
+    settle,
+    settle_run,
+)
 from normbench.norms.cpu.gates import gated, pull_gates, settle_gates
 from normbench.norms.cpu.moving import track
-from normbench.norms.cpu.pointers import algebra, below, number, scratch, worker
+from normbench.norms.cpu.pointers import NUMBER, algebra, below, number, scratch, worker
 
 # Values of a column up to which a run of them is done together: it stays in the second cache.
 SMALL = 4096
@@ -100,6 +111,7 @@ def sum_masked(w, k, c):
     """``sum_column`` behind a residual sum: writes dz, which is the residual's gradient."""
     j, KC = k * w.C + c, w.K * w.C
     m, low, high = w.forth[j], number(w.x, w.low), number(w.x, w.high)
+    through = w.forth[KC + j]
     one, two = 0.0, 0.0
     start = (k * w.images * w.C + c) * w.S
     for i in range(w.images):
@@ -107,7 +119,7 @@ def sum_masked(w, k, c):
             maps.next_map(w.x, start + w.C * w.S)
             maps.next_map(w.dy, start + w.C * w.S)
             maps.next_map(w.out, start + w.C * w.S)
-        here, there = maps.masked(w.x, w.out, w.dy, w.dz, start, w.S, m, low, high)
+        here, there = maps.masked(w.x, w.out, w.dy, w.dz, w.dx, start, w.S, m, low, high, through, w.direct)
         one += here
         two += there
         start += w.C * w.S
@@ -116,6 +128,7 @@ def sum_masked(w, k, c):
 
 @algebra
 def sum_column(w, k, c):
+    """Sums of column (k, c) over dz, dz (x − m), and dy where wanted; where they are ``direct``, its dx too."""
     if w.has_sum:
         sum_masked(w, k, c)
         return
@@ -124,13 +137,17 @@ def sum_column(w, k, c):
     cut, high = number(w.x, w.low), number(w.x, w.high)
     if w.has_threshold:
         cut = below(w.threshold[c])
+    through = number(w.x, NUMBER(a) * scale_after(w, c))
     one, two, three = 0.0, 0.0, 0.0
     start = (k * w.images * w.C + c) * w.S
     for i in range(w.images):
         if w.S >= FAR and i + 1 < w.images:
             maps.next_map(w.x, start + w.C * w.S)
             maps.next_map(w.dy, start + w.C * w.S)
-        here, there = maps.sums(w.x, w.dy, start, w.S, m, a, b, cut, high, w.uncut)
+        if w.direct:
+            here, there = maps.direct(w.x, w.dy, w.dx, start, w.S, m, a, b, cut, high, through)
+        else:
+            here, there = maps.sums(w.x, w.dy, start, w.S, m, a, b, cut, high, w.uncut)
         one += here
         two += there
         if w.has_threshold or w.has_after:
@@ -169,7 +186,7 @@ def backward_group(w, r, g):
         for c in range(first, last):
             sum_column(w, k, c)
     pull(w, r, g)
-    if w.has_dx:
+    if w.has_dx and not w.direct:
         for k in range(r * w.split, (r + 1) * w.split):
             for c in range(first, last):
                 back_column(w, k, c, 0, w.images)
