@@ -7,22 +7,20 @@ GROUP) where there are rows enough for the threads, else a span of a row's pixel
 
 from __future__ import annotations
 
-from normbench.norms.cpu import maps
+from normbench.norms.cpu import lanes
 from normbench.norms.cpu.arguments import unpack
 from normbench.norms.cpu.blocks import COLUMNS, GROUP, MAPS, MERGE, SETTLE, TILE, TRACK
 from normbench.norms.cpu.family import RUN, finish, plain, pooled, pull, pull_run, scale_after, settle, settle_run
 from normbench.norms.cpu.gates import gated, pull_gates, settle_gates
 from normbench.norms.cpu.moving import track
-from normbench.norms.cpu.pointers import NUMBER, algebra, below, elementwise, number, reduction, scratch, worker
+from normbench.norms.cpu.pointers import NUMBER, algebra, number, reduction, scratch, worker
 
 # Numbers that are summed in the maps' own type before the sum goes on in float64: so many times a tile.
 BLOCK = 16
-# How many tiles ahead dy is fetched.
-TILES_AHEAD = 2
 
 
 @algebra
-def lanes(w):
+def side_by_side(w):
     """Pixels side by side in a tile."""
     return max(1, TILE // w.C)
 
@@ -69,7 +67,7 @@ def block_moments(x, start, pixels, stride, some, mean, squares, seen):
 def moments(w, k, first, last, out, mean_at, squares_at, seen):
     """Merge the moments of pixels ``first`` to ``last`` of row k into those in ``out``, which hold ``seen`` pixels."""
     mean, squares = scratch(w.mean, TILE), scratch(w.mean, TILE)
-    row, side = k * w.images * w.S * w.C, lanes(w)
+    row, side = k * w.images * w.S * w.C, side_by_side(w)
     wide = (last - first) // side
     for tile in range(0, w.C, TILE):
         some = min(TILE, w.C - tile)
@@ -168,40 +166,12 @@ def pull_row(w, r, first, last):
         pull(w, r, g)
 
 
-@elementwise
-def apply_pixel(x, y, at, some, m, a, b, low, high):
-    for c in range(some):
-        z = (x[at + c] - m[c]) * a[c] + b[c]
-        if z < low[c]:
-            z = low[c]
-        if z > high:
-            z = high
-        y[at + c] = z
-
-
-@elementwise
-def apply_sum(x, residual, y, at, some, m, a, b, low, high):
-    for c in range(some):
-        z = (x[at + c] - m[c]) * a[c] + b[c] + residual[at + c]
-        if z < low[c]:
-            z = low[c]
-        if z > high:
-            z = high
-        y[at + c] = z
-
-
-@elementwise
-def scale_pixel(y, at, some, scale, shift):
-    for c in range(some):
-        y[at + c] = y[at + c] * scale[c] + shift[c]
-
-
 @algebra
 def apply(w, k, first, last):
     """Pixels ``first`` to ``last`` of row k."""
     m, a, b, low = scratch(w.x, TILE), scratch(w.x, TILE), scratch(w.x, TILE), scratch(w.x, TILE)
     scale, shift = scratch(w.x, TILE), scratch(w.x, TILE)
-    row, side, high = k * w.images * w.S * w.C, lanes(w), number(w.x, w.high)
+    row, side = k * w.images * w.S * w.C, side_by_side(w)
     for tile in range(0, w.C, TILE):
         some = min(TILE, w.C - tile)
         coefficients(w, k, tile, some, side, m, a, b, low)
@@ -209,15 +179,7 @@ def apply(w, k, first, last):
             for i in range(side):
                 for c in range(some):
                     scale[i * some + c], shift[i * some + c] = w.scale[tile + c], w.shift[tile + c]
-        for i in range((last - first + side - 1) // side):
-            p = first + i * side
-            at, length = row + p * w.C + tile, min(side, last - p) * some
-            if w.has_sum:
-                apply_sum(w.x, w.residual, w.y, at, length, m, a, b, low, high)
-            else:
-                apply_pixel(w.x, w.y, at, length, m, a, b, low, high)
-            if w.has_after:
-                scale_pixel(w.y, at, length, scale, shift)
+        lanes.apply_all(w, row + tile, w.C, first, last, side, some, m, a, b, low, scale, shift)
 
 
 @algebra
@@ -235,77 +197,6 @@ def coefficients(w, k, tile, some, side, m, a, b, low):
 
 
 @algebra
-def let_through(w, some, cut):
-    """A threshold itself lets a gradient through, and what is at ``cut`` does not."""
-    if w.has_threshold:
-        for c in range(some):
-            cut[c] = below(cut[c])
-
-
-@reduction
-def sum_pixel(x, dy, at, some, m, a, b, cut, high, one, two):
-    for c in range(some):
-        dz, moment = maps.passed(x, dy, at + c, m[c], a[c], b[c], cut[c], high)
-        one[c] += dz
-        two[c] += moment
-
-
-@reduction
-def sum_two(x, dy, at, next_at, some, m, a, b, cut, high, one, two):
-    """``sum_pixel`` for two of them: what is kept near at hand is then fetched and put back once."""
-    for c in range(some):
-        dz, moment = maps.passed(x, dy, at + c, m[c], a[c], b[c], cut[c], high)
-        other, other_moment = maps.passed(x, dy, next_at + c, m[c], a[c], b[c], cut[c], high)
-        one[c] += dz + other
-        two[c] += moment + other_moment
-
-
-@reduction
-def sum_uncut(x, dz, at, some, m, one, two):
-    """``sum_pixel`` where nothing is cut off."""
-    for c in range(some):
-        one[c] += dz[at + c]
-        two[c] += dz[at + c] * (x[at + c] - m[c])
-
-
-@reduction
-def sum_two_uncut(x, dz, at, next_at, some, m, one, two):
-    """``sum_two`` where nothing is cut off."""
-    for c in range(some):
-        one[c] += dz[at + c] + dz[next_at + c]
-        two[c] += dz[at + c] * (x[at + c] - m[c]) + dz[next_at + c] * (x[next_at + c] - m[c])
-
-
-@reduction
-def sum_direct(x, dy, dx, at, some, m, a, b, cut, high, through, one, two):
-    """``sum_pixel``, which writes dx = dz ``through``."""
-    for c in range(some):
-        dz, moment = maps.passed(x, dy, at + c, m[c], a[c], b[c], cut[c], high)
-        dx[at + c] = dz * through[c]
-        one[c] += dz
-        two[c] += moment
-
-
-@reduction
-def sum_masked(x, y, dy, dz, at, some, m, low, high, one, two):
-    """``sum_pixel`` behind a residual sum, where y tells what the activation let through; writes dz."""
-    for c in range(some):
-        dz[at + c], moment = maps.let_by(x, y, dy, at + c, m[c], low, high)
-        one[c] += dz[at + c]
-        two[c] += moment
-
-
-@reduction
-def sum_masked_direct(x, y, dy, dz, dx, at, some, m, low, high, through, one, two):
-    """``sum_masked``, which writes dx = dz ``through`` too."""
-    for c in range(some):
-        dz[at + c], moment = maps.let_by(x, y, dy, at + c, m[c], low, high)
-        dx[at + c] = dz[at + c] * through[c]
-        one[c] += dz[at + c]
-        two[c] += moment
-
-
-@algebra
 def sums(w, k, first, last, out, out_at, stride, seen):
     """Add to ``out`` the sums over dz, dz (x − m), and dy where wanted, of pixels ``first`` to ``last`` of row k; where
     they are ``direct``, write dx too."""
@@ -313,11 +204,11 @@ def sums(w, k, first, last, out, out_at, stride, seen):
     through = scratch(w.x, TILE)
     one, two, three = scratch(w.x, TILE), scratch(w.x, TILE), scratch(w.x, TILE)
     ones, twos, threes = scratch(w.mean, TILE), scratch(w.mean, TILE), scratch(w.mean, TILE)
-    row, side, high, low = k * w.images * w.S * w.C, lanes(w), number(w.x, w.high), number(w.x, w.low)
+    row, side = k * w.images * w.S * w.C, side_by_side(w)
     for tile in range(0, w.C, TILE):
         some = min(TILE, w.C - tile)
         coefficients(w, k, tile, some, side, m, a, b, cut)
-        let_through(w, side * some, cut)
+        lanes.let_through(w, side * some, cut)
         if w.direct:
             for c in range(some):
                 through[c] = number(w.x, NUMBER(a[c]) * scale_after(w, tile + c))
@@ -330,39 +221,7 @@ def sums(w, k, first, last, out, out_at, stride, seen):
             stop = min(block + BLOCK * side, last)
             for c in range(side * some):
                 one[c], two[c], three[c] = number(w.x, 0.0), number(w.x, 0.0), number(w.x, 0.0)
-            p = block
-            while p < stop:
-                at, next_at = row + p * w.C + tile, row + (p + side) * w.C + tile
-                if w.has_sum:
-                    length = min(side, stop - p) * some
-                    if w.direct:
-                        sum_masked_direct(w.x, w.out, w.dy, w.dz, w.dx, at, length, m, low, high, through, one, two)
-                    else:
-                        sum_masked(w.x, w.out, w.dy, w.dz, at, length, m, low, high, one, two)
-                    p += side
-                elif w.direct:
-                    length = min(side, stop - p) * some
-                    sum_direct(w.x, w.dy, w.dx, at, length, m, a, b, cut, high, through, one, two)
-                    p += side
-                elif p + 2 * side <= stop:
-                    if w.uncut:
-                        sum_two_uncut(w.x, w.dy, at, next_at, side * some, m, one, two)
-                    else:
-                        sum_two(w.x, w.dy, at, next_at, side * some, m, a, b, cut, high, one, two)
-                    p += 2 * side
-                else:
-                    length = min(side, stop - p) * some
-                    if w.uncut:
-                        sum_uncut(w.x, w.dy, at, length, m, one, two)
-                    else:
-                        sum_pixel(w.x, w.dy, at, length, m, a, b, cut, high, one, two)
-                    p += side
-            if w.has_threshold or w.has_after:
-                for i in range((stop - block + side - 1) // side):
-                    p = block + i * side
-                    at = row + p * w.C + tile
-                    for c in range(min(side, stop - p) * some):
-                        three[c] += w.dy[at + c]
+            lanes.sum_all(w, row + tile, w.C, block, stop, side, some, m, a, b, cut, through, one, two, three)
             for c in range(side * some):
                 ones[c] += NUMBER(one[c])
                 twos[c] += NUMBER(two[c])
@@ -397,48 +256,21 @@ def merge_sums(w, k, tile):
             w.sums[i * KC + j + c] = total[c]
 
 
-@elementwise
-def back_pixel(x, dy, dx, at, some, m, a, b, cut, high, through, p, q):
-    for c in range(some):
-        apart = x[at + c] - m[c]
-        z = apart * a[c] + b[c]
-        dz = dy[at + c]
-        if z <= cut[c] or z >= high:
-            dz = number(x, 0.0)
-        dx[at + c] = dz * through[c] + (apart * p[c] + q[c])
-
-
-@elementwise
-def back_known(x, dz, dx, at, some, m, through, p, q):
-    for c in range(some):
-        dx[at + c] = dz[at + c] * through[c] + ((x[at + c] - m[c]) * p[c] + q[c])
-
-
 @algebra
 def back(w, k, first, last):
     """Pixels ``first`` to ``last`` of row k."""
     m, a, b, cut = scratch(w.x, TILE), scratch(w.x, TILE), scratch(w.x, TILE), scratch(w.x, TILE)
     through, slope, shift = scratch(w.x, TILE), scratch(w.x, TILE), scratch(w.x, TILE)
-    row, KC, side, high = k * w.images * w.S * w.C, w.K * w.C, lanes(w), number(w.x, w.high)
+    row, KC, side = k * w.images * w.S * w.C, w.K * w.C, side_by_side(w)
     for tile in range(0, w.C, TILE):
         some, j = min(TILE, w.C - tile), k * w.C + tile
         coefficients(w, k, tile, some, side, m, a, b, cut)
-        let_through(w, side * some, cut)
+        lanes.let_through(w, side * some, cut)
         for c in range(some):
             through[c], slope[c], shift[c] = w.back[j + c], w.back[KC + j + c], w.back[2 * KC + j + c]
         for i in range(some, side * some):
             through[i], slope[i], shift[i] = through[i - some], slope[i - some], shift[i - some]
-        for i in range((last - first + side - 1) // side):
-            p = first + i * side
-            at, length = row + p * w.C + tile, min(side, last - p) * some
-            if w.has_sum:
-                back_known(w.x, w.dz, w.dx, at, length, m, through, slope, shift)
-            elif w.uncut:
-                back_known(w.x, w.dy, w.dx, at, length, m, through, slope, shift)
-            else:
-                if p + TILES_AHEAD * side < last:  # dy is not read where it is cut off, and so not foreseen
-                    maps.ahead(w.dy, at + TILES_AHEAD * side * w.C, length)
-                back_pixel(w.x, w.dy, w.dx, at, length, m, a, b, cut, high, through, slope, shift)
+        lanes.back_all(w, row + tile, w.C, first, last, side, some, m, a, b, cut, through, slope, shift)
 
 
 @algebra

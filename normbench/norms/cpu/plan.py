@@ -41,6 +41,9 @@ PIECE = 2**14
 WHOLE = 2**17
 # Values of a span of pixels.
 SPAN = 2**16
+# Where maps are taken by lanes (small.py): values of a map at most, and for each further image of a row; images of a
+# row at least, where several channels share statistics.
+SMALL, SMALL_PER_IMAGE, SMALL_SHARED = 100, 6, 8
 # Images of a piece of work where a map is one pixel: so many terms are summed in the maps' own type.
 IMAGES = 16
 # Plans that are kept.
@@ -123,6 +126,7 @@ def _plan(x: Tensor, shape: Shape, use: Use) -> Plan:
     R, G, _, centered, low, high = shape
     S, values, pixels = H * W, x.numel(), lies_by_pixel(x)
     K = N if use.gated else R
+    small = not pixels and goes_by_lanes(S, N // K, G == C or use.fixed)
     threads = team.threads_for(values)
     groups = R if pixels else R * G
     whole = threads == 1 or groups >= 4 * threads or groups % threads == 0
@@ -140,7 +144,7 @@ def _plan(x: Tensor, shape: Shape, use: Use) -> Plan:
     few = K * C < PIECE
     measure = [step(COLUMNS, K * spans), step(MERGE, K * -(-C // TILE), few)] if pixels else [step(COLUMNS, K * C)]
     settle = step(SETTLE, groups, True)
-    maps = step(MAPS, K * spans if pixels else N * C)
+    maps = step(MAPS, K * spans if pixels else K * C if small else N * C)
     finish = step(FINISH, -(-C // FINISHED), few)
     forth = [*([] if use.fixed and not use.gated else measure), settle, maps]
     back = [*measure, settle, maps, finish]
@@ -155,7 +159,7 @@ def _plan(x: Tensor, shape: Shape, use: Use) -> Plan:
     per = (1 / S, K / (N * S), 0.0 if C % G else R * G / values)
     places = (columns, kept, coefficients)
     fixed = FIXED.pack(*extents, centered, use.fixed, span, spans, *places, low, high, *per)
-    layout, dtype = "pixels" if pixels else "planes", DTYPES[x.dtype]
+    layout, dtype = "pixels" if pixels else "small" if small else "planes", DTYPES[x.dtype]
     if use.tracked:
         forth.append(Step(TRACK, 1, 1, 1))
     three = -(-3 * K * C * x.element_size() // 8)
@@ -171,6 +175,14 @@ def _plan(x: Tensor, shape: Shape, use: Use) -> Plan:
         coefficients=K * C,
         per_column=per[1],
     )
+
+
+def goes_by_lanes(S: int, images: int, own: bool) -> bool:
+    """Whether small maps are taken several channels at a time: what this costs a channel, a row's images make up for.
+
+    own: no channels share statistics. Measured by scripts/small_maps.py.
+    """
+    return images >= (2 if own else SMALL_SHARED) and min(SMALL, SMALL_PER_IMAGE * (images - 1)) >= S
 
 
 def goes_by_rows(x: Tensor, shape: Shape, use: Use) -> bool:

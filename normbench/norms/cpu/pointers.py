@@ -20,6 +20,9 @@ intrinsic: Any = extending.intrinsic
 REDUCE = {"reassoc", "contract", "nsz", "arcp"}
 # Elementwise code rounds the same in forward and backward, so that both see the same sign before an activation.
 EXACT = {"contract", "nsz"}
+# What a loop makes of a value must not depend on whether that is done in a vector register or behind its last one: not
+# even how often it is rounded.
+ALIKE: set[str] = set()
 # The kernels' own numbers: float64 for all that is small, and whole numbers for places.
 NUMBER, WHOLE = types.float64, types.int64
 # Bytes that the processors at hand fetch at once.
@@ -28,6 +31,7 @@ SETTINGS: dict[str, Any] = {"error_model": "numpy", "_nrt": False}
 
 reduction: Any = numba.njit(fastmath=REDUCE, **SETTINGS)
 elementwise: Any = numba.njit(fastmath=EXACT, **SETTINGS)
+alike: Any = numba.njit(fastmath=ALIKE, **SETTINGS)
 algebra: Any = numba.njit(fastmath=EXACT, **SETTINGS)
 
 

@@ -13,7 +13,7 @@ from normbench.norms.cpu import maps
 from normbench.norms.cpu.arguments import unpack
 from normbench.norms.cpu.blocks import FINISHED, GROUP, TILE
 from normbench.norms.cpu.family import RUN, scale_after
-from normbench.norms.cpu.pixels import let_through, scale_pixel
+from normbench.norms.cpu.lanes import let_through, scale_shift
 from normbench.norms.cpu.pointers import NUMBER, algebra, elementwise, number, reduction, root, scratch, worker
 
 
@@ -134,7 +134,7 @@ def forward_span(w, first, last):
             else:
                 apply(w.y, at, some, t, gamma, beta, low, high)
             if w.has_after:
-                scale_pixel(w.y, at, some, scale, shift)
+                scale_shift(w.y, at, some, scale, shift)
 
 
 @elementwise

@@ -26,6 +26,11 @@ SMALL = [(2, 8, 16, 16), (4, 6, 5, 3), (4, 6, 1, 1), (1, 6, 4, 4), (6, 33, 3, 7)
 LARGE = {(2, 5, 120, 120): [(1, 5), (1, 2)], (3, 700, 8, 8): [(3, 4), (1, 700)], (512, 32, 3, 3): [(1, 1), (512, 32)]}
 
 
+# Small maps that are taken by lanes where all images are a row: two blocks of images and more channels than a run; maps
+# that fill vectors; few channels at once, whose values are no power of two; as few images as channels may share.
+LANES = [(34, 37, 2, 2), (9, 34, 4, 4), (18, 7, 10, 10), (8, 6, 5, 3)]
+
+
 class Use(NamedTuple):
     """What of the family is used: the tensors beside x by name, and the rest as it is asked for."""
 
@@ -195,6 +200,53 @@ def test_the_kernels_do_what_plain_pytorch_does(
         asked.clear()
         assert_close(got, expected, 1e-10, f"{rows=}, {groups=}")
         assert got["y"].stride() == got["dx"].stride() == case.x.stride()
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+@pytest.mark.parametrize("shape", LANES, ids=str)
+def test_small_maps_go_by_lanes(shape: tuple[int, ...], use: Use, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For all of the images a row of statistics, and for half of them where that is enough."""
+    N, C, H, W = shape
+    assert plan.goes_by_lanes(H * W, N, own=False)
+    case = Case(use, shape, torch.contiguous_format)
+    read = the_layouts_that_are_asked_for(monkeypatch)
+    for rows in (1, 2) if N % 2 == 0 else (1,):
+        for groups in [1, 2, 3, C // 4, C] if case.renorm is None else [C]:
+            got, expected = case.by_kernels(rows, groups), case.by_hand(rows, groups)
+            assert_close(got, expected, 1e-10, f"{rows=}, {groups=}")
+            if rows == 1:
+                assert read[-1] == ("planes" if "gate_weight" in case.parts else "small")
+
+
+def the_layouts_that_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Fills with the module of every kernel that a new plan is made of."""
+    asked, kernel = list[str](), plan.compiler.kernel
+    monkeypatch.setattr(plan, "plans", {})
+
+    def noted(module: str, *of: str) -> Any:
+        asked.append(module)
+        return kernel(module, *of)
+
+    monkeypatch.setattr(plan.compiler, "kernel", noted)
+    return asked
+
+
+@pytest.mark.parametrize("shape", LANES, ids=str)
+def test_lanes_keep_digits_and_values_that_are_not_finite_apart(shape: tuple[int, ...]) -> None:
+    """A mean far above the spread, and a channel that is not finite beside others."""
+    case = Case(USES["affine-relu"], shape, torch.contiguous_format, torch.float32)
+    case.x.data += 2000
+    exact = Case(USES["affine-relu"], shape, torch.contiguous_format)
+    exact.x.data = case.x.data.double()
+    got, expected = case.by_kernels(1, shape[1]), exact.by_hand(1, shape[1])
+    assert_close(got, expected, 1e-3, "a mean of 1000 times the spread")
+    case.x.data[0, 2, 1, 1] = float("nan")
+    broken = case.by_kernels(1, shape[1])
+    others = [c for c in range(shape[1]) if c != 2]
+    assert torch.isnan(broken["y"][:, 2]).all()
+    assert torch.isnan(broken["dx"][:, 2]).all()
+    for name in ("y", "dx"):
+        assert torch.equal(broken[name][:, others], got[name][:, others])
 
 
 def goes_by_rows(case: Case, groups: int) -> bool:
