@@ -7,7 +7,8 @@ x, y, z: (N, C, H, W).  ν²: (N, C), not centred.  γ, β, τ: (C,); ε_l: one 
 Train and eval alike.  Works from N = 1; 1 × 1 maps want ``learn_eps`` (without it FRN is nearly a sign function there).
 eps is FRN's own, 1e-6: the replaced BatchNorm's does not carry over.
 Differs from the paper: TLU stands only where a ReLU stood; any other activation is kept, and with none FRN is alone.
-The paper learns ε_l where maps are 1 × 1, one number a layer is our reading. At a tie y = τ the gradient goes to y.
+The paper learns ε_l where maps are 1 × 1, one number a layer is our reading. At a tie y = τ the gradient goes to τ:
+with τ = 0 what y gets is what relu gives.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def reference(
     """The plain formula; ``eps`` with the learned share in it."""
     nu2 = (x**2).mean((2, 3), keepdim=True)
     y = weight[:, None, None] * x / torch.sqrt(nu2 + eps) + bias[:, None, None]
-    return y if threshold is None else torch.where(y < threshold[:, None, None], threshold[:, None, None], y)
+    return y if threshold is None else torch.where(y <= threshold[:, None, None], threshold[:, None, None], y)
 
 
 class TLU(nn.Module):

@@ -146,6 +146,7 @@ def scale_shift(kernels: Any, x: Tensor, activation: nn.Module | None, parts: Pa
     if kernels is operators:
         return normalize(kernels, x, as_it_is, 0.0, activation, parts), None
     call = Call(kernels, Shape(1, 1, 0.0, True, *CLIPS[type(activation)]), parts, as_it_is)
+    call.clips = parts.weight is None and parts.bias is None
     return call.run(x, 0.0), call
 
 
@@ -252,6 +253,7 @@ class Call:
 
     __slots__ = (
         "by_channel",
+        "clips",
         "eps",
         "given",
         "joined",
@@ -279,6 +281,7 @@ class Call:
         self.saved: Any = None
         self.layout: tuple[int, ...] = ()
         self.joined = False  # with a residual
+        self.clips = False  # it does no more than cut x off, which y tells as well: where it was is y at the cut
 
     def run(self, x: Tensor, eps: float | Tensor, residual: Tensor | None = None) -> Tensor:
         if not x.is_contiguous():
@@ -373,7 +376,7 @@ class _Fused(torch.autograd.Function):
     """Saves its input and small tensors; its backward reads memory twice.
 
     With a residual it saves its output instead of that: where the activation cut, it is ``low`` or ``high``, and the
-    next layer keeps it too.
+    next layer keeps it too. If all it does is to cut, it saves its output instead of its input.
     """
 
     @staticmethod
@@ -381,7 +384,8 @@ class _Fused(torch.autograd.Function):
         ctx.call = call
         y = call.forward(x, residual)
         cut = residual is not None and call.shape.low > -math.inf
-        ctx.save_for_backward(x, y if cut else None, *tensors)  # all of them, so that an edit in place is noticed
+        kept = y if call.clips else x
+        ctx.save_for_backward(kept, y if cut else None, *tensors)  # all of them, so that an edit in place is noticed
         return y
 
     @staticmethod

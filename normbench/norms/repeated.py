@@ -151,6 +151,7 @@ class Ready:
         "again",
         "check",
         "check_back",
+        "clips",
         "joined",
         "keeps_y",
         "kernels",
@@ -163,7 +164,7 @@ class Ready:
 
     def __init__(self, call: fused.Call, x: Tensor, tensors: Sequence[Tensor], joined: bool, kind: str) -> None:
         self.joined, self.kind, self.shape, self.threads = joined, kind, call.shape, torch.get_num_threads()
-        self.keeps_y = joined and call.shape.low > -math.inf
+        self.keeps_y, self.clips = joined and call.shape.low > -math.inf, call.clips
         self.kernels = call.kernels.again
         self.again = self.kernels.ready(x, call.shape, call.saved.plan, call.moved, kind, call.given is not None)
         self.check, self.check_back = guard(tensors), None
@@ -244,7 +245,7 @@ class _Repeated(torch.autograd.Function):
         ready, places, bounds = way
         y, ctx.work = ready.kernels.forward(ready.again, places, bounds, x, residual, *parts)
         ctx.ready = ready
-        ctx.save_for_backward(x, y if ready.keeps_y else None, *parts)
+        ctx.save_for_backward(y if ready.clips else x, y if ready.keeps_y else None, *parts)
         return y
 
     @staticmethod

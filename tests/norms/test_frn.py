@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
-from norm_cases import C, gradients, pictures
+from norm_cases import C, Case, gradients, make, pictures
 from torch import nn
 
 from normbench import norms
+from normbench.norms import fused
 from normbench.norms.frn import TLU
 from normbench.norms.plain import thresholded
 
@@ -52,14 +55,48 @@ def test_learned_eps_enters_by_its_absolute_value() -> None:
     assert torch.allclose(up, -down)
 
 
-def test_the_threshold_takes_the_gradient_below_it_and_a_tie_goes_to_y() -> None:
+def test_the_threshold_takes_the_gradient_below_it_and_at_a_tie() -> None:
     y = torch.tensor([-1.0, 0.5, 2.0], dtype=torch.float64).view(1, 3, 1, 1).requires_grad_()
     tau = torch.tensor([0.0, 0.5, 0.0], dtype=torch.float64, requires_grad=True)
     z = thresholded(y, tau)
     dy, dtau = torch.autograd.grad(z.sum(), (y, tau))
     assert z.flatten().tolist() == [0.0, 0.5, 2.0]
-    assert dy.flatten().tolist() == [0, 1, 1]
-    assert dtau.tolist() == [1, 0, 0]
+    assert dy.flatten().tolist() == [0, 0, 1]
+    assert dtau.tolist() == [1, 1, 0]
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "last"])
+@pytest.mark.parametrize("shape", [(2, C, 1, 1), (2, C, 3, 3), (9, C, 2, 2), (2, C, 12, 12)], ids=str)
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "frn"])
+def test_where_all_is_at_the_threshold_y_gets_what_relu_gives(
+    alone: bool, shape: tuple[int, ...], memory_format: torch.memory_format
+) -> None:
+    """Black pictures, and a last norm whose weight begins at 0: kernels and plain form agree that it is nothing."""
+    unit = norms.get("frn").sum_activation(C) if alone else make(Case("frn"), activation=nn.ReLU())
+    for parameter, value in zip(unit.parameters(), [0.0] if alone else [1.0, 0.0, 0.0], strict=True):
+        nn.init.constant_(parameter, value)
+    x = torch.zeros(shape).contiguous(memory_format=memory_format)
+    x[:, 0] = 1.0
+    for context in (contextlib.nullcontext, fused.unfused, contextlib.nullcontext):
+        leaf = x.clone().requires_grad_()
+        with context():
+            y = unit(leaf)
+            dx, dtau = torch.autograd.grad(y.sum(), (leaf, unit.threshold))
+        assert dx[:, 1:].count_nonzero() == 0
+        assert torch.equal(dtau[1:], torch.full((C - 1,), float(x[:, 0].numel())))
+        assert dtau[0] == 0
+        assert not alone or torch.equal(dx[:, 0], torch.ones_like(dx[:, 0]))
+
+
+def test_a_threshold_alone_keeps_what_the_next_layer_keeps_too() -> None:
+    """As relu: its output, and not its input beside it."""
+    unit, x = norms.get("frn").sum_activation(C), pictures(2, C, 8, 8).float().requires_grad_()
+    for _ in range(3):
+        kept: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.data_ptr()) or t, lambda t: t):
+            y = unit(x)
+        assert set(kept) == {y.data_ptr(), unit.threshold.data_ptr()}
+        y.sum().backward()
 
 
 def test_tlu_is_a_relu_moved_along_the_diagonal() -> None:

@@ -8,7 +8,7 @@ summed in a lane does not depend on which other lanes there are.
 from __future__ import annotations
 
 from normbench.norms.cpu import maps
-from normbench.norms.cpu.pointers import algebra, alike, below, elementwise, number
+from normbench.norms.cpu.pointers import algebra, alike, elementwise, number
 
 # How many steps ahead dy is fetched.
 STEPS_AHEAD = 2
@@ -43,14 +43,6 @@ def scale_shift(y, at, some, scale, shift):
     """y scale + shift in place."""
     for c in range(some):
         y[at + c] = y[at + c] * scale[c] + shift[c]
-
-
-@algebra
-def let_through(w, some, cut):
-    """A threshold itself lets a gradient through, and what is at ``cut`` does not."""
-    if w.has_threshold:
-        for c in range(some):
-            cut[c] = below(cut[c])
 
 
 @alike

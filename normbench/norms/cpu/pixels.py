@@ -208,7 +208,6 @@ def sums(w, k, first, last, out, out_at, stride, seen):
     for tile in range(0, w.C, TILE):
         some = min(TILE, w.C - tile)
         coefficients(w, k, tile, some, side, m, a, b, cut)
-        lanes.let_through(w, side * some, cut)
         if w.direct:
             for c in range(some):
                 through[c] = number(w.x, NUMBER(a[c]) * scale_after(w, tile + c))
@@ -265,7 +264,6 @@ def back(w, k, first, last):
     for tile in range(0, w.C, TILE):
         some, j = min(TILE, w.C - tile), k * w.C + tile
         coefficients(w, k, tile, some, side, m, a, b, cut)
-        lanes.let_through(w, side * some, cut)
         for c in range(some):
             through[c], slope[c], shift[c] = w.back[j + c], w.back[KC + j + c], w.back[2 * KC + j + c]
         for i in range(some, side * some):

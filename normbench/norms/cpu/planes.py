@@ -24,7 +24,7 @@ from normbench.norms.cpu.family import (
 )
 from normbench.norms.cpu.gates import gated, pull_gates, settle_gates
 from normbench.norms.cpu.moving import track
-from normbench.norms.cpu.pointers import NUMBER, algebra, below, number, scratch, worker
+from normbench.norms.cpu.pointers import NUMBER, algebra, number, scratch, worker
 
 # Values of a column up to which a run of them is done together: it stays in the second cache.
 SMALL = 4096
@@ -136,7 +136,7 @@ def sum_column(w, k, c):
     m, a, b = w.forth[j], w.forth[KC + j], w.forth[2 * KC + j]
     cut, high = number(w.x, w.low), number(w.x, w.high)
     if w.has_threshold:
-        cut = below(w.threshold[c])
+        cut = w.threshold[c]
     through = number(w.x, NUMBER(a) * scale_after(w, c))
     one, two, three = 0.0, 0.0, 0.0
     start = (k * w.images * w.C + c) * w.S
@@ -164,7 +164,7 @@ def back_column(w, k, c, first, last):
     through, p, q = w.back[j], w.back[KC + j], w.back[2 * KC + j]
     cut, high = number(w.x, w.low), number(w.x, w.high)
     if w.has_threshold:
-        cut = below(w.threshold[c])
+        cut = w.threshold[c]
     start = ((k * w.images + first) * w.C + c) * w.S
     for i in range(first, last):
         if w.S >= FAR and i + 1 < last:

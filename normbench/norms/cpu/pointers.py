@@ -118,22 +118,6 @@ def power_of_two(typing: Any, value: Any) -> Any:
     return types.float64(types.float64), generate
 
 
-@intrinsic
-def below(typing: Any, value: Any) -> Any:
-    """The next number of the value's type towards −∞; of NaN and −∞ some number that is no larger than anything."""
-
-    def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        number = arguments[0]
-        word = ir.IntType(sig.return_type.bitwidth)
-        bits = builder.bitcast(number, word)
-        step = builder.select(builder.icmp_signed("<", bits, word(0)), word(1), word(-1))  # larger size, if negative
-        zero = builder.fcmp_ordered("==", number, number.type(0.0))
-        smallest = word((1 << (word.width - 1)) + 1)  # below either zero
-        return builder.bitcast(builder.select(zero, smallest, builder.add(bits, step)), number.type)
-
-    return value(value), generate
-
-
 @intrinsic(prefer_literal=True)
 def scratch(typing: Any, pointer: Any, length: Any) -> Any:
     """``length`` (a literal) numbers of the pointer's type on the stack, not cleared; they begin a line of memory, as

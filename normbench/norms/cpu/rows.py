@@ -13,7 +13,7 @@ from normbench.norms.cpu import maps
 from normbench.norms.cpu.arguments import unpack
 from normbench.norms.cpu.blocks import FINISHED, GROUP, TILE
 from normbench.norms.cpu.family import RUN, scale_after
-from normbench.norms.cpu.lanes import let_through, scale_shift
+from normbench.norms.cpu.lanes import scale_shift
 from normbench.norms.cpu.pointers import NUMBER, algebra, elementwise, number, reduction, root, scratch, worker
 
 
@@ -268,7 +268,6 @@ def backward_span(w, i, first, last):
     for part in range((w.C + wide - 1) // wide):
         tile, some = part * wide, min(wide, w.C - part * wide)
         affine(w, tile, some, gamma, beta, cut)
-        let_through(w, some, cut)
         for c in range(some):
             through[c] = number(w.x, gamma[c] * scale_after(w, tile + c))
             one[c], two[c], three[c] = number(w.x, 0.0), number(w.x, 0.0), number(w.x, 0.0)

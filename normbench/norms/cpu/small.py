@@ -208,7 +208,6 @@ def sums(w, k, first, last):
         some, j = min(at_once(w), last - c), k * w.C + c
         length, base = some * w.S, (k * w.images * w.C + c) * w.S
         coefficients(w, j, c, some, m, a, b, cut)
-        lanes.let_through(w, length, cut)
         if w.direct:
             for t in range(some):
                 factor[t] = number(w.x, NUMBER(w.forth[KC + j + t]) * scale_after(w, c + t))
@@ -243,7 +242,6 @@ def back(w, k, first, last):
         some, j = min(at_once(w), last - c), k * w.C + c
         length, base = some * w.S, (k * w.images * w.C + c) * w.S
         coefficients(w, j, c, some, m, a, b, cut)
-        lanes.let_through(w, length, cut)
         spread(w.back, j, some, w.S, through)
         spread(w.back, KC + j, some, w.S, slope)
         spread(w.back, 2 * KC + j, some, w.S, shift)

@@ -182,10 +182,7 @@ def sums(
         given = tl.load(dy + base + places, mask=there, other=0.0).to(tl.float32)
         apart = values - m
         z = affine(apart, a, b)
-        if threshold is None:
-            stopped = (z <= low) | (z >= high)
-        else:
-            stopped = (z < low) | (z >= high)
+        stopped = (z <= low) | (z >= high)
         dz = tl.where(stopped, 0.0, given)
         one += dz
         two += dz * apart
@@ -224,9 +221,6 @@ def back(
         given = tl.load(dy + base + places, mask=there, other=0.0).to(tl.float32)
         apart = values - m
         z = affine(apart, a, b)
-        if threshold is None:
-            stopped = (z <= low) | (z >= high)
-        else:
-            stopped = (z < low) | (z >= high)
+        stopped = (z <= low) | (z >= high)
         result = tl.where(stopped, 0.0, given) * gain + (apart * p + q0)
         tl.store(dx + base + places, result.to(dx.dtype.element_ty), mask=there)
