@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 from typing import Any
 
 import pytest
@@ -288,6 +289,35 @@ def test_a_sum_that_somebody_else_sees_stays(kind: type[Block]) -> None:
     applied = surgery.apply(copy.deepcopy(model), "bn")
     assert surgery.report(applied).taken == ()
     assert_alike(stepped(applied, X), stepped(model, X))
+
+
+class IntoTheShortcut(Block):
+    """The sum is written into what is read once more."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = self.shortcut(x)
+        return self.relu(shortcut.add_(self.branch(x))) + shortcut
+
+
+# Whether a TLU adds what it cuts.
+ADDS: dict[type[Block], bool] = dict.fromkeys(
+    (Block, Swapped, InPlace, Method, Function, LateShortcut, EarlyShortcut, Projected, Behind, TwoReaders), True
+) | dict.fromkeys((IntoTheShortcut, Weighed, Number, Itself), False)
+
+
+@pytest.mark.parametrize("kind", ADDS, ids=lambda kind: kind.__name__)
+def test_a_tlu_adds_what_nobody_else_sees(kind: type[Block], monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(1)
+    model = kind()
+    applied = surgery.apply(copy.deepcopy(model), "frn")
+    monkeypatch.setattr(sums, "_is_addition", lambda _: False)  # TLUs stand behind the additions
+    behind = surgery.apply(copy.deepcopy(model), "frn")
+    for net in (applied, behind):
+        for name in surgery.report(net).sums:
+            nn.init.constant_(net.get_submodule(name).threshold, 0.1)
+    calls = re.findall(r"tlu\w*\((.*?)\)", applied._train_forward.source)
+    assert {"," in call for call in calls} == {ADDS[kind]}
+    assert_alike(stepped(applied, X), stepped(behind, X))
 
 
 def test_a_batchnorm_that_is_called_twice_takes_both_its_sums() -> None:

@@ -31,6 +31,7 @@ __all__ = [
     "scale_shift",
     "segmented",
     "standardize",
+    "thresholded",
     "workers",
 ]
 
@@ -110,7 +111,7 @@ def standardize(
         return y
     parts = Parts(weight, bias, threshold, *(after or NEITHER), *(gate or NEITHER), *(renorm or NONE_OF_THREE))
     kernels = fused.kernels_for(x, eps, parts, activation)
-    if residual is not None and not fused.joins(kernels, residual, x, parts):
+    if residual is not None and not (fused.tells(parts) and fused.joins(kernels, residual, x)):
         apart: dict[str, Any] = {"centered": centered, "renorm": renorm, "gate": gate, "by_channel": by_channel}
         bare = standardize(x, rows, groups, eps, weight, bias, track=track, **apart)
         return plain.ended(bare + residual, activation, threshold, after)
@@ -176,7 +177,7 @@ def normalize(
     kernels = fused.kernels_for(x, eps, parts, activation)
     if mean.requires_grad or var.requires_grad or isinstance(eps, Tensor):
         kernels = None
-    if residual is not None and not fused.joins(kernels, residual, x, parts):
+    if residual is not None and not (fused.tells(parts) and fused.joins(kernels, residual, x)):
         bare = normalize(x, mean, var, eps, weight, bias, gate=gate)
         return plain.ended(bare + residual, activation, threshold)
     if kernels is None:
@@ -189,31 +190,37 @@ def kernels_here(x: Tensor) -> bool:
     return x.is_cpu and not torch.compiler.is_compiling() and fused.kernels_for(x, 0.0, Parts(), None) is not None
 
 
-def scale_shift(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    activation: nn.Module | None = None,
-    *,
-    threshold: Tensor | None = None,
-) -> Tensor:
-    """activation(γ x + β), or max(γ x + β, τ): x (N, C, H, W); γ, β, τ (C,)."""
-    own: tuple[Tensor | None, ...] = (weight, bias)
-    kind = ""
-    if threshold is not None:
-        alone = weight is None and bias is None
-        kind, own = ("threshold alone", (threshold,)) if alone else ("threshold", (weight, bias, threshold))
-    again, key = repeated.again(x, repeated.AS_IT_IS, kind, own, activation, None, None)
-    if again is not None:
-        return again
-    parts = Parts(weight, bias, threshold)
+def scale_shift(x: Tensor, weight: Tensor | None, bias: Tensor | None, activation: nn.Module | None = None) -> Tensor:
+    """activation(γ x + β): x (N, C, H, W); γ, β (C,)."""
+    own = (weight, bias)
+    y, key = repeated.again(x, repeated.AS_IT_IS, "", own, activation, None, None)
+    if y is not None:
+        return y
+    parts = Parts(weight, bias)
     kernels = fused.kernels_for(x, 0.0, parts, activation)
     if kernels is None:
-        y = plain.scale_shift(x, weight, bias, activation)
-        return y if threshold is None else plain.thresholded(y, threshold)
+        return plain.scale_shift(x, weight, bias, activation)
     y, call = fused.scale_shift(kernels, x, activation, parts)
     if key is not None:
-        repeated.note(key, call, x, kind, own, None, None)
+        repeated.note(key, call, x, "", own, None, None)
+    return y
+
+
+def thresholded(x: Tensor, threshold: Tensor, residual: Tensor | None = None) -> Tensor:
+    """max(x, τ), or max(x + residual, τ): x (N, C, H, W); τ (C,); a residual that broadcasts with x."""
+    kind, own = "threshold alone", (threshold,)
+    y, key = repeated.again(x, repeated.AS_IT_IS, kind, own, None, None, residual)
+    if y is not None:
+        return y
+    parts = Parts(threshold=threshold)
+    kernels = fused.kernels_for(x, 0.0, parts, None)
+    if residual is not None and not fused.joins(kernels, residual, x):
+        return thresholded(x + residual, threshold)
+    if kernels is None:
+        return plain.thresholded(x, threshold)
+    y, call = fused.scale_shift(kernels, x, None, parts, residual)
+    if key is not None:
+        repeated.note(key, call, x, kind, own, None, residual)
     return y
 
 

@@ -34,7 +34,10 @@ def reference(
 
 
 class TLU(nn.Module):
-    """Thresholded Linear Unit, max(y, τ): (N, C, H, W) → the same. A ReLU at the start (threshold τ (C,) = 0)."""
+    """Thresholded Linear Unit, max(y, τ): (N, C, H, W) → the same. A ReLU at the start (threshold τ (C,) = 0).
+
+    A residual is added before.
+    """
 
     def __init__(self, num_features: int, *, device: Any = None, dtype: Any = None) -> None:
         super().__init__()
@@ -42,9 +45,9 @@ class TLU(nn.Module):
         mark(self, "frn")  # it may stand alone, after a residual sum
         self.threshold = nn.Parameter(torch.zeros(num_features, device=device, dtype=dtype))
 
-    def forward(self, y: Tensor) -> Tensor:
+    def forward(self, y: Tensor, residual: Tensor | None = None) -> Tensor:
         core.check_input(y, self.num_features, "TLU")
-        return core.scale_shift(y, None, None, threshold=self.threshold)
+        return core.thresholded(y, core.parameter(self, "threshold"), residual)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}"

@@ -72,11 +72,14 @@ def kernels_for(x: Tensor, eps: float | Tensor, parts: Parts, activation: nn.Mod
     return _cpu() if on_cpu else _cuda()
 
 
-def joins(kernels: ModuleType | None, residual: Any, x: Tensor, parts: Parts) -> bool:
+def tells(parts: Parts) -> bool:
+    """Whether y is such that a backward behind a residual sum sees in it what was let through."""
+    return parts.threshold is None and parts.scale is None
+
+
+def joins(kernels: ModuleType | None, residual: Any, x: Tensor) -> bool:
     """Whether these kernels, which take the call without it, take a residual too."""
     if kernels is None or kernels is operators or not x.is_cpu or residual.__class__ is not Tensor:
-        return False
-    if parts.threshold is not None or parts.scale is not None:  # then y does not tell what was let through
         return False
     alike = residual.shape == x.shape and residual.dtype is x.dtype and residual.is_cpu
     return alike and residual.layout is torch.strided and _eager(residual)
@@ -140,14 +143,16 @@ def normalize(
     return Call(kernels, shape, parts, given).run(x, eps, residual)
 
 
-def scale_shift(kernels: Any, x: Tensor, activation: nn.Module | None, parts: Parts) -> tuple[Tensor, Call | None]:
+def scale_shift(
+    kernels: Any, x: Tensor, activation: nn.Module | None, parts: Parts, residual: Tensor | None = None
+) -> tuple[Tensor, Call | None]:
     """y by the parts alone, which is by a mean of 0 and a variance of 1, and the call that found it."""
     as_it_is = x.new_zeros(1, 1), x.new_ones(1, 1)
     if kernels is operators:
         return normalize(kernels, x, as_it_is, 0.0, activation, parts), None
     call = Call(kernels, Shape(1, 1, 0.0, True, *CLIPS[type(activation)]), parts, as_it_is)
     call.clips = parts.weight is None and parts.bias is None
-    return call.run(x, 0.0), call
+    return call.run(x, 0.0, residual), call
 
 
 def positional(
@@ -280,8 +285,8 @@ class Call:
         self.moved: tuple[float, ...] | None = None  # what ``track`` said, beside where
         self.saved: Any = None
         self.layout: tuple[int, ...] = ()
-        self.joined = False  # with a residual
-        self.clips = False  # it does no more than cut x off, which y tells as well: where it was is y at the cut
+        self.joined = False  # with a residual that its backward must know of
+        self.clips = False  # it does no more than cut off x, or a sum: its backward is the one of x = y, for either
 
     def run(self, x: Tensor, eps: float | Tensor, residual: Tensor | None = None) -> Tensor:
         if not x.is_contiguous():
@@ -293,7 +298,7 @@ class Call:
         y: Tensor
         wanted = x.requires_grad or _learned(tensors) or (residual is not None and residual.requires_grad)
         if wanted and torch.is_grad_enabled():
-            self.layout, self.joined = x.stride(), residual is not None
+            self.layout, self.joined = x.stride(), residual is not None and not self.clips
             y = _Fused.apply(self, x, residual, *tensors)
         else:
             y = self.forward(x, residual)
@@ -383,7 +388,7 @@ class _Fused(torch.autograd.Function):
     def forward(ctx: Any, call: Call, x: Tensor, residual: Tensor | None, *tensors: Tensor) -> Tensor:
         ctx.call = call
         y = call.forward(x, residual)
-        cut = residual is not None and call.shape.low > -math.inf
+        cut = call.joined and call.shape.low > -math.inf
         kept = y if call.clips else x
         ctx.save_for_backward(kept, y if cut else None, *tensors)  # all of them, so that an edit in place is noticed
         return y
@@ -412,7 +417,8 @@ def gradients(
             "after its forward; convert a model before a step, or after it"
         )
     eps = call.eps
-    asked = call.shape, call.parts, call.saved, call.given is not None, wants[1], eps is not None
+    wants_x = wants[1] or (call.clips and wants[2])
+    asked = call.shape, call.parts, call.saved, call.given is not None, wants_x, eps is not None
     if y is None:
         dz = dy
         dx, found, dvar = call.kernels.backward(dy, x, *asked)
@@ -421,7 +427,7 @@ def gradients(
             y = torch.empty_like(x).copy_(y)
         dz = torch.empty_like(x)
         dx, found, dvar = call.kernels.backward(dy, x, *asked, (y, dz))
-    residual = dz if wants[2] else None
+    residual = None if not wants[2] else dx if call.clips else dz
     if eps is None:
         return (None, dx, residual, *found)
     return (None, dx, residual, dvar.sum().to(eps.dtype).view(eps.shape), *found)
@@ -444,11 +450,12 @@ def _again(
         eps = None if call.eps is None else tensors.pop(0)
         given = iter(tensors)
         parts = Parts(*(None if part is None else next(given) for part in call.parts[:7]))
-        chosen = [view for view, want in zip(views, (wanted[1], *wanted[3:]), strict=True) if want]
+        wants_x = wanted[1] or (call.clips and wanted[2])
+        chosen = [view for view, want in zip(views, (wants_x, *wanted[3:]), strict=True) if want]
         found = iter(torch.autograd.grad(call.plain(x, eps, parts), chosen, dy, create_graph=True) if chosen else ())
-        residual = (dy if want else None for want in wanted[2:3])
-        dx = next(found) if wanted[1] else None
-    return (None, dx, *residual, *(next(found) if want else None for want in wanted[3:]))
+        dx = next(found) if wants_x else None
+        residual = None if not wanted[2] else dx if call.clips else dy
+    return (None, dx, residual, *(next(found) if want else None for want in wanted[3:]))
 
 
 def proxy(gamma: Tensor, beta: Tensor, grid: Tensor, ends: Tensor, eps: float, again: Again) -> tuple[Tensor, Tensor]:

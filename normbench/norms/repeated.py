@@ -164,11 +164,12 @@ class Ready:
 
     def __init__(self, call: fused.Call, x: Tensor, tensors: Sequence[Tensor], joined: bool, kind: str) -> None:
         self.joined, self.kind, self.shape, self.threads = joined, kind, call.shape, torch.get_num_threads()
-        self.keeps_y, self.clips = joined and call.shape.low > -math.inf, call.clips
+        self.clips = call.clips
+        self.keeps_y = joined and not call.clips and call.shape.low > -math.inf
         self.kernels = call.kernels.again
         self.again = self.kernels.ready(x, call.shape, call.saved.plan, call.moved, kind, call.given is not None)
         self.check, self.check_back = guard(tensors), None
-        self.wants_x = x.requires_grad
+        self.wants_x = x.requires_grad or (joined and call.clips and tensors[-1].requires_grad)
         self.wanted = any(tensor.requires_grad for tensor in tensors)
 
     def __call__(
@@ -211,7 +212,8 @@ class Ready:
             named = named._replace(to_mean=parts[0], to_std=parts[0])
         saved = kernels.Saved(work, self.again.plan)
         call = fused.Call(kernels, self.shape, named, kernels.moments(saved, self.shape) if self.again.given else None)
-        call.layout, call.joined, call.saved = self.again.stride, self.joined, saved
+        call.layout, call.saved = self.again.stride, saved
+        call.joined, call.clips = self.joined and not self.clips, self.clips
         return fused.gradients(call, dy, x, y, parts, wants)
 
     def reads(self, tensors: list[Tensor]) -> bool:
@@ -255,7 +257,8 @@ class _Repeated(torch.autograd.Function):
         if torch.is_grad_enabled() or not ready.reads(tensors):
             return ready.gradients(ctx.work, dy, x, y, parts, ctx.needs_input_grad)
         dx, dz, *found = ready.kernels.backward(ready.again, ctx.work, dy, x, y, parts, ready.wants_x)
-        return None, dx, (dy if dz is None else dz) if ready.joined else None, *found
+        residual = None if not ready.joined else dx if ready.clips else dy if dz is None else dz
+        return None, dx, residual, *found
 
 
 # Function.apply without its look for transforms of torch.func, and for tensors that one has left behind: TensorGuards

@@ -278,10 +278,7 @@ def _place_sums(found: Found, wiring: Wiring, modules: Mapping[str, nn.Module], 
         if key not in placed:
             unit = _sum_unit(modules[sum_.site], row)
             placed[key] = wiring.add(sum_.owner, unit, type(unit).__name__.lower())
-        with sum_.graph.inserting_before(sum_.node):
-            node = sum_.graph.call_module(placed[key], tuple(sum_.node.all_input_nodes))
-        sum_.node.replace_all_uses_with(node)
-        sum_.graph.erase_node(sum_.node)
+        sums.join(sum_.node, placed[key], wiring.units)
     return tuple(placed.values())
 
 

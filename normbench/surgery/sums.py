@@ -1,9 +1,9 @@
-"""Residual sums that a site's unit takes into itself: y = activation(unit(x) + residual), in one call."""
+"""Residual sums that a unit adds itself, in one call: activation(unit(x) + residual), or activation(x + residual)."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from itertools import chain
 
@@ -74,9 +74,7 @@ def _taken(use: Use, modules: Mapping[str, nn.Module]) -> Taken | None:
     if use.convolution is None or len(before[0].users) != 1:
         return None
     addition = next(iter(call.users))
-    if addition.target not in ADDITIONS or addition.op == "call_module":
-        return None
-    if addition.kwargs or len(addition.args) != 2 or not all(isinstance(arg, fx.Node) for arg in addition.args):
+    if not _is_addition(addition):
         return None
     if not _others(addition, call) or (_writes(addition) and addition.args[0] is not call):  # into the residual
         return None
@@ -87,6 +85,13 @@ def _taken(use: Use, modules: Mapping[str, nn.Module]) -> Taken | None:
     return Taken(call, addition, after, found)
 
 
+def _is_addition(node: fx.Node) -> bool:
+    """Whether it is the plain sum of two nodes."""
+    if node.target not in ADDITIONS or node.op == "call_module" or node.kwargs:
+        return False
+    return len(node.args) == 2 and all(isinstance(arg, fx.Node) for arg in node.args)
+
+
 def _others(addition: fx.Node, call: fx.Node) -> list[fx.Node]:
     """What else is added: the residual, or nothing."""
     return [node for node in addition.all_input_nodes if node is not call]
@@ -95,3 +100,20 @@ def _others(addition: fx.Node, call: fx.Node) -> list[fx.Node]:
 def _writes(addition: fx.Node) -> bool:
     """Whether it writes the sum into its first operand."""
     return addition.target in (operator.iadd, "add_")
+
+
+def join(rectifier: fx.Node, unit: str, units: Container[str]) -> None:
+    """Let ``unit`` do what the rectifier behind a sum does; and add, where nothing else sees that sum.
+
+    ``units``: the names of the sites'.
+    """
+    graph, (summed,) = rectifier.graph, rectifier.all_input_nodes
+    adds = _is_addition(summed) and len(summed.all_input_nodes) == 2 and len(summed.users) == 1
+    if adds and _writes(summed):  # into the output of a unit, for which nobody waits
+        into = summed.all_input_nodes[0]
+        adds = into is summed.args[0] and into.op == "call_module" and into.target in units and len(into.users) == 1
+    with graph.inserting_before(summed if adds else rectifier):
+        node = graph.call_module(unit, tuple(summed.args) if adds else (summed,))
+    rectifier.replace_all_uses_with(node)
+    for old in (rectifier, summed) if adds else (rectifier,):
+        graph.erase_node(old)

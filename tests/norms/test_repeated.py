@@ -20,6 +20,7 @@ from torch.nn.utils import parametrize, prune
 from normbench.errors import InputError
 from normbench.norms import core, fused, population, repeated, running
 from normbench.norms.call import After, Gate, Renorm
+from normbench.norms.frn import TLU
 
 NAMES = ("bn", "ln", "in", "gn", "bgn", "frn", "brn", "gbn", "batch_group", "iebn", "proxy")
 SHAPE = (4, 6, 5, 5)
@@ -81,17 +82,23 @@ def assert_equal(found: Found, expected: Found) -> None:
 
 
 class Scaled(nn.Module):
-    """Scales and shifts, and lets pass what is above a threshold: as many of these as ``parts`` names."""
+    """Scales and shifts, by as many of weight and bias as ``parts`` names."""
 
     def __init__(self, *parts: str) -> None:
         super().__init__()
-        self.activation = None if "threshold" in parts else nn.ReLU()
-        for seed, name in enumerate(("weight", "bias", "threshold")):
+        for seed, name in enumerate(("weight", "bias")):
             drawn = torch.randn(6, generator=torch.Generator().manual_seed(seed))
             self.register_parameter(name, nn.Parameter(drawn) if name in parts else None)
 
     def forward(self, x: Tensor) -> Tensor:
-        return core.scale_shift(x, self.weight, self.bias, self.activation, threshold=self.threshold)
+        return core.scale_shift(x, self.weight, self.bias, nn.ReLU())
+
+
+def tlu() -> nn.Module:
+    """A TLU, whose thresholds are drawn at random."""
+    unit = TLU(6)
+    nn.init.normal_(unit.threshold, generator=torch.Generator().manual_seed(0))
+    return unit
 
 
 def warm(name: str | nn.Module, given: list[Tensor], joined: bool = False, **options: Any) -> Any:
@@ -125,31 +132,60 @@ def test_calls_come_to_the_same_bits(
 
 @both_formats
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("parts", [("weight", "bias"), ("threshold",), ("weight", "bias", "threshold")], ids=" ".join)
+@pytest.mark.parametrize("what", ["scaled", "threshold", "threshold of a sum"])
 def test_scales_and_thresholds_come_to_the_same_bits(
-    parts: tuple[str, ...], dtype: torch.dtype, memory_format: torch.memory_format
+    what: str, dtype: torch.dtype, memory_format: torch.memory_format
 ) -> None:
-    given = inputs(memory_format, dtype)
-    unit = warm(Scaled(*parts), given)
-    soon, found = step(unit, given)
+    given, joined = inputs(memory_format, dtype), what == "threshold of a sum"
+    unit = warm(Scaled("weight", "bias") if what == "scaled" else tlu(), given, joined)
+    soon, found = step(unit, given, joined)
     assert soon
-    assert_equal(found, late(copy.deepcopy(unit), given))
-    x, dy = given[0].detach().double().requires_grad_(), given[2].double()
-    weight, bias, threshold = (getattr(unit.double(), name) for name in ("weight", "bias", "threshold"))
-    z = x if weight is None else x * weight[:, None, None] + bias[:, None, None]
-    (z.relu() if threshold is None else torch.maximum(z, threshold[:, None, None])).backward(dy)
-    assert x.grad is not None
-    torch.testing.assert_close(found["x"].double(), x.grad, atol=1e-6, rtol=1e-6)
-    for name in parts:
-        torch.testing.assert_close(found[name].double(), getattr(unit, name).grad, atol=1e-5, rtol=1e-5)
+    assert_equal(found, late(copy.deepcopy(unit), given, joined))
+    x, residual, dy = (t.detach().double().requires_grad_() for t in given)
+    unit.double().zero_grad()
+    if what == "scaled":
+        y = (x * unit.weight[:, None, None] + unit.bias[:, None, None]).relu()
+    else:
+        y = torch.maximum(x + residual if joined else x, unit.threshold[:, None, None])
+    y.backward(dy)
+    expected = {"x": x.grad, "residual": residual.grad} | {name: p.grad for name, p in unit.named_parameters()}
+    for name, value in expected.items():
+        if value is not None:
+            torch.testing.assert_close(found[name].double(), value, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("parts", [("weight", "bias"), ("threshold",)], ids=" ".join)
-def test_scales_and_thresholds_are_differentiable_twice(parts: tuple[str, ...]) -> None:
-    given = inputs(dtype=torch.float64)
-    unit = warm(Scaled(*parts), given)
-    assert torch.autograd.gradgradcheck(unit, given[0])
-    assert went_soon(unit(given[0]))
+@pytest.mark.parametrize("wants", list(itertools.product([True, False], repeat=3)), ids=str)
+def test_a_threshold_of_a_sum_whoever_wants_a_gradient(wants: tuple[bool, bool, bool]) -> None:
+    x, residual, dy = inputs()
+    given = [x.detach().requires_grad_(wants[0]), residual.detach().requires_grad_(wants[1]), dy]
+    unit = tlu()
+    unit.requires_grad_(wants[2])
+    for _ in range(3):
+        assert_equal(step(unit, given, joined=True)[1], late(copy.deepcopy(unit), given, joined=True))
+    with fused.unfused():
+        plain = step(unit, given, joined=True)[1]
+    found = step(unit, given, joined=True)[1]
+    assert found.keys() == plain.keys()
+    for name, value in plain.items():
+        torch.testing.assert_close(found[name], value)
+
+
+@pytest.mark.parametrize("other", [(1, 6, 1, 1), (4, 1, 5, 5), (6, 5, 5)], ids=str)
+def test_a_threshold_of_a_sum_with_what_broadcasts(other: tuple[int, ...]) -> None:
+    unit, x, residual = tlu(), inputs()[0], torch.randn(other, requires_grad=True)
+    for _ in range(2):
+        torch.testing.assert_close(unit(x, residual), torch.maximum(x + residual, unit.threshold[:, None, None]))
+    assert [g.shape for g in torch.autograd.grad(unit(x, residual).sum(), (x, residual))] == [x.shape, residual.shape]
+
+
+@pytest.mark.parametrize("what", ["scaled", "threshold", "threshold of a sum"])
+def test_scales_and_thresholds_are_differentiable_twice(what: str) -> None:
+    given, joined = inputs(dtype=torch.float64), what == "threshold of a sum"
+    unit = warm(Scaled("weight", "bias") if what == "scaled" else tlu(), given, joined)
+    maps = tuple(given[: 1 + joined])
+    assert torch.autograd.gradcheck(unit, maps)
+    assert torch.autograd.gradgradcheck(unit, maps)
+    assert went_soon(unit(*maps))
 
 
 def test_one_of_weight_and_bias_alone_goes_the_long_way() -> None:
