@@ -14,28 +14,52 @@ from normbench.norms.cpu.pointers import algebra, alike, elementwise, number
 STEPS_AHEAD = 2
 
 
+@alike
+def totals(x, start, steps, stride, some, total):
+    """Sums over steps, the first of which lies at ``start``."""
+    for c in range(some):
+        total[c] = number(x, 0.0)
+    for i in range(steps // 4):
+        at = start + 4 * i * stride
+        for c in range(some):
+            total[c] += (x[at + c] + x[at + stride + c]) + (x[at + 2 * stride + c] + x[at + 3 * stride + c])
+    for i in range(steps // 4 * 4, steps):
+        at = start + i * stride
+        for c in range(some):
+            total[c] += x[at + c]
+
+
+@alike
+def squares(x, start, steps, stride, some, m, rest, around):
+    """Sums over steps of x − m, which is what rounding left of m, and of its square."""
+    for c in range(some):
+        rest[c], around[c] = number(x, 0.0), number(x, 0.0)
+    for i in range(steps // 2):
+        at = start + 2 * i * stride
+        for c in range(some):
+            apart, other = x[at + c] - m[c], x[at + stride + c] - m[c]
+            rest[c] += apart + other
+            around[c] += apart * apart + other * other
+    if steps % 2:
+        at = start + (steps - 1) * stride
+        for c in range(some):
+            apart = x[at + c] - m[c]
+            rest[c] += apart
+            around[c] += apart * apart
+
+
 @elementwise
 def apply(x, y, at, some, m, a, b, low, high):
     """y = (x − m) a + b, not below ``low`` nor above ``high``; NaN stays."""
     for c in range(some):
-        z = (x[at + c] - m[c]) * a[c] + b[c]
-        if z < low[c]:
-            z = low[c]
-        if z > high:
-            z = high
-        y[at + c] = z
+        y[at + c] = maps.clipped((x[at + c] - m[c]) * a[c] + b[c], low[c], high)
 
 
 @elementwise
 def apply_sum(x, residual, y, at, some, m, a, b, low, high):
     """As ``apply``, of y and the residual together."""
     for c in range(some):
-        z = (x[at + c] - m[c]) * a[c] + b[c] + residual[at + c]
-        if z < low[c]:
-            z = low[c]
-        if z > high:
-            z = high
-        y[at + c] = z
+        y[at + c] = maps.clipped((x[at + c] - m[c]) * a[c] + b[c] + residual[at + c], low[c], high)
 
 
 @elementwise

@@ -189,27 +189,27 @@ def total(dy, start, length):
 
 
 @elementwise
+def clipped(z, low, high):
+    """z, not below ``low`` nor above ``high``; NaN stays."""
+    if z < low:
+        z = low
+    if z > high:
+        z = high
+    return z
+
+
+@elementwise
 def apply(x, y, start, length, m, a, b, low, high):
     """y = (x − m) a + b, not below ``low`` nor above ``high``; NaN stays."""
     for j in range(start, start + length):
-        z = (x[j] - m) * a + b
-        if z < low:
-            z = low
-        if z > high:
-            z = high
-        y[j] = z
+        y[j] = clipped((x[j] - m) * a + b, low, high)
 
 
 @elementwise
 def apply_sum(x, residual, y, start, length, m, a, b, low, high):
     """As ``apply``, of y and the residual together."""
     for j in range(start, start + length):
-        z = (x[j] - m) * a + b + residual[j]
-        if z < low:
-            z = low
-        if z > high:
-            z = high
-        y[j] = z
+        y[j] = clipped((x[j] - m) * a + b + residual[j], low, high)
 
 
 @elementwise

@@ -13,7 +13,7 @@ from normbench.norms.cpu.blocks import COLUMNS, GROUP, MAPS, MERGE, SETTLE, TILE
 from normbench.norms.cpu.family import RUN, finish, plain, pooled, pull, pull_run, scale_after, settle, settle_run
 from normbench.norms.cpu.gates import gated, pull_gates, settle_gates
 from normbench.norms.cpu.moving import track
-from normbench.norms.cpu.pointers import NUMBER, algebra, number, reduction, scratch, worker
+from normbench.norms.cpu.pointers import NUMBER, algebra, number, scratch, worker
 
 # Numbers that are summed in the maps' own type before the sum goes on in float64: so many times a tile.
 BLOCK = 16
@@ -25,36 +25,15 @@ def side_by_side(w):
     return max(1, TILE // w.C)
 
 
-@reduction
+@algebra
 def block_moments(x, start, pixels, stride, some, mean, squares, seen):
     """Merge ``pixels`` pixels from ``start`` on into the moments of ``some`` lanes, which hold ``seen`` pixels."""
     total, rest, around, m = scratch(x, TILE), scratch(x, TILE), scratch(x, TILE), scratch(x, TILE)
-    for c in range(some):
-        total[c], rest[c], around[c] = number(x, 0.0), number(x, 0.0), number(x, 0.0)
-    for i in range(pixels // 4):
-        at = start + 4 * i * stride
-        for c in range(some):
-            total[c] += (x[at + c] + x[at + stride + c]) + (x[at + 2 * stride + c] + x[at + 3 * stride + c])
-    for p in range(pixels // 4 * 4, pixels):
-        at = start + p * stride
-        for c in range(some):
-            total[c] += x[at + c]
-    per_pixel = 1.0 / pixels
+    per_pixel, share = 1.0 / pixels, pixels / (seen + pixels)
+    lanes.totals(x, start, pixels, stride, some, total)
     for c in range(some):
         m[c] = number(x, NUMBER(total[c]) * per_pixel)
-    for i in range(pixels // 2):
-        at = start + 2 * i * stride
-        for c in range(some):
-            apart, other = x[at + c] - m[c], x[at + stride + c] - m[c]
-            rest[c] += apart + other
-            around[c] += apart * apart + other * other
-    if pixels % 2:
-        at = start + (pixels - 1) * stride
-        for c in range(some):
-            apart = x[at + c] - m[c]
-            rest[c] += apart
-            around[c] += apart * apart
-    share = pixels / (seen + pixels)
+    lanes.squares(x, start, pixels, stride, some, m, rest, around)
     for c in range(some):
         left = NUMBER(rest[c]) * per_pixel
         here = max(NUMBER(around[c]) - left * NUMBER(rest[c]), 0.0)

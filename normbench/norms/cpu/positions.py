@@ -123,11 +123,7 @@ def channel_moments(x, start, S, C, some, mean, squares, per_channel):
 def apply_map(x, y, start, some, m, r, rest, gamma, beta, low, high):
     for s in range(some):
         z = ((x[start + s] - m[s]) * r[s] - rest[s]) * gamma + beta
-        if z < low:
-            z = low
-        if z > high:
-            z = high
-        y[start + s] = z
+        y[start + s] = maps.clipped(z, low, high)
 
 
 @algebra
@@ -217,19 +213,11 @@ def apply_row(x, y, start, C, m, r, rest, weight, bias, affine, low, high):
     if affine:
         for c in range(C):
             z = ((x[start + c] - m) * r - rest) * weight[c] + bias[c]
-            if z < low:
-                z = low
-            if z > high:
-                z = high
-            y[start + c] = z
+            y[start + c] = maps.clipped(z, low, high)
     else:
         for c in range(C):
             z = (x[start + c] - m) * r - rest
-            if z < low:
-                z = low
-            if z > high:
-                z = high
-            y[start + c] = z
+            y[start + c] = maps.clipped(z, low, high)
 
 
 @algebra

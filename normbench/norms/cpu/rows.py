@@ -92,23 +92,13 @@ def normal(w, n, tile, some, t, r):
 @elementwise
 def apply(y, at, some, t, gamma, beta, low, high):
     for c in range(some):
-        z = t[c] * gamma[c] + beta[c]
-        if z < low[c]:
-            z = low[c]
-        if z > high:
-            z = high
-        y[at + c] = z
+        y[at + c] = maps.clipped(t[c] * gamma[c] + beta[c], low[c], high)
 
 
 @elementwise
 def apply_sum(residual, y, at, some, t, gamma, beta, low, high):
     for c in range(some):
-        z = t[c] * gamma[c] + beta[c] + residual[at + c]
-        if z < low[c]:
-            z = low[c]
-        if z > high:
-            z = high
-        y[at + c] = z
+        y[at + c] = maps.clipped(t[c] * gamma[c] + beta[c] + residual[at + c], low[c], high)
 
 
 @algebra

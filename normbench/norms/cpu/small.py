@@ -27,7 +27,7 @@ from normbench.norms.cpu.family import (
     settle_run,
 )
 from normbench.norms.cpu.moving import track
-from normbench.norms.cpu.pointers import NUMBER, algebra, alike, number, scratch, worker
+from normbench.norms.cpu.pointers import NUMBER, algebra, number, scratch, worker
 
 # Images that are summed in the maps' own type before the sum goes on in float64.
 BLOCK = 32
@@ -93,40 +93,6 @@ def spread(values, first, some, each, out):
         spread_by(values, first, some, each, out)
 
 
-@alike
-def block_totals(x, start, images, stride, length, total):
-    """Sums over images, lane by lane."""
-    for c in range(length):
-        total[c] = number(x, 0.0)
-    for i in range(images // 4):
-        at = start + 4 * i * stride
-        for c in range(length):
-            total[c] += (x[at + c] + x[at + stride + c]) + (x[at + 2 * stride + c] + x[at + 3 * stride + c])
-    for i in range(images // 4 * 4, images):
-        at = start + i * stride
-        for c in range(length):
-            total[c] += x[at + c]
-
-
-@alike
-def block_squares(x, start, images, stride, length, m, rest, around):
-    """Sums over images of x − m and of its square, lane by lane."""
-    for c in range(length):
-        rest[c], around[c] = number(x, 0.0), number(x, 0.0)
-    for i in range(images // 2):
-        at = start + 2 * i * stride
-        for c in range(length):
-            apart, other = x[at + c] - m[c], x[at + stride + c] - m[c]
-            rest[c] += apart + other
-            around[c] += apart * apart + other * other
-    if images % 2:
-        at = start + (images - 1) * stride
-        for c in range(length):
-            apart = x[at + c] - m[c]
-            rest[c] += apart
-            around[c] += apart * apart
-
-
 @algebra
 def moments(w, k, c, some, mean, squares):
     """Mean, and sum of squares about it, of ``some`` columns from (k, c) on."""
@@ -139,12 +105,12 @@ def moments(w, k, c, some, mean, squares):
     for seen in range(0, w.images, BLOCK):
         images = min(BLOCK, w.images - seen)
         at, per_value, share = start + seen * stride, 1.0 / (images * w.S), images / (seen + images)
-        block_totals(w.x, at, images, stride, length, one)
+        lanes.totals(w.x, at, images, stride, length, one)
         fold(one, some, w.S, first)
         for t in range(some):
             centre[t] = number(w.x, first[t] * per_value)
         spread(centre, 0, some, w.S, m)
-        block_squares(w.x, at, images, stride, length, m, one, around)
+        lanes.squares(w.x, at, images, stride, length, m, one, around)
         fold(one, some, w.S, first)
         fold(around, some, w.S, second)
         for t in range(some):
