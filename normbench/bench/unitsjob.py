@@ -23,19 +23,19 @@ Counts = dict[str, dict[cases.Shape, int]]
 
 
 def run(settings: Settings, words: Sequence[str]) -> bool:
-    """Measure and write; whether anything was measured. What was measured is written when the run is stopped, too."""
+    """Measure and write; whether a normalizer was measured. What was is written when the run is stopped, too."""
     device = outcome.prepared(settings.device, settings.threads)
     torch.backends.cudnn.benchmark = True  # as the runner has it
     entrants, notes = _contestants(settings, device)
     counts = _counts(settings)
     result = outcome.begin(settings.out, device, words)
-    result.notes += notes
+    result.notes += [*notes, *_without_kernels(settings, device)]
     steps = bool(settings.arch)
     make, draw = partial(table.make, steps=steps), partial(plot.draw, steps=steps)
     with result.keeping(STEPS if steps else UNITS, make, draw) as rows:
         for some in _steps(settings, entrants, result) if steps else _units(settings, counts, entrants, result):
             rows += some
-    return any(row.measured and row.kind != "baseline" for row in rows)
+    return any(row.measured and row.kind == "norm" for row in rows)
 
 
 def _contestants(settings: Settings, device: torch.device) -> tuple[list[Contestant], list[str]]:
@@ -57,6 +57,12 @@ def _partly(chosen: Sequence[Contestant]) -> list[str]:
     return [
         f"units alone, without what they do to weights, graph or training loop (arch=… has that): {', '.join(there)}"
     ]
+
+
+def _without_kernels(settings: Settings, device: torch.device) -> list[str]:
+    """A line on the types for which there are none here, as a ratio would otherwise be taken for a kernel's."""
+    halves = [dtype for dtype in settings.dtype if device.type == "cpu" and dtype not in ("float32", "float64")]
+    return [f"{', '.join(halves)} on a CPU: plain PyTorch, since the kernels there take float32"] if halves else []
 
 
 def _counts(settings: Settings) -> Counts:

@@ -58,6 +58,7 @@ def test_a_run_leaves_its_files_and_sane_numbers(
     assert "SyncBatchNorm" in said
     summary = (tmp_path / "bench" / "summary.md").read_text()
     assert "| bgn G=2C |" in summary
+    assert "bfloat16 on a CPU: plain PyTorch" in summary
     assert "### channels_last bfloat16" in summary
 
 
@@ -206,3 +207,24 @@ def test_a_forecast_grows_with_the_case() -> None:
     forecast = units.Forecast([contestants.baseline()], CPU, Rule(3, 0))
     small, large = (Case(Shape(64, side, side, True), 8, "contiguous", "float32", {}) for side in (4, 256))
     assert 0 < forecast.seconds(small) < forecast.seconds(large)
+
+
+BROKEN = """
+from torch import nn
+
+class Narrow(nn.Module):
+    def __init__(self, num_features):
+        super().__init__()
+        self.weight = nn.Parameter(__import__("torch").ones(1))
+
+    def forward(self, x):
+        return x[:, :1] * self.weight
+"""
+
+
+def test_a_normalizer_that_could_not_be_measured_anywhere_is_no_success(bench: Bench, tmp_path: Path) -> None:
+    """That the baseline and a copy were is not what was asked for."""
+    path = tmp_path / "mine.py"
+    path.write_text(BROKEN)
+    assert bench(f"norm={path}:Narrow", "batch=2", "dtype=float32", "peers=false", ONE) == 1
+    assert bench(f"norm=bn,{path}:Narrow", "batch=2", "dtype=float32", "peers=false", ONE) == 0

@@ -106,7 +106,8 @@ def _machine(for_code: bool = False) -> Any:
 def _tell() -> None:
     """Once in a process, since nothing else would explain the wait."""
     folder = cache_folder() / "kernels"
-    print(f"compiling kernels for this processor: seconds each, once, kept in {folder}", file=sys.stderr, flush=True)
+    words = "compiling kernels for this processor, as they are needed: up to half a minute each, once, kept in"
+    print(f"{words} {folder}", file=sys.stderr, flush=True)
 
 
 def _compile(module: str, name: str, dtype: str) -> bytes:
