@@ -299,10 +299,46 @@ class IntoTheShortcut(Block):
         return self.relu(shortcut.add_(self.branch(x))) + shortcut
 
 
+class Pooled(Block):
+    """The first of the two is the one that broadcasts."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(x.mean(1, keepdim=True) + self.branch(x))
+
+
+class Place(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.place = nn.Parameter(torch.linspace(-1, 1, 4, dtype=torch.float64)[:, None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.place + self.branch(x))
+
+
+class Whole(Block):
+    """Whole numbers, and one that is no tensor."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(x.size(1) + self.relu((x > 0).long() + self.branch(x)) + self.branch(x))
+
+
+class IntoTheFork(Block):
+    """The sum is written into what the fork is, which is read once more."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        fork = self.conv(x)
+        return self.relu(fork.add_(self.bn(fork * 2)))
+
+
 # Whether a TLU adds what it cuts.
 ADDS: dict[type[Block], bool] = dict.fromkeys(
-    (Block, Swapped, InPlace, Method, Function, LateShortcut, EarlyShortcut, Projected, Behind, TwoReaders), True
-) | dict.fromkeys((IntoTheShortcut, Weighed, Number, Itself), False)
+    (
+        *(Block, Swapped, InPlace, Method, Function, LateShortcut, EarlyShortcut, Projected, Behind, TwoReaders),
+        *(Pooled, Place, Whole),
+    ),
+    +(Pooled, Place, Whole),
+    True,
+) | dict.fromkeys((IntoTheShortcut, IntoTheFork, Weighed, Number, Itself), False)
 
 
 @pytest.mark.parametrize("kind", ADDS, ids=lambda kind: kind.__name__)

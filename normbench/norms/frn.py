@@ -46,11 +46,19 @@ class TLU(nn.Module):
         self.threshold = nn.Parameter(torch.zeros(num_features, device=device, dtype=dtype))
 
     def forward(self, y: Tensor, residual: Tensor | None = None) -> Tensor:
+        if residual is not None and not _alike(y, residual):  # either may broadcast, and be no map at all
+            y, residual = y + residual, None
         core.check_input(y, self.num_features, "TLU")
         return core.thresholded(y, core.parameter(self, "threshold"), residual)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}"
+
+
+def _alike(y: Any, residual: Any) -> bool:
+    if not (isinstance(y, Tensor) and isinstance(residual, Tensor)):
+        return False
+    return y.shape == residual.shape and y.dtype == residual.dtype
 
 
 class FilterResponseNorm(nn.Module):

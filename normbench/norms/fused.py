@@ -151,7 +151,8 @@ def scale_shift(
     if kernels is operators:
         return normalize(kernels, x, as_it_is, 0.0, activation, parts), None
     call = Call(kernels, Shape(1, 1, 0.0, True, *CLIPS[type(activation)]), parts, as_it_is)
-    call.clips = parts.weight is None and parts.bias is None
+    cuts = activation is not None or parts.threshold is not None
+    call.clips = cuts and parts.weight is None and parts.bias is None
     return call.run(x, 0.0, residual), call
 
 
@@ -402,7 +403,10 @@ class _Fused(torch.autograd.Function):
 def gradients(
     call: Call, dy: Tensor, x: Tensor, y: Tensor | None, tensors: Sequence[Tensor], wants: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of a call (None), x, residual and the parts, as far as ``wants`` asks for them."""
+    """The gradients of a call (None), x, residual and the parts, as far as ``wants`` asks for them.
+
+    x: what was saved, which is the output of a call that ``clips``.
+    """
     if torch.is_grad_enabled():  # somebody wants to differentiate this once more
         return _again(call, x, y, tensors, dy, wants)
     layout = call.layout

@@ -1,4 +1,4 @@
-"""A call of ``core.standardize`` or ``scale_shift`` that is like one before it goes straight to the CPU's kernels.
+"""A call of a function of core.py that is like one before it goes straight to the CPU's kernels.
 
 At small maps most of a call's time is Python's, and most of that finds out what was found out a step ago: which kernels
 take the tensors, how the work is shared out, what to tell them. So what a call came to is kept (``Ready``) under all
@@ -207,6 +207,7 @@ class Ready:
     ) -> tuple[Tensor | None, ...]:
         """The long way: where tensors come back in another layout or type, or somebody differentiates once more."""
         kernels: Any = fused._cpu()
+        parts = [part.contiguous() for part in parts]  # as kernels read them, whatever a hook made of them
         named = Parts(**dict(zip(OWN[self.kind], parts, strict=True)))
         if self.kind == "renorm":  # of what it corrected towards a backward asks whether it is there
             named = named._replace(to_mean=parts[0], to_std=parts[0])
@@ -240,7 +241,7 @@ def met(x: Tensor, own: Sequence[Any], track: Track | None, residual: Tensor | N
 
 
 class _Repeated(torch.autograd.Function):
-    """As fused's function: saves its input and small tensors, or its output too, behind a residual sum."""
+    """As fused's function: saves its input and small tensors; its output too behind a residual sum, or instead."""
 
     @staticmethod
     def forward(ctx: Any, way: tuple[Ready, Any, Any], x: Tensor, residual: Tensor | None, *parts: Tensor) -> Tensor:

@@ -103,15 +103,15 @@ def _writes(addition: fx.Node) -> bool:
 
 
 def join(rectifier: fx.Node, unit: str, units: Container[str]) -> None:
-    """Let ``unit`` do what the rectifier behind a sum does; and add, where nothing else sees that sum.
+    """Let ``unit`` do what the rectifier behind a sum does, which alone sees that; and add, if these are two nodes.
 
     ``units``: the names of the sites'.
     """
     graph, (summed,) = rectifier.graph, rectifier.all_input_nodes
-    adds = _is_addition(summed) and len(summed.all_input_nodes) == 2 and len(summed.users) == 1
+    adds = _is_addition(summed) and len(summed.all_input_nodes) == 2
     if adds and _writes(summed):  # into the output of a unit, for which nobody waits
         into = summed.all_input_nodes[0]
-        adds = into is summed.args[0] and into.op == "call_module" and into.target in units and len(into.users) == 1
+        adds = into.target in units and len(into.users) == 1
     with graph.inserting_before(summed if adds else rectifier):
         node = graph.call_module(unit, tuple(summed.args) if adds else (summed,))
     rectifier.replace_all_uses_with(node)

@@ -188,6 +188,48 @@ def test_scales_and_thresholds_are_differentiable_twice(what: str) -> None:
     assert went_soon(unit(*maps))
 
 
+@pytest.mark.parametrize("learned", [True, False], ids=["threshold", "residual alone"])
+def test_a_residuals_own_gradient_is_differentiable(learned: bool) -> None:
+    x, residual, _ = inputs(dtype=torch.float64)
+    unit = tlu().double().requires_grad_(learned)
+    x = x.detach()
+    wanted = [residual, *unit.parameters()] if learned else [residual]
+
+    def given(residual: Tensor, *_: Tensor) -> Tensor:
+        return unit(x, residual)
+
+    for _ in range(3):
+        assert torch.autograd.gradgradcheck(given, wanted)
+
+
+def test_what_cuts_nothing_keeps_its_input() -> None:
+    """So its output may be edited, as that of any product."""
+    x = inputs()[0]
+    for _ in range(3):
+        y = core.scale_shift(x, None, None)
+        y.add_(1)
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("name", ["frn", "tlu"])
+def test_parts_may_come_back_with_gaps(name: str) -> None:
+    """From a hook on saved tensors: not as kernels read them."""
+    given = inputs()
+    unit = warm(tlu() if name == "tlu" else name, given)
+    with torch.no_grad():
+        unit.threshold.normal_(generator=torch.Generator().manual_seed(0))
+    expected = late(copy.deepcopy(unit), given)
+
+    def gaps(t: Tensor) -> Tensor:
+        return t if t.dim() != 1 else torch.stack([t, t + 9], 1)[:, 0]
+
+    for _ in range(3):
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, gaps):
+            soon, found = step(unit, given)
+        assert soon
+        assert_equal(found, expected)
+
+
 def test_one_of_weight_and_bias_alone_goes_the_long_way() -> None:
     unit, given = Scaled("weight", "bias"), inputs()
     for parts in (("weight", "bias"), ("weight",), ("bias",), ()):

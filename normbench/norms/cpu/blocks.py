@@ -11,6 +11,8 @@ import struct
 # Phases of the kernels of the moment family and of segments: all of a group or row, or one after another; at the end of
 # a forward, move the running statistics.
 GROUP, COLUMNS, MERGE, SETTLE, MAPS, FINISH, TRACK = range(7)
+# Channels, or groups of one each, whose algebra is done in one go, in vector registers.
+RUN = 32
 # Channels whose gradients are finished at once.
 FINISHED = 64
 # Numbers of a kind that are kept near at hand where pixels lie one after another: channels, or lanes of several pixels.

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import math
 
-from normbench.norms.cpu.blocks import FINISHED
+from normbench.norms.cpu.blocks import FINISHED, RUN
 from normbench.norms.cpu.gates import gated, gather_gates
 from normbench.norms.cpu.pointers import NUMBER, WHOLE, algebra, at, number, root, scratch
-
-# Groups whose algebra is done in one go, in vector registers, where every group is a column.
-RUN = 32
 
 
 @algebra

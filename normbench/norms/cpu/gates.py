@@ -5,10 +5,9 @@ As ``settle``, ``pull`` and ``gather`` of family.py, for neighbouring channels a
 
 from __future__ import annotations
 
+from normbench.norms.cpu.blocks import RUN
 from normbench.norms.cpu.pointers import NUMBER, algebra, number, power_of_two, root, rounded, scratch
 
-# Channels whose algebra is done in one go.
-RUN = 32
 # log₂ e, and ln 2 in two parts, of which the first times a whole number is exact.
 LOG2_E, LN2_HIGH, LN2_LOW = 1.4426950408889634, 6.93147180369123816490e-01, 1.90821492927058770002e-10
 # Beyond these the sigmoid is 0 or 1 in float64, and 2ⁿ a number still.

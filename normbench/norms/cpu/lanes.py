@@ -115,6 +115,15 @@ def sums_direct(x, dy, dx, at, some, m, a, b, cut, high, through, one, two):
 
 
 @alike
+def sums_direct_uncut(x, dy, dx, at, some, m, through, one, two):
+    """``sums_direct`` where nothing is cut off."""
+    for c in range(some):
+        dx[at + c] = dy[at + c] * through[c]
+        one[c] += dy[at + c]
+        two[c] += dy[at + c] * (x[at + c] - m[c])
+
+
+@alike
 def sums_masked(x, y, dy, dz, at, some, m, low, high, one, two):
     """``sums`` behind a residual sum, where y tells what the activation let through; writes dz."""
     for c in range(some):
@@ -194,7 +203,10 @@ def sum_all(w, base, stride, first, last, side, some, m, a, b, cut, through, one
                 sums_masked(w.x, w.out, w.dy, w.dz, at, length, m, low, high, one, two)
             p += side
         elif w.direct:
-            sums_direct(w.x, w.dy, w.dx, at, length, m, a, b, cut, high, through, one, two)
+            if w.uncut:
+                sums_direct_uncut(w.x, w.dy, w.dx, at, length, m, through, one, two)
+            else:
+                sums_direct(w.x, w.dy, w.dx, at, length, m, a, b, cut, high, through, one, two)
             p += side
         elif p + 2 * side <= last:
             if w.uncut:

@@ -115,12 +115,25 @@ def block_direct(x, dy, dx, start, length, m, a, b, cut, high, through):
 
 
 @reduction
-def direct(x, dy, dx, start, length, m, a, b, cut, high, through):
+def block_direct_uncut(x, dy, dx, start, length, m, through):
+    one, two = number(x, 0.0), number(x, 0.0)
+    for j in range(start, start + length):
+        dx[j] = dy[j] * through
+        one += dy[j]
+        two += dy[j] * (x[j] - m)
+    return NUMBER(one), NUMBER(two)
+
+
+@reduction
+def direct(x, dy, dx, start, length, m, a, b, cut, high, through, uncut):
     """As ``sums``; writes dx = dz ``through``."""
     one, two, seen = 0.0, 0.0, 0
     while seen < length:
         some = min(BLOCK, length - seen)
-        here, there = block_direct(x, dy, dx, start + seen, some, m, a, b, cut, high, through)
+        if uncut:
+            here, there = block_direct_uncut(x, dy, dx, start + seen, some, m, through)
+        else:
+            here, there = block_direct(x, dy, dx, start + seen, some, m, a, b, cut, high, through)
         one += here
         two += there
         seen += some

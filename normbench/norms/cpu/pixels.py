@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from normbench.norms.cpu import lanes
 from normbench.norms.cpu.arguments import unpack
-from normbench.norms.cpu.blocks import COLUMNS, GROUP, MAPS, MERGE, SETTLE, TILE, TRACK
-from normbench.norms.cpu.family import RUN, finish, plain, pooled, pull, pull_run, scale_after, settle, settle_run
+from normbench.norms.cpu.blocks import COLUMNS, GROUP, MAPS, MERGE, RUN, SETTLE, TILE, TRACK
+from normbench.norms.cpu.family import finish, plain, pooled, pull, pull_run, scale_after, settle, settle_run
 from normbench.norms.cpu.gates import gated, pull_gates, settle_gates
 from normbench.norms.cpu.moving import track
 from normbench.norms.cpu.pointers import NUMBER, algebra, number, scratch, worker
@@ -274,8 +274,10 @@ def backward_row(w, r):
         for i in range(w.spans):
             p = i * w.span
             sums(w, k, p, min(p + w.span, pixels), w.sums, k * w.C, KC, p)
+    if w.direct:
+        return
     pull_row(w, r, 0, w.G)
-    if w.has_dx and not w.direct:
+    if w.has_dx:
         for k in range(r * w.split, (r + 1) * w.split):
             for i in range(w.spans):
                 p = i * w.span

@@ -26,6 +26,7 @@ from normbench.norms.cpu.blocks import (
     HEAD,
     MAPS,
     MERGE,
+    RUN,
     SETTLE,
     STEPS,
     TILE,
@@ -42,8 +43,8 @@ WHOLE = 2**17
 # Values of a span of pixels.
 SPAN = 2**16
 # Where maps are taken by lanes (small.py): values of a map at most, and for each further image of a row; images of a
-# row at least, where several channels share statistics.
-SMALL, SMALL_PER_IMAGE, SMALL_SHARED = 100, 6, 8
+# row at least, where several channels share statistics; values at most, where statistics are given.
+LANES, LANES_PER_IMAGE, LANES_SHARED, LANES_GIVEN = 100, 6, 16, 36
 # Images of a piece of work where a map is one pixel: so many terms are summed in the maps' own type.
 IMAGES = 16
 # Plans that are kept.
@@ -126,20 +127,23 @@ def _plan(x: Tensor, shape: Shape, use: Use) -> Plan:
     R, G, _, centered, low, high = shape
     S, values, pixels = H * W, x.numel(), lies_by_pixel(x)
     K = N if use.gated else R
-    small = not pixels and goes_by_lanes(S, N // K, G == C or use.fixed)
+    small = not pixels and goes_by_lanes(S, N // K, G == C or use.fixed, use.fixed)
     threads = team.threads_for(values)
     groups = R if pixels else R * G
     whole = threads == 1 or groups >= 4 * threads or groups % threads == 0
     if not whole and values < WHOLE:
         threads, whole = 1, True
-    run = N // K * S
+    run, at_once = N // K * S, max(1, min(RUN, TILE // S))
     span = min(run, max(1, SPAN // C))
     spans = -(-run // span)
 
     def step(phase: int, pieces: int, alone: bool = False) -> Step:
         if threads == 1 or alone:
             return Step(phase, pieces, pieces, 1)
-        return Step(phase, pieces, max(1, min(PIECE * pieces // values, pieces // (4 * threads))), threads)
+        chunk = max(1, min(PIECE * pieces // values, pieces // (4 * threads)))
+        if small:  # whole runs of channels, as far as there is one for each thread
+            chunk = min(-(-chunk // at_once) * at_once, -(-pieces // threads))
+        return Step(phase, pieces, chunk, threads)
 
     few = K * C < PIECE
     measure = [step(COLUMNS, K * spans), step(MERGE, K * -(-C // TILE), few)] if pixels else [step(COLUMNS, K * C)]
@@ -177,12 +181,13 @@ def _plan(x: Tensor, shape: Shape, use: Use) -> Plan:
     )
 
 
-def goes_by_lanes(S: int, images: int, own: bool) -> bool:
+def goes_by_lanes(S: int, images: int, own: bool, given: bool = False) -> bool:
     """Whether small maps are taken several channels at a time: what this costs a channel, a row's images make up for.
 
-    own: no channels share statistics. Measured by scripts/small_maps.py.
+    own: no channels share statistics. given: these are not x's own. Measured by scripts/small_maps.py.
     """
-    return images >= (2 if own else SMALL_SHARED) and min(SMALL, SMALL_PER_IMAGE * (images - 1)) >= S
+    most = min(LANES_GIVEN if given else LANES, LANES_PER_IMAGE * (images - 1))
+    return images >= (2 if own else LANES_SHARED) and most >= S
 
 
 def goes_by_rows(x: Tensor, shape: Shape, use: Use) -> bool:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from normbench.norms.cpu import maps
 from normbench.norms.cpu.arguments import unpack
-from normbench.norms.cpu.blocks import COLUMNS, GROUP, MAPS, SETTLE, TRACK
+from normbench.norms.cpu.blocks import COLUMNS, GROUP, MAPS, RUN, SETTLE, TRACK
 from normbench.norms.cpu.family import (
-    RUN,
     channels,
     finish,
     plain,
@@ -145,7 +144,7 @@ def sum_column(w, k, c):
             maps.next_map(w.x, start + w.C * w.S)
             maps.next_map(w.dy, start + w.C * w.S)
         if w.direct:
-            here, there = maps.direct(w.x, w.dy, w.dx, start, w.S, m, a, b, cut, high, through)
+            here, there = maps.direct(w.x, w.dy, w.dx, start, w.S, m, a, b, cut, high, through, w.uncut)
         else:
             here, there = maps.sums(w.x, w.dy, start, w.S, m, a, b, cut, high, w.uncut)
         one += here
@@ -185,8 +184,10 @@ def backward_group(w, r, g):
     for k in range(r * w.split, (r + 1) * w.split):
         for c in range(first, last):
             sum_column(w, k, c)
+    if w.direct:
+        return
     pull(w, r, g)
-    if w.has_dx and not w.direct:
+    if w.has_dx:
         for k in range(r * w.split, (r + 1) * w.split):
             for c in range(first, last):
                 back_column(w, k, c, 0, w.images)

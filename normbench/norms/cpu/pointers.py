@@ -20,8 +20,8 @@ intrinsic: Any = extending.intrinsic
 REDUCE = {"reassoc", "contract", "nsz", "arcp"}
 # Elementwise code rounds the same in forward and backward, so that both see the same sign before an activation.
 EXACT = {"contract", "nsz"}
-# What a loop makes of a value must not depend on whether that is done in a vector register or behind its last one: not
-# even how often it is rounded.
+# Adds what other loops may fuse with a product or put in another order: so what a loop makes of a value does not depend
+# on whether that is done in a vector register or behind its last one.
 ALIKE: set[str] = set()
 # The kernels' own numbers: float64 for all that is small, and whole numbers for places.
 NUMBER, WHOLE = types.float64, types.int64

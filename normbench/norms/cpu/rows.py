@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from normbench.norms.cpu import maps
 from normbench.norms.cpu.arguments import unpack
-from normbench.norms.cpu.blocks import FINISHED, GROUP, TILE
-from normbench.norms.cpu.family import RUN, scale_after
+from normbench.norms.cpu.blocks import FINISHED, GROUP, RUN, TILE
+from normbench.norms.cpu.family import scale_after
 from normbench.norms.cpu.lanes import scale_shift
 from normbench.norms.cpu.pointers import NUMBER, algebra, elementwise, number, reduction, root, scratch, worker
 

@@ -3,8 +3,8 @@
 The maps of a run of neighbouring channels are one stretch of an image's memory. Every value of it is a lane (lanes.py):
 images are summed lane by lane, and what is of one channel at the end (``fold``); a channel's coefficients go to all of
 its lanes (``spread``). Map by map, as planes.py goes, a vector register would be filled once, or not even once. Which
-channels are a run depends on threads, and what comes of one must not: sums have an order of their own, which no
-compiler may change.
+channels are a run depends on threads, and what comes of one must not: what is summed has an order of its own
+(pointers.ALIKE).
 
 Columns and phases are those of planes.py, but that in MAPS a piece of work is a column. There are no gates: an image
 with coefficients of its own is a column's only one, for which it does not pay (plan.goes_by_lanes).
@@ -14,11 +14,11 @@ from __future__ import annotations
 
 from normbench.norms.cpu import lanes
 from normbench.norms.cpu.arguments import unpack
-from normbench.norms.cpu.blocks import COLUMNS, GROUP, MAPS, SETTLE, TILE
+from normbench.norms.cpu.blocks import COLUMNS, GROUP, MAPS, RUN, SETTLE, TILE
 from normbench.norms.cpu.family import (
-    RUN,
     channels,
     finish,
+    plain,
     pooled,
     pull,
     pull_run,
@@ -224,6 +224,15 @@ def settle_group(w, r, g):
 
 
 @algebra
+def settle_noted(w, first, last):
+    """``settle_run`` from moments that were noted."""
+    mean, squares = scratch(w.mean, RUN), scratch(w.mean, RUN)
+    for t in range(last - first):
+        mean[t], squares[t] = w.columns[first + t], w.squares[first + t]
+    settle_run(w, first, last, mean, squares)
+
+
+@algebra
 def forward_group(w, r, g):
     first, last = channels(w, g)
     if not w.fixed:
@@ -236,10 +245,11 @@ def forward_group(w, r, g):
 def backward_group(w, r, g):
     first, last = channels(w, g)
     sums(w, r, first, last)
-    if not w.fixed:
-        pull(w, r, g)
-        if w.has_dx:
-            back(w, r, first, last)
+    if w.direct:
+        return
+    pull(w, r, g)
+    if w.has_dx:
+        back(w, r, first, last)
 
 
 @algebra
@@ -259,15 +269,16 @@ def forward_run(w, r, first, last):
 def backward_run(w, r, first, last):
     """Groups ``first`` to ``last`` of row r, a column each."""
     sums(w, r, first, last)
-    if not w.fixed:
-        pull_run(w, r * w.G + first, r * w.G + last)
-        if w.has_dx:
-            back(w, r, first, last)
+    if w.direct:
+        return
+    pull_run(w, r * w.G + first, r * w.G + last)
+    if w.has_dx:
+        back(w, r, first, last)
 
 
 @algebra
 def run_end(w, start, stop):
-    """The piece before which a run of columns of one row ends that begins with piece ``start``."""
+    """The piece before which a run ends that begins at ``start``: of columns, or groups of one each, of one row."""
     return min(start + at_once(w), stop, (start // w.C + 1) * w.C)
 
 
@@ -280,6 +291,8 @@ def forward_pieces(w, phase, start, stop):
             forward_run(w, row, c, last)
         elif phase == COLUMNS:
             note_moments(w, row, c, last)
+        elif phase == SETTLE and plain(w):  # as in a run, to the bit
+            settle_noted(w, start, end)
         elif phase == MAPS:
             apply(w, row, c, last)
         else:
@@ -302,6 +315,8 @@ def backward_pieces(w, phase, start, stop):
             backward_run(w, row, c, last)
         elif phase == COLUMNS:
             sums(w, row, c, last)
+        elif phase == SETTLE and plain(w):
+            pull_run(w, start, end)
         elif phase == MAPS:
             back(w, row, c, last)
         else:

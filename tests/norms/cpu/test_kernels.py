@@ -24,11 +24,13 @@ SMALL = [(2, 8, 16, 16), (4, 6, 5, 3), (4, 6, 1, 1), (1, 6, 4, 4), (6, 33, 3, 7)
 # Enough values for two threads, even where these wait for each other: few columns, many channels, many columns. With
 # the rows and groups to try: such that a thread takes groups from first to last, and such that all go through phases.
 LARGE = {(2, 5, 120, 120): [(1, 5), (1, 2)], (3, 700, 8, 8): [(3, 4), (1, 700)], (512, 32, 3, 3): [(1, 1), (512, 32)]}
+# The same for lanes, of which there are fewer groups than threads would want.
+LARGE |= {(512, 7, 7, 7): [(1, 7), (1, 3)]}
 
 
 # Small maps that are taken by lanes where all images are a row: two blocks of images and more channels than a run; maps
 # that fill vectors; few channels at once, whose values are no power of two; as few images as channels may share.
-LANES = [(34, 37, 2, 2), (9, 34, 4, 4), (18, 7, 10, 10), (8, 6, 5, 3)]
+LANES = [(34, 37, 2, 2), (17, 34, 4, 4), (18, 7, 10, 10), (16, 6, 5, 3)]
 
 
 class Use(NamedTuple):
@@ -205,8 +207,9 @@ def test_the_kernels_do_what_plain_pytorch_does(
 @pytest.mark.parametrize("use", USES.values(), ids=USES)
 @pytest.mark.parametrize("shape", LANES, ids=str)
 def test_small_maps_go_by_lanes(shape: tuple[int, ...], use: Use, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For all of the images a row of statistics, and for half of them where that is enough."""
+    """For all of the images a row of statistics, and for half of them."""
     N, C, H, W = shape
+    one_by_one = "gate_weight" in use.tensors or (use.way == "given" and H * W > plan.LANES_GIVEN)
     assert plan.goes_by_lanes(H * W, N, own=False)
     case = Case(use, shape, torch.contiguous_format)
     read = the_layouts_that_are_asked_for(monkeypatch)
@@ -215,7 +218,7 @@ def test_small_maps_go_by_lanes(shape: tuple[int, ...], use: Use, monkeypatch: p
             got, expected = case.by_kernels(rows, groups), case.by_hand(rows, groups)
             assert_close(got, expected, 1e-10, f"{rows=}, {groups=}")
             if rows == 1:
-                assert read[-1] == ("planes" if "gate_weight" in case.parts else "small")
+                assert read[-1] == ("planes" if one_by_one else "small")
 
 
 def the_layouts_that_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -247,6 +250,29 @@ def test_lanes_keep_digits_and_values_that_are_not_finite_apart(shape: tuple[int
     assert torch.isnan(broken["dx"][:, 2]).all()
     for name in ("y", "dx"):
         assert torch.equal(broken[name][:, others], got[name][:, others])
+
+
+@both_formats
+@pytest.mark.parametrize("shape", [(2, 3, 12, 12), (8, 3, 2, 2), (2, 3, 1, 1)], ids=str)
+def test_by_given_statistics_without_activation_nothing_is_cut_off(
+    shape: tuple[int, ...], memory_format: torch.memory_format
+) -> None:
+    """Not even what is infinite: a run that has diverged shows it."""
+    x = torch.ones(shape).contiguous(memory_format=memory_format)
+    x[0, 0, 0, 0], x[0, 1, 0, 0] = 3e38, -3e38
+    x.requires_grad_()
+    weight, bias = torch.full((3,), 2.0, requires_grad=True), torch.zeros(3, requires_grad=True)
+    given = torch.zeros(1, 3), torch.ones(1, 3)
+
+    def run() -> tuple[Tensor, ...]:
+        y = core.normalize(x, *given, 0.0, weight, bias)
+        return (y, *torch.autograd.grad(y.sum(), (x, weight, bias)))
+
+    with fused.unfused():
+        expected = run()
+    assert expected[0].isinf().sum() == 2
+    for got, value in zip(run(), expected, strict=True):
+        assert torch.equal(got, value)
 
 
 def goes_by_rows(case: Case, groups: int) -> bool:
@@ -335,7 +361,8 @@ def test_two_threads_do_what_one_does_to_the_bit(
         groups = shape[1] if case.renorm is not None else groups
         alone = case.by_kernels(rows, groups)
         assert_close(alone, case.by_hand(rows, groups), 1e-10, f"{rows=}, {groups=}")
-        assert_same(case.by_kernels(rows, groups, threads=2), alone, f"{rows=}, {groups=}")
+        for threads in (2, 3):
+            assert_same(case.by_kernels(rows, groups, threads), alone, f"{rows=}, {groups=}, {threads=}")
 
 
 @both_formats
