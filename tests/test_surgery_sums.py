@@ -336,7 +336,6 @@ ADDS: dict[type[Block], bool] = dict.fromkeys(
         *(Block, Swapped, InPlace, Method, Function, LateShortcut, EarlyShortcut, Projected, Behind, TwoReaders),
         *(Pooled, Place, Whole),
     ),
-    +(Pooled, Place, Whole),
     True,
 ) | dict.fromkeys((IntoTheShortcut, IntoTheFork, Weighed, Number, Itself), False)
 
