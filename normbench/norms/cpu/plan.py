@@ -141,7 +141,7 @@ def _plan(x: Tensor, shape: Shape, use: Use) -> Plan:
         if threads == 1 or alone:
             return Step(phase, pieces, pieces, 1)
         chunk = max(1, min(PIECE * pieces // values, pieces // (4 * threads)))
-        if small:  # whole runs of channels, as far as there is one for each thread
+        if small and pieces == K * C:  # whole runs of channels, as far as there is one for each thread
             chunk = min(-(-chunk // at_once) * at_once, -(-pieces // threads))
         return Step(phase, pieces, chunk, threads)
 
