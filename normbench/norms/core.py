@@ -111,15 +111,14 @@ def standardize(
         return y
     parts = Parts(weight, bias, threshold, *(after or NEITHER), *(gate or NEITHER), *(renorm or NONE_OF_THREE))
     kernels = fused.kernels_for(x, eps, parts, activation)
-    if residual is not None and not (fused.tells(parts) and fused.joins(kernels, residual, x)):
+    if residual is not None and not fused.joins(kernels, residual, x, parts):
         apart: dict[str, Any] = {"centered": centered, "renorm": renorm, "gate": gate, "by_channel": by_channel}
         bare = standardize(x, rows, groups, eps, weight, bias, track=track, **apart)
         return plain.ended(bare + residual, activation, threshold, after)
     if kernels is not None:
         more = centered, by_channel, track, residual
         y, call = fused.standardize(kernels, x, rows, groups, eps, activation, parts, *more)
-        if key is not None:
-            repeated.note(key, call, x, kind, own, track, residual)
+        repeated.note(key, call, x, kind, own, track, residual)
         return y
     options: dict[str, Any] = {"threshold": threshold, "renorm": renorm, "gate": gate, "after": after}
     options |= {"centered": centered, "by_channel": by_channel}
@@ -177,7 +176,7 @@ def normalize(
     kernels = fused.kernels_for(x, eps, parts, activation)
     if mean.requires_grad or var.requires_grad or isinstance(eps, Tensor):
         kernels = None
-    if residual is not None and not (fused.tells(parts) and fused.joins(kernels, residual, x)):
+    if residual is not None and not fused.joins(kernels, residual, x, parts):
         bare = normalize(x, mean, var, eps, weight, bias, gate=gate)
         return plain.ended(bare + residual, activation, threshold)
     if kernels is None:
@@ -201,8 +200,7 @@ def scale_shift(x: Tensor, weight: Tensor | None, bias: Tensor | None, activatio
     if kernels is None:
         return plain.scale_shift(x, weight, bias, activation)
     y, call = fused.scale_shift(kernels, x, activation, parts)
-    if key is not None:
-        repeated.note(key, call, x, "", own, None, None)
+    repeated.note(key, call, x, "", own, None, None)
     return y
 
 
@@ -214,13 +212,12 @@ def thresholded(x: Tensor, threshold: Tensor, residual: Tensor | None = None) ->
         return y
     parts = Parts(threshold=threshold)
     kernels = fused.kernels_for(x, 0.0, parts, None)
-    if residual is not None and not fused.joins(kernels, residual, x):
+    if residual is not None and not fused.joins(kernels, residual, x, Parts()):  # y tells all of a threshold alone
         return thresholded(x + residual, threshold)
     if kernels is None:
         return plain.thresholded(x, threshold)
     y, call = fused.scale_shift(kernels, x, None, parts, residual)
-    if key is not None:
-        repeated.note(key, call, x, kind, own, None, residual)
+    repeated.note(key, call, x, kind, own, None, residual)
     return y
 
 

@@ -72,14 +72,11 @@ def kernels_for(x: Tensor, eps: float | Tensor, parts: Parts, activation: nn.Mod
     return _cpu() if on_cpu else _cuda()
 
 
-def tells(parts: Parts) -> bool:
-    """Whether y is such that a backward behind a residual sum sees in it what was let through."""
-    return parts.threshold is None and parts.scale is None
-
-
-def joins(kernels: ModuleType | None, residual: Any, x: Tensor) -> bool:
+def joins(kernels: ModuleType | None, residual: Any, x: Tensor, parts: Parts) -> bool:
     """Whether these kernels, which take the call without it, take a residual too."""
     if kernels is None or kernels is operators or not x.is_cpu or residual.__class__ is not Tensor:
+        return False
+    if parts.threshold is not None or parts.scale is not None:  # then y does not tell what was let through
         return False
     alike = residual.shape == x.shape and residual.dtype is x.dtype and residual.is_cpu
     return alike and residual.layout is torch.strided and _eager(residual)

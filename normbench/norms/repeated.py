@@ -123,7 +123,9 @@ def _moves(track: Track | None, renorm: Renorm) -> bool:
 def note(
     key: Any, call: Any, x: Tensor, kind: str, own: Sequence[Any], track: Track | None, residual: Tensor | None
 ) -> None:
-    """Keep what a call came to, under ``key``; own and kind: as in ``again``."""
+    """Keep what a call came to, under ``key``, if there is one; own and kind: as in ``again``."""
+    if key is None:
+        return
     if not isinstance(call, fused.Call) or not x.is_cpu or guards() is None:
         return
     if torch._C._len_torch_dispatch_stack():  # a mode wants to see operations, some of which a ready call has not

@@ -98,6 +98,16 @@ def settle(w, r, g, mean, var):
 
 
 @algebra
+def settle_group(w, r, g):
+    """``settle`` by the moments that are given, or those of the group's columns."""
+    if w.fixed:
+        mean, var = w.mean[r * w.G + g], w.var[r * w.G + g]
+    else:
+        mean, var = pooled(w, r, g)
+    settle(w, r, g, mean, var)
+
+
+@algebra
 def plain(w):
     """Whether each group is one column, with moments of its own and no gate."""
     return w.width == 1 and w.split == 1 and not (w.fixed or w.has_gate)
@@ -147,6 +157,15 @@ def settle_run(w, first, last, mean, squares):
         w.forth[first + t] = m[t]
         w.forth[KC + first + t] = a[t]
         w.forth[2 * KC + first + t] = b[t]
+
+
+@algebra
+def settle_noted(w, first, last):
+    """``settle_run`` by the moments that were noted of the columns."""
+    mean, squares = scratch(w.mean, RUN), scratch(w.mean, RUN)
+    for t in range(last - first):
+        mean[t], squares[t] = w.columns[first + t], w.squares[first + t]
+    settle_run(w, first, last, mean, squares)
 
 
 @algebra

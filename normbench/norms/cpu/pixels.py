@@ -10,7 +10,7 @@ from __future__ import annotations
 from normbench.norms.cpu import lanes
 from normbench.norms.cpu.arguments import unpack
 from normbench.norms.cpu.blocks import COLUMNS, GROUP, MAPS, MERGE, RUN, SETTLE, TILE, TRACK
-from normbench.norms.cpu.family import finish, plain, pooled, pull, pull_run, scale_after, settle, settle_run
+from normbench.norms.cpu.family import finish, plain, pull, pull_run, scale_after, settle_group, settle_noted
 from normbench.norms.cpu.gates import gated, pull_gates, settle_gates
 from normbench.norms.cpu.moving import track
 from normbench.norms.cpu.pointers import NUMBER, algebra, number, scratch, worker
@@ -112,23 +112,15 @@ def merge(w, k, tile):
 def settle_row(w, r, first, last):
     """Groups ``first`` to ``last`` of row r, from the moments of its columns."""
     if plain(w):
-        mean, squares = scratch(w.mean, RUN), scratch(w.mean, RUN)
         for start in range(r * w.G + first, r * w.G + last, RUN):
-            stop = min(start + RUN, r * w.G + last)
-            for t in range(stop - start):
-                mean[t], squares[t] = w.columns[start + t], w.columns[w.K * w.C + start + t]
-            settle_run(w, start, stop, mean, squares)
+            settle_noted(w, start, min(start + RUN, r * w.G + last))
         return
     if gated(w):
         for start in range(first, last, RUN):
             settle_gates(w, r, start, min(start + RUN, last))
         return
     for g in range(first, last):
-        if w.fixed:
-            mean_of, var_of = w.mean[r * w.G + g], w.var[r * w.G + g]
-        else:
-            mean_of, var_of = pooled(w, r, g)
-        settle(w, r, g, mean_of, var_of)
+        settle_group(w, r, g)
 
 
 @algebra

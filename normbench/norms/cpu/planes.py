@@ -14,11 +14,11 @@ from normbench.norms.cpu.family import (
     channels,
     finish,
     plain,
-    pooled,
     pull,
     pull_run,
     scale_after,
     settle,
+    settle_group,
     settle_run,
 )
 from normbench.norms.cpu.gates import gated, pull_gates, settle_gates
@@ -87,22 +87,19 @@ def forward_group(w, r, g):
         for k in range(r * w.split, (r + 1) * w.split):
             for c in range(first, last):
                 note_moments(w, k, c)
-    settle_group(w, r, g)
+    measure_and_settle(w, r, g)
     for k in range(r * w.split, (r + 1) * w.split):
         for c in range(first, last):
             apply_column(w, k, c, 0, w.images)
 
 
 @algebra
-def settle_group(w, r, g):
-    if w.fixed:
-        mean, var = w.mean[r * w.G + g], w.var[r * w.G + g]
-    elif w.has_columns:
-        mean, var = pooled(w, r, g)
+def measure_and_settle(w, r, g):
+    if w.fixed or w.has_columns:
+        settle_group(w, r, g)
     else:  # the group is one column
         mean, squares = column_moments(w, r, g)
-        var = squares * w.per_column
-    settle(w, r, g, mean, var)
+        settle(w, r, g, mean, squares * w.per_column)
 
 
 @algebra
@@ -126,50 +123,27 @@ def sum_masked(w, k, c):
 
 
 @algebra
-def sum_direct(w, k, c):
-    """``sum_column`` where sums are direct: writes dx too. Apart, as that choice at every map cost others a tenth."""
-    j, KC = k * w.C + c, w.K * w.C
-    m, a, b = w.forth[j], w.forth[KC + j], w.forth[2 * KC + j]
-    through = number(w.x, NUMBER(a) * scale_after(w, c))
-    cut, high = number(w.x, w.low), number(w.x, w.high)
-    if w.has_threshold:
-        cut = w.threshold[c]
-    one, two, three = 0.0, 0.0, 0.0
-    start = (k * w.images * w.C + c) * w.S
-    for i in range(w.images):
-        if w.S >= FAR and i + 1 < w.images:
-            maps.next_map(w.x, start + w.C * w.S)
-            maps.next_map(w.dy, start + w.C * w.S)
-        here, there = maps.direct(w.x, w.dy, w.dx, start, w.S, m, a, b, cut, high, through, w.uncut)
-        one += here
-        two += there
-        if w.has_threshold or w.has_after:
-            three += maps.total(w.dy, start, w.S)
-        start += w.C * w.S
-    w.sums[j], w.sums[KC + j], w.sums[2 * KC + j] = one, two, three
-
-
-@algebra
 def sum_column(w, k, c):
-    """Sums of column (k, c) over dz, dz (x − m), and dy where wanted."""
+    """Sums of column (k, c) over dz, dz (x − m), and dy where wanted; where they are ``direct``, writes its dx too."""
     if w.has_sum:
         sum_masked(w, k, c)
         return
-    if w.direct:
-        sum_direct(w, k, c)
-        return
     j, KC = k * w.C + c, w.K * w.C
     m, a, b = w.forth[j], w.forth[KC + j], w.forth[2 * KC + j]
     cut, high = number(w.x, w.low), number(w.x, w.high)
     if w.has_threshold:
         cut = w.threshold[c]
+    through = number(w.x, NUMBER(a) * scale_after(w, c))
     one, two, three = 0.0, 0.0, 0.0
     start = (k * w.images * w.C + c) * w.S
     for i in range(w.images):
         if w.S >= FAR and i + 1 < w.images:
             maps.next_map(w.x, start + w.C * w.S)
             maps.next_map(w.dy, start + w.C * w.S)
-        here, there = maps.sums(w.x, w.dy, start, w.S, m, a, b, cut, high, w.uncut)
+        if w.direct:
+            here, there = maps.direct(w.x, w.dy, w.dx, start, w.S, m, a, b, cut, high, through, w.uncut)
+        else:
+            here, there = maps.sums(w.x, w.dy, start, w.S, m, a, b, cut, high, w.uncut)
         one += here
         two += there
         if w.has_threshold or w.has_after:
@@ -296,7 +270,7 @@ def forward_pieces(w, phase, start, stop):
         elif phase == SETTLE and gated(w):
             settle_gates(w, i // w.G, i % w.G, i % w.G + 1)
         elif phase == SETTLE:
-            settle_group(w, i // w.G, i % w.G)
+            measure_and_settle(w, i // w.G, i % w.G)
         elif phase == TRACK:
             track(w)
         else:

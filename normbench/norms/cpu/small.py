@@ -19,11 +19,11 @@ from normbench.norms.cpu.family import (
     channels,
     finish,
     plain,
-    pooled,
     pull,
     pull_run,
     scale_after,
-    settle,
+    settle_group,
+    settle_noted,
     settle_run,
 )
 from normbench.norms.cpu.moving import track
@@ -212,24 +212,6 @@ def back(w, k, first, last):
         spread(w.back, KC + j, some, w.S, slope)
         spread(w.back, 2 * KC + j, some, w.S, shift)
         lanes.back_all(w, base, w.C * w.S, 0, w.images, 1, length, m, a, b, cut, through, slope, shift)
-
-
-@algebra
-def settle_group(w, r, g):
-    if w.fixed:
-        mean, var = w.mean[r * w.G + g], w.var[r * w.G + g]
-    else:
-        mean, var = pooled(w, r, g)
-    settle(w, r, g, mean, var)
-
-
-@algebra
-def settle_noted(w, first, last):
-    """``settle_run`` from moments that were noted."""
-    mean, squares = scratch(w.mean, RUN), scratch(w.mean, RUN)
-    for t in range(last - first):
-        mean[t], squares[t] = w.columns[first + t], w.squares[first + t]
-    settle_run(w, first, last, mean, squares)
 
 
 @algebra
