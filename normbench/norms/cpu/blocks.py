@@ -9,8 +9,8 @@ from __future__ import annotations
 import struct
 
 # Phases of the kernels of the moment family and of segments: all of a group or row, or one after another; at the end of
-# a forward, move the running statistics.
-GROUP, COLUMNS, MERGE, SETTLE, MAPS, FINISH, TRACK = range(7)
+# a forward, move the running statistics; at the beginning of a backward, what statistics make of coefficients.
+GROUP, COLUMNS, MERGE, SETTLE, MAPS, FINISH, TRACK, SPREAD = range(8)
 # Channels, or groups of one each, whose algebra is done in one go, in vector registers.
 RUN = 32
 # Channels whose gradients are finished at once.
@@ -84,14 +84,25 @@ SLOPES = BOUNDS_AT - AFTER_AT  # from a pair to its gradients
 POSITIONS = struct.Struct("=14q6d")
 SPANS, POSITIONS_FINISH = range(2)
 
-# Normalization by segments: after the head, C, S, R, G, images of a row, whether statistics are given; x, y, dy, dx, γ,
-# β: T; μ, σ² and 1/√(σ² + ε), float64, (3, R, G); sums of cells, float64, (R, C + G, 2); gradients of γ and β, T,
-# (2, C); running mean and variance, T, (G,), and their count; ε, lowest and highest value, share of the new value.
-SEGMENTS = struct.Struct("=18q4d")
-
-# A change of layout: after the head, A, B of (N, A, B) in memory; T, from and to. A piece of work is SIDE rows of A.
-SIDE = 16
-TRANSPOSE = struct.Struct("=4q")
+# Normalization by segments: what is the same for all calls of one shape, and what is not.
+SEGMENTS_FIXED = struct.Struct(
+    "="
+    "6q"  # C, S, R, G, images of a row, whether statistics are given
+    "1q"  # the first feature of each group, and of none, (G + 1,)
+    "3q"  # channels_last: stretches of a map, images of a block, blocks of a row
+    "2q"  # channels_last: the first pixel of each stretch, and S, (stretches + 1,); channels' groups, (stretches, C)
+)
+SEGMENTS = struct.Struct(
+    "="
+    "6q"  # x, y, dy, dx, γ, β: T
+    "1q"  # μ, σ² and 1/√(σ² + ε), float64, (3, R, G)
+    "1q"  # float64: sums of cells, (R, C + G, 2); in channels_last sums of pieces, (R, blocks, stretches, 2, C), sums
+    # of groups, (2, R, G), and of T m, a, b, p, q with y = (x − m) a + b, dx = dz a + (x − m) p + q, (5, R, stretches,
+    # C)
+    "1q"  # gradients of γ and β, T, (2, C)
+    "3q"  # running mean and variance, T, (G,), and their count
+    "4d"  # ε, lowest and highest value, share of the new value
+)
 
 # Proxy statistics, without a head: channels, points of the grid; γ, β; grid, ends; scale, shift, and the gradients of
 # both, and of γ, β; ε.

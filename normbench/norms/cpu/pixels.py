@@ -43,31 +43,45 @@ def block_moments(x, start, pixels, stride, some, mean, squares, seen):
 
 
 @algebra
+def run_moments(w, base, stride, first, last, side, some, mean, squares):
+    """Moments of ``some`` channels over steps ``first`` to ``last``, of which p lies at ``base`` + p ``stride``;
+    ``side`` steps are one stretch of memory, and taken at a time.
+    """
+    wide = (last - first) // side
+    for c in range(side * some):
+        mean[c], squares[c] = 0.0, 0.0
+    for p in range(0, wide, BLOCK):
+        at = base + (first + p * side) * stride
+        block_moments(w.x, at, min(BLOCK, wide - p), side * stride, side * some, mean, squares, p)
+    fold_moments(some, side, wide, mean, squares)
+    if first + wide * side < last:
+        at, left = base + (first + wide * side) * stride, last - first - wide * side
+        block_moments(w.x, at, left, stride, some, mean, squares, wide * side)
+
+
+@algebra
+def join(out, mean_at, squares_at, some, mean, squares, here, seen):
+    """Merge moments of ``here`` values a channel into those in ``out``, which hold ``seen``."""
+    share = here / (seen + here)
+    for c in range(some):
+        away = mean[c]
+        if seen > 0:
+            away -= out[mean_at + c]
+            out[mean_at + c] += away * share
+            out[squares_at + c] += squares[c] + away * away * seen * share
+        else:
+            out[mean_at + c], out[squares_at + c] = mean[c], squares[c]
+
+
+@algebra
 def moments(w, k, first, last, out, mean_at, squares_at, seen):
     """Merge the moments of pixels ``first`` to ``last`` of row k into those in ``out``, which hold ``seen`` pixels."""
     mean, squares = scratch(w.mean, TILE), scratch(w.mean, TILE)
     row, side = k * w.images * w.S * w.C, side_by_side(w)
-    wide = (last - first) // side
     for tile in range(0, w.C, TILE):
         some = min(TILE, w.C - tile)
-        for c in range(side * some):
-            mean[c], squares[c] = 0.0, 0.0
-        for p in range(0, wide, BLOCK):
-            at = row + (first + p * side) * w.C + tile
-            block_moments(w.x, at, min(BLOCK, wide - p), side * w.C, side * some, mean, squares, p)
-        fold_moments(some, side, wide, mean, squares)
-        if first + wide * side < last:
-            at, left = row + (first + wide * side) * w.C + tile, last - first - wide * side
-            block_moments(w.x, at, left, w.C, some, mean, squares, wide * side)
-        share = (last - first) / (seen + last - first)
-        for c in range(some):
-            away = mean[c]
-            if seen > 0:
-                away -= out[mean_at + tile + c]
-                out[mean_at + tile + c] += away * share
-                out[squares_at + tile + c] += squares[c] + away * away * seen * share
-            else:
-                out[mean_at + tile + c], out[squares_at + tile + c] = mean[c], squares[c]
+        run_moments(w, row + tile, w.C, first, last, side, some, mean, squares)
+        join(out, mean_at + tile, squares_at + tile, some, mean, squares, last - first, seen)
 
 
 @algebra
@@ -168,12 +182,29 @@ def coefficients(w, k, tile, some, side, m, a, b, low):
 
 
 @algebra
+def run_sums(w, base, stride, first, last, side, some, m, a, b, cut, through, ones, twos, threes):
+    """``lanes.sum_all``, into sums in float64."""
+    one, two, three = scratch(w.x, TILE), scratch(w.x, TILE), scratch(w.x, TILE)
+    for step in range((last - first + BLOCK * side - 1) // (BLOCK * side)):
+        block = first + step * BLOCK * side
+        stop = min(block + BLOCK * side, last)
+        for c in range(side * some):
+            one[c], two[c], three[c] = number(w.x, 0.0), number(w.x, 0.0), number(w.x, 0.0)
+        lanes.sum_all(w, base, stride, block, stop, side, some, m, a, b, cut, through, one, two, three)
+        for c in range(side * some):
+            ones[c] += NUMBER(one[c])
+            twos[c] += NUMBER(two[c])
+        if w.has_threshold or w.has_after:
+            for c in range(side * some):
+                threes[c] += NUMBER(three[c])
+
+
+@algebra
 def sums(w, k, first, last, out, out_at, stride, seen):
     """Add to ``out`` the sums over dz, dz (x − m), and dy where wanted, of pixels ``first`` to ``last`` of row k; where
     they are ``direct``, write dx too."""
     m, a, b, cut = scratch(w.x, TILE), scratch(w.x, TILE), scratch(w.x, TILE), scratch(w.x, TILE)
     through = scratch(w.x, TILE)
-    one, two, three = scratch(w.x, TILE), scratch(w.x, TILE), scratch(w.x, TILE)
     ones, twos, threes = scratch(w.mean, TILE), scratch(w.mean, TILE), scratch(w.mean, TILE)
     row, side = k * w.images * w.S * w.C, side_by_side(w)
     for tile in range(0, w.C, TILE):
@@ -186,16 +217,7 @@ def sums(w, k, first, last, out, out_at, stride, seen):
                 through[i] = through[i - some]
         for c in range(side * some):
             ones[c], twos[c], threes[c] = 0.0, 0.0, 0.0
-        for step in range((last - first + BLOCK * side - 1) // (BLOCK * side)):
-            block = first + step * BLOCK * side
-            stop = min(block + BLOCK * side, last)
-            for c in range(side * some):
-                one[c], two[c], three[c] = number(w.x, 0.0), number(w.x, 0.0), number(w.x, 0.0)
-            lanes.sum_all(w, row + tile, w.C, block, stop, side, some, m, a, b, cut, through, one, two, three)
-            for c in range(side * some):
-                ones[c] += NUMBER(one[c])
-                twos[c] += NUMBER(two[c])
-                threes[c] += NUMBER(three[c])
+        run_sums(w, row + tile, w.C, first, last, side, some, m, a, b, cut, through, ones, twos, threes)
         for i in range(some, side * some):
             ones[i % some] += ones[i]
             twos[i % some] += twos[i]

@@ -1,7 +1,11 @@
-"""Normalization by segments of images on CPU: one call forward and one backward (the kernels: segments.py)."""
+"""Normalization by segments of images on CPU: one call forward and one backward.
+
+The kernels: segments.py for maps that lie one after another, stretches.py for pixels that do.
+"""
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -9,8 +13,19 @@ from torch import Tensor
 
 from normbench.norms.call import Parts
 from normbench.norms.cpu import compiler, team
-from normbench.norms.cpu.blocks import FINISH, FINISHED, GROUP, SEGMENTS, SIDE, TRACK, TRANSPOSE
-from normbench.norms.cpu.plan import DTYPES, PIECE, Step, run, way
+from normbench.norms.cpu.blocks import (
+    COLUMNS,
+    FINISH,
+    FINISHED,
+    GROUP,
+    MAPS,
+    SEGMENTS,
+    SEGMENTS_FIXED,
+    SETTLE,
+    SPREAD,
+    TRACK,
+)
+from normbench.norms.cpu.plan import DTYPES, PIECE, SPAN, WHOLE, Step, Way, lies_by_pixel, run, scratch, way
 
 
 class Shape(NamedTuple):
@@ -23,6 +38,17 @@ class Shape(NamedTuple):
     high: float
 
 
+class Plan(NamedTuple):
+    """What is the same for all calls with tensors of one shape and layout."""
+
+    forth: Way
+    tracked: Way  # forth, and then the running statistics
+    back: Way
+    no_dx: Way
+    sums: int  # float64 numbers for what pieces find
+    tables: tuple[Tensor, ...]  # whose addresses the kernels have
+
+
 def forward(
     x: Tensor,
     shape: Shape,
@@ -33,64 +59,30 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """y, and what the backward needs beside x (N, C, H, W): μ, σ² and 1/√(σ² + ε), (3, rows, groups).
 
-    given: μ and σ², where they are not x's own. track: the buffers to move, what ``cpu.tracked`` gave. Kernels take
-    maps that lie one after another; others are copied so, and y back.
+    given: μ and σ², where they are not x's own. track: the buffers to move, what ``cpu.tracked`` gave.
     """
-    like, x = x, _maps(x)
+    plan = _plan_for(x, shape, given is not None)
     y, work = torch.empty_like(x), x.new_empty(3, shape.rows, shape.groups, dtype=torch.float64)
     if given is not None:
         work[0], work[1] = given
-    tensors = (x, y, None, None, parts.weight, parts.bias, work, None, None)
+    tensors = (x, y, None, None, parts.weight, parts.bias, work, scratch(plan.sums), None)
     if track is None:
-        _run("forward", (*tensors, None, None, None), shape, given is not None)
+        _run(plan.forth, (*tensors, None, None, None), shape)
     else:
-        _run("forward", (*tensors, *track.buffers), shape, given is not None, track.share)
+        _run(plan.tracked, (*tensors, *track.buffers), shape, track.share)
         torch.autograd.graph.increment_version(track.buffers)
-    return _lying(y, like), work
+    return y, work
 
 
 def backward(
     dy: Tensor, x: Tensor, shape: Shape, parts: Parts, saved: Tensor, fixed: bool, wants_x: bool, *_: Any
 ) -> tuple[Tensor | None, list[Tensor], None]:
     """The gradients of x, and of those of γ and β that there are; dy must lie in memory as x does."""
-    like, x, dy = x, _maps(x), _maps(dy)
-    C, dx = x.shape[1], torch.empty_like(x) if wants_x else None
-    sums, grads = x.new_empty(2 * shape.rows * (C + shape.groups), dtype=torch.float64), x.new_empty(2, C)
-    tensors = (x, None, dy, dx, parts.weight, parts.bias, saved, sums, grads, None, None, None)
-    _run("backward", tensors, shape, fixed)
-    return (
-        None if dx is None else _lying(dx, like),
-        [grad for grad, part in zip(grads, parts[:2], strict=True) if part is not None],
-        None,
-    )
-
-
-def _maps(x: Tensor) -> Tensor:
-    """x with its maps one after another, or a copy that has them so."""
-    if x.is_contiguous():
-        return x
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    _transpose(x, y, x.shape[2:].numel(), x.shape[1])
-    return y
-
-
-def _lying(x: Tensor, like: Tensor) -> Tensor:
-    """x, whose maps lie one after another, or a copy that lies as ``like`` does."""
-    if like.is_contiguous():
-        return x
-    y = torch.empty_like(like)
-    _transpose(x, y, x.shape[1], x.shape[2:].numel())
-    return y
-
-
-def _transpose(x: Tensor, y: Tensor, rows: int, columns: int) -> None:
-    """Every image, ``rows`` × ``columns`` in memory, the other way round; torch's copy takes two to seven times as
-    long.
-    """
-    strips, threads = len(x) * -(-rows // SIDE), team.threads_for(x.numel())
-    chunk = strips if threads == 1 else max(1, min(PIECE // (SIDE * columns), strips // (4 * threads)))
-    kernel = compiler.kernel("transposes", "transpose", DTYPES[x.dtype])
-    run(way(kernel, [Step(0, strips, chunk, threads)]), TRANSPOSE.pack(rows, columns, x.data_ptr(), y.data_ptr()))
+    plan, dx = _plan_for(x, shape, fixed), torch.empty_like(x) if wants_x else None
+    grads = x.new_empty(2, x.shape[1])
+    tensors = (x, None, dy, dx, parts.weight, parts.bias, saved, scratch(plan.sums), grads, None, None, None)
+    _run(plan.back if wants_x else plan.no_dx, tensors, shape)
+    return dx, [grad for grad, part in zip(grads, parts[:2], strict=True) if part is not None], None
 
 
 def moments(saved: Tensor, _: Shape) -> tuple[Tensor, Tensor]:
@@ -98,17 +90,76 @@ def moments(saved: Tensor, _: Shape) -> tuple[Tensor, Tensor]:
     return saved[0], saved[1]
 
 
-def _run(name: str, tensors: tuple[Tensor | None, ...], shape: Shape, fixed: bool, share: float | None = None) -> None:
-    x = tensors[0]
-    assert x is not None
-    (N, C, H, W), (R, G, eps, low, high) = x.shape, shape
-    pieces, threads = R * G, team.threads_for(x.numel())
-    chunk = pieces if threads == 1 else max(1, min(PIECE * pieces // x.numel(), pieces // (4 * threads)))
-    steps = [Step(GROUP, pieces, chunk, threads)]
-    if name == "backward":
-        steps.append(Step(FINISH, -(-C // FINISHED), -(-C // FINISHED), 1))
-    elif share is not None:
-        steps.append(Step(TRACK, 1, 1, 1))
+def _run(way: Way, tensors: tuple[Tensor | None, ...], shape: Shape, share: float = 0.0) -> None:
     places = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
-    kernel = compiler.kernel("segments", f"segments_{name}", DTYPES[x.dtype])
-    run(way(kernel, steps), SEGMENTS.pack(C, H * W, R, G, N // R, fixed, *places, eps, low, high, share or 0.0))
+    run(way, SEGMENTS.pack(*places, shape.eps, shape.low, shape.high, share))
+
+
+def _plan_for(x: Tensor, shape: Shape, fixed: bool) -> Plan:
+    N, C, H, W = x.shape
+    sizes = N, C, H * W, shape.rows, shape.groups
+    return _plan(*sizes, fixed, lies_by_pixel(x), DTYPES[x.dtype], torch.get_num_threads())
+
+
+@functools.lru_cache(maxsize=256)
+def _plan(N: int, C: int, S: int, R: int, G: int, fixed: bool, by_pixel: bool, dtype: str, _: int) -> Plan:
+    values, begins = N * C * S, first_features(C * S, G)
+    threads = team.threads_for(values)
+    tables: tuple[Tensor, ...]
+
+    def step(phase: int, pieces: int, alone: bool = False) -> Step:
+        if threads == 1 or alone:
+            return Step(phase, pieces, pieces, 1)
+        return Step(phase, pieces, max(1, min(PIECE * pieces // values, pieces // (4 * threads))), threads)
+
+    if by_pixel:
+        name, (edges, group) = "stretches", stretches(C, S, G, max(1, SPAN // C))
+        span = max(1, min(N // R, SPAN // (C * S)))
+        T, blocks = len(group), -(-(N // R) // span)
+        pieces, more, tables = (
+            R * blocks * T,
+            (T, span, blocks, edges.data_ptr(), group.data_ptr()),
+            (begins, edges, group),
+        )
+        whole = threads == 1 or 4 * threads <= R or R % threads == 0
+        if not whole and values < WHOLE:
+            threads, whole = 1, True
+        sums, few = 2 * pieces * C + 2 * R * G + 5 * R * T * C, pieces * C < PIECE
+        columns, settle, maps = step(COLUMNS, pieces), step(SETTLE, R, few), step(MAPS, pieces)
+        finish = step(FINISH, -(-C // FINISHED), few)
+        forth = [settle, maps] if fixed else [columns, settle, maps]
+        no_dx = [step(SPREAD, R * T, few), columns, finish]
+        back = no_dx if fixed else [*no_dx[:-1], settle, maps, finish]
+        if whole:
+            forth = [step(GROUP, R)]
+            back = no_dx = [*forth, finish]
+    else:
+        name, more, tables = "segments", (0,) * 5, (begins,)
+        sums = 2 * R * (C + G)
+        forth = [step(GROUP, R * G)]
+        back = no_dx = [*forth, step(FINISH, -(-C // FINISHED), True)]
+    block = SEGMENTS_FIXED.pack(C, S, R, G, N // R, fixed, begins.data_ptr(), *more)
+    forward, backward = (compiler.kernel(name, f"{name}_{way}", dtype) for way in ("forward", "backward"))
+    return Plan(
+        forth=way(forward, forth, block),
+        tracked=way(forward, [*forth, Step(TRACK, 1, 1, 1)], block),
+        back=way(backward, back, block),
+        no_dx=way(backward, no_dx, block),
+        sums=sums,
+        tables=tables,
+    )
+
+
+def first_features(D: int, G: int) -> Tensor:
+    """The first of D features in each of G groups, and D, (G + 1,), int64: group(d) = (d·G)//D."""
+    return -(-torch.arange(G + 1, device="cpu") * D // G)
+
+
+def stretches(C: int, S: int, G: int, most: int) -> tuple[Tensor, Tensor]:
+    """The first pixels of the stretches of a map, and S, (T + 1,); and in each the channels' groups, (T, C); int64.
+
+    Within a stretch, of ``most`` pixels or fewer, no channel's group changes.
+    """
+    cuts = [first_features(C * S, G)[:-1] % S, torch.arange(0, S, most, device="cpu"), torch.tensor([S], device="cpu")]
+    edges = torch.cat(cuts).unique()
+    return edges, (torch.arange(C, device="cpu") * S + edges[:-1, None]) * G // (C * S)

@@ -11,10 +11,10 @@ import math
 from typing import Any, NamedTuple
 
 from normbench.norms.cpu import maps
-from normbench.norms.cpu.blocks import FINISHED, GROUP, HEAD, TRACK
+from normbench.norms.cpu.blocks import FINISHED, GROUP, HEAD, SEGMENTS_FIXED, TRACK
 from normbench.norms.cpu.pointers import NUMBER, WHOLE, algebra, at, number, root, worker
 
-START = HEAD.size
+START, REST = HEAD.size, HEAD.size + SEGMENTS_FIXED.size
 
 
 class Job(NamedTuple):
@@ -49,27 +49,43 @@ class Job(NamedTuple):
     running_var: Any
     count: Any
     share: Any
+    begins: Any
+    stretches: Any
+    span: Any
+    blocks: Any
+    edges: Any
+    group: Any
+    slopes: Any
+    table: Any
+    direct: Any
+    residual: Any
+    out: Any
+    dz: Any
+    has_sum: Any
+    has_after: Any
+    has_threshold: Any
 
 
 @algebra
 def unpack(block, T):
-    """The block at this address as a Job over maps of type T; what is in it: blocks.SEGMENTS."""
-    a, f = at(block + START, WHOLE), at(block + START + 18 * 8, NUMBER)
-    RG = a[2] * a[3]
+    """The block at this address as a Job over maps of type T; what is in it: blocks.SEGMENTS_FIXED and SEGMENTS.
+
+    From ``stretches`` on it is for stretches.py; at the end what lanes.py asks for, and segments never have.
+    """
+    s, a, f = at(block + START, WHOLE), at(block + REST, WHOLE), at(block + REST + 12 * 8, NUMBER)
+    RG, x, has_dx = s[2] * s[3], at(a[0], T), a[3] != 0
+    slopes = a[7] + 16 * s[2] * s[9] * s[7] * s[0]
     return Job(
-        a[0], a[1], a[2], a[3], a[4], a[5] != 0,
-        at(a[6], T), at(a[7], T), at(a[8], T), at(a[9], T), at(a[10], T), at(a[11], T),
-        at(a[12], NUMBER), at(a[12] + 8 * RG, NUMBER), at(a[12] + 16 * RG, NUMBER), at(a[13], NUMBER), at(a[14], T),
+        s[0], s[1], s[2], s[3], s[4], s[5] != 0,
+        x, at(a[1], T), at(a[2], T), at(a[3], T), at(a[4], T), at(a[5], T),
+        at(a[6], NUMBER), at(a[6] + 8 * RG, NUMBER), at(a[6] + 16 * RG, NUMBER), at(a[7], NUMBER), at(a[8], T),
         f[0], f[1], f[2],
-        a[9] != 0, a[10] != 0, a[11] != 0, (f[1] == -math.inf) & (f[2] == math.inf), a[0] * a[1],
-        at(a[15], T), at(a[16], T), at(a[17], WHOLE), f[3],
+        has_dx, a[4] != 0, a[5] != 0, (f[1] == -math.inf) & (f[2] == math.inf), s[0] * s[1],
+        at(a[9], T), at(a[10], T), at(a[11], WHOLE), f[3],
+        at(s[6], WHOLE), s[7], s[8], s[9], at(s[10], WHOLE), at(s[11], WHOLE),
+        at(slopes, NUMBER), at(slopes + 16 * RG, T),
+        (s[5] != 0) & has_dx, x, x, x, False, False, False,
     )  # fmt: skip
-
-
-@algebra
-def first_feature(w, g):
-    """The first feature of group g: group(d) = (d·G)//D."""
-    return (g * w.D + w.G - 1) // w.G
 
 
 @algebra
@@ -112,7 +128,7 @@ def coefficients(w, i, c):
 
 @algebra
 def forward_group(w, r, g):
-    i, first, last = r * w.G + g, first_feature(w, g), first_feature(w, g + 1)
+    i, first, last = r * w.G + g, w.begins[g], w.begins[g + 1]
     if not w.fixed:
         w.mean[i], w.var[i] = moments(w, r, first, last - first)
     w.rstd[i] = 1.0 / root(w.var[i] + w.eps)
@@ -132,7 +148,7 @@ def track(w):
     if share < 0.0:
         share = 1.0 / w.count[0]
     for g in range(w.G):
-        values, mean, var = w.images * (first_feature(w, g + 1) - first_feature(w, g)), 0.0, 0.0
+        values, mean, var = w.images * (w.begins[g + 1] - w.begins[g]), 0.0, 0.0
         for r in range(w.R):
             mean += w.mean[r * w.G + g] * per_row
             var += w.var[r * w.G + g] * per_row
@@ -150,7 +166,7 @@ def cell(w, r, g, c):
 
 @algebra
 def backward_group(w, r, g):
-    i, first, last = r * w.G + g, first_feature(w, g), first_feature(w, g + 1)
+    i, first, last = r * w.G + g, w.begins[g], w.begins[g + 1]
     cut, high = number(w.x, w.low), number(w.x, w.high)
     channels = range(first // w.S, (last - 1) // w.S + 1)
     p, q = 0.0, 0.0

@@ -21,9 +21,8 @@ SMALLEST = ("quantiles", "quantiles", "float32")
 EVERY_KERNEL = [
     *((layout, f"{layout}_{way}") for layout in ("planes", "pixels", "rows") for way in ("forward", "backward")),
     *(("positions", f"positions_{layout}_{way}") for layout in ("planes", "pixels") for way in ("forward", "backward")),
-    *(("segments", f"segments_{way}") for way in ("forward", "backward")),
+    *((layout, f"{layout}_{way}") for layout in ("segments", "stretches") for way in ("forward", "backward")),
     ("quantiles", "quantiles"),
-    ("transposes", "transpose"),
 ]
 
 

@@ -1,0 +1,284 @@
+"""Kernels for segments of images whose pixels lie one after another, (N, H, W, C) in this order: channels_last.
+
+Where a group begins amid a channel, the pixel cuts all maps: within a stretch, from one such pixel to the next, every
+channel is of one group (the table ``group``, made once a shape: segmented.py). So a stretch is gone over lane by lane,
+as pixels.py does, with a coefficient a channel; and what is summed of its channels is gathered by group. A piece of
+work is a stretch of a block of a row's images, or a row from first to last (phase GROUP).
+"""
+
+from __future__ import annotations
+
+from normbench.norms.cpu import lanes
+from normbench.norms.cpu.blocks import COLUMNS, FINISHED, GROUP, MAPS, SETTLE, SPREAD, TILE
+from normbench.norms.cpu.pixels import fold_moments, join, run_moments, run_sums, side_by_side
+from normbench.norms.cpu.pointers import NUMBER, algebra, number, root, scratch, worker
+from normbench.norms.cpu.segments import coefficients, track, unpack
+
+
+@algebra
+def place(w, i):
+    """Row, stretch, first image and the one after the last, first pixel and the one after the last, of a piece."""
+    block, t = i // w.stretches, i % w.stretches
+    r = block // w.blocks
+    n = r * w.images + block % w.blocks * w.span
+    return r, t, n, min(n + w.span, (r + 1) * w.images), w.edges[t], w.edges[t + 1]
+
+
+@algebra
+def pieces_of(w, r):
+    """The pieces of row r: the first, and the one after the last."""
+    each = w.blocks * w.stretches
+    return r * each, (r + 1) * each
+
+
+@algebra
+def runs(w, n, last_n, p, last_p):
+    """In how many runs a piece is gone over: image by image, or, where pixels are few, by pixels of all its images."""
+    side = side_by_side(w)
+    if last_p - p < min(4, last_n - n) * side:
+        return (last_p - p + side - 1) // side, True
+    return last_n - n, False
+
+
+@algebra
+def run(w, n, last_n, p, last_p, j, crosswise, tile, some):
+    """Run j of a piece, of ``some`` channels from ``tile`` on: where its steps would begin, how far apart they are, the
+    first and the one after the last, how many are a stretch of memory; pixels side by side in a step.
+    """
+    side = side_by_side(w)
+    if crosswise:
+        return (p + j * side) * w.C + tile, w.D, n, last_n, 1, min(side, last_p - p - j * side)
+    return (n + j) * w.D + tile, w.C, p, last_p, side, 1
+
+
+@algebra
+def note_moments(w, i):
+    """The moments of a piece's channels: means, and then sums of squares about them."""
+    mean, squares = scratch(w.mean, TILE), scratch(w.mean, TILE)
+    _, _, n, last_n, p, last_p = place(w, i)
+    count, crosswise = runs(w, n, last_n, p, last_p)
+    for tile in range(0, w.C, TILE):
+        some, at, seen = min(TILE, w.C - tile), 2 * i * w.C + tile, 0
+        for j in range(count):
+            base, stride, first, last, side, abreast = run(w, n, last_n, p, last_p, j, crosswise, tile, some)
+            run_moments(w, base, stride, first, last, side, abreast * some, mean, squares)
+            fold_moments(some, abreast, last - first, mean, squares)
+            join(w.sums, at, at + w.C, some, mean, squares, (last - first) * abreast, seen)
+            seen += (last - first) * abreast
+
+
+@algebra
+def spread(w, r, t):
+    """m, a, b of the channels in a stretch of row r."""
+    j, RTC = (r * w.stretches + t) * w.C, w.R * w.stretches * w.C
+    for c in range(w.C):
+        m, a, b = coefficients(w, r * w.G + w.group[t * w.C + c], c)
+        w.table[j + c], w.table[RTC + j + c], w.table[2 * RTC + j + c] = m, a, b
+
+
+@algebra
+def take(w, j, tile, some, lane):
+    """A tile of what the table has from j on, near at hand, once for each lane."""
+    for c in range(some):
+        lane[c] = w.table[j + tile + c]
+    for i in range(some, side_by_side(w) * some):
+        lane[i] = lane[i - some]
+
+
+@algebra
+def take_all(w, r, t, tile, some, m, a, b, low):
+    """A tile of m, a, b, and of what the activation cuts off at."""
+    j, RTC = (r * w.stretches + t) * w.C, w.R * w.stretches * w.C
+    take(w, j, tile, some, m)
+    take(w, RTC + j, tile, some, a)
+    take(w, 2 * RTC + j, tile, some, b)
+    for i in range(side_by_side(w) * some):
+        low[i] = number(w.x, w.low)
+
+
+@algebra
+def settle(w, r):
+    """The statistics of row r's groups, from the moments of its pieces, and its coefficients."""
+    first, stop = pieces_of(w, r)
+    row = r * w.G
+    if not w.fixed:
+        for g in range(w.G):
+            w.mean[row + g], w.var[row + g] = 0.0, 0.0
+        for i in range(first, stop):
+            _, t, n, last_n, p, last_p = place(w, i)
+            values = (last_n - n) * (last_p - p)
+            for c in range(w.C):
+                w.mean[row + w.group[t * w.C + c]] += values * w.sums[2 * i * w.C + c]
+        for g in range(w.G):
+            w.mean[row + g] /= w.images * (w.begins[g + 1] - w.begins[g])
+        for i in range(first, stop):
+            _, t, n, last_n, p, last_p = place(w, i)
+            values = (last_n - n) * (last_p - p)
+            for c in range(w.C):
+                g = row + w.group[t * w.C + c]
+                away = w.sums[2 * i * w.C + c] - w.mean[g]
+                w.var[g] += w.sums[(2 * i + 1) * w.C + c] + values * away * away
+        for g in range(w.G):
+            w.var[row + g] /= w.images * (w.begins[g + 1] - w.begins[g])
+    for g in range(w.G):
+        w.rstd[row + g] = 1.0 / root(w.var[row + g] + w.eps)
+    for t in range(w.stretches):
+        spread(w, r, t)
+
+
+@algebra
+def apply(w, i):
+    """y of a piece."""
+    m, a, b, low = scratch(w.x, TILE), scratch(w.x, TILE), scratch(w.x, TILE), scratch(w.x, TILE)
+    r, t, n, last_n, p, last_p = place(w, i)
+    count, crosswise = runs(w, n, last_n, p, last_p)
+    for tile in range(0, w.C, TILE):
+        some = min(TILE, w.C - tile)
+        take_all(w, r, t, tile, some, m, a, b, low)
+        for j in range(count):
+            base, stride, first, last, side, abreast = run(w, n, last_n, p, last_p, j, crosswise, tile, some)
+            lanes.apply_all(w, base, stride, first, last, side, abreast * some, m, a, b, low, m, m)
+
+
+@algebra
+def note_sums(w, i):
+    """The sums over dz, and then over dz (x − m), of a piece's channels; where they are ``direct``, dx too."""
+    m, a, b, cut = scratch(w.x, TILE), scratch(w.x, TILE), scratch(w.x, TILE), scratch(w.x, TILE)
+    ones, twos, threes = scratch(w.mean, TILE), scratch(w.mean, TILE), scratch(w.mean, TILE)
+    r, t, n, last_n, p, last_p = place(w, i)
+    count, crosswise = runs(w, n, last_n, p, last_p)
+    for tile in range(0, w.C, TILE):
+        some, at = min(TILE, w.C - tile), 2 * i * w.C + tile
+        used = side_by_side(w) * some
+        take_all(w, r, t, tile, some, m, a, b, cut)
+        for c in range(used):
+            ones[c], twos[c] = 0.0, 0.0
+        for j in range(count):
+            base, stride, first, last, side, abreast = run(w, n, last_n, p, last_p, j, crosswise, tile, some)
+            run_sums(w, base, stride, first, last, side, abreast * some, m, a, b, cut, a, ones, twos, threes)
+        for c in range(some, used):
+            ones[c % some] += ones[c]
+            twos[c % some] += twos[c]
+        for c in range(some):
+            w.sums[at + c], w.sums[at + w.C + c] = ones[c], twos[c]
+
+
+@algebra
+def pull(w, r):
+    """From the sums of row r's pieces, p and q of its coefficients, with dx = dz a + (x − m) p + q."""
+    first, stop = pieces_of(w, r)
+    row, RG, TC, RTC = r * w.G, w.R * w.G, w.stretches * w.C, w.R * w.stretches * w.C
+    for g in range(row, row + w.G):
+        w.slopes[g], w.slopes[RG + g] = 0.0, 0.0
+    for i in range(first, stop):
+        t = i % w.stretches
+        for c in range(w.C):
+            g, j = row + w.group[t * w.C + c], (r * w.stretches + t) * w.C + c
+            one, a = w.sums[2 * i * w.C + c], NUMBER(w.table[RTC + j])
+            w.slopes[g] += a * (w.sums[(2 * i + 1) * w.C + c] - (w.mean[g] - w.table[j]) * one)
+            w.slopes[RG + g] += a * one
+    for g in range(w.G):
+        per_value = 1.0 / (w.images * (w.begins[g + 1] - w.begins[g]))
+        w.slopes[row + g] *= -w.rstd[row + g] * w.rstd[row + g] * per_value
+        w.slopes[RG + row + g] *= -per_value
+    for i in range(TC):
+        g, j = row + w.group[i], r * TC + i
+        w.table[3 * RTC + j] = number(w.x, w.slopes[g])
+        w.table[4 * RTC + j] = number(w.x, w.slopes[RG + g] - w.slopes[g] * (w.mean[g] - w.table[j]))
+
+
+@algebra
+def back(w, i):
+    """dx of a piece."""
+    m, a, b, cut = scratch(w.x, TILE), scratch(w.x, TILE), scratch(w.x, TILE), scratch(w.x, TILE)
+    slope, shift = scratch(w.x, TILE), scratch(w.x, TILE)
+    r, t, n, last_n, p, last_p = place(w, i)
+    count, crosswise = runs(w, n, last_n, p, last_p)
+    at, RTC = (r * w.stretches + t) * w.C, w.R * w.stretches * w.C
+    for tile in range(0, w.C, TILE):
+        some = min(TILE, w.C - tile)
+        take_all(w, r, t, tile, some, m, a, b, cut)
+        take(w, 3 * RTC + at, tile, some, slope)
+        take(w, 4 * RTC + at, tile, some, shift)
+        for j in range(count):
+            base, stride, first, last, side, abreast = run(w, n, last_n, p, last_p, j, crosswise, tile, some)
+            lanes.back_all(w, base, stride, first, last, side, abreast * some, m, a, b, cut, a, slope, shift)
+
+
+@algebra
+def finish(w, block):
+    """The gradients of γ and β of a block of channels, from the sums of all pieces."""
+    first = block * FINISHED
+    length = min(FINISHED, w.C - first)
+    gamma, beta = scratch(w.mean, FINISHED), scratch(w.mean, FINISHED)
+    for c in range(length):
+        gamma[c], beta[c] = 0.0, 0.0
+    for i in range(w.R * w.blocks * w.stretches):
+        r, t, at = i // (w.blocks * w.stretches), i % w.stretches, 2 * i * w.C + first
+        j = (r * w.stretches + t) * w.C + first
+        for c in range(length):
+            g, one = r * w.G + w.group[t * w.C + first + c], w.sums[at + c]
+            beta[c] += one
+            gamma[c] += (w.sums[at + w.C + c] - (w.mean[g] - w.table[j + c]) * one) * w.rstd[g]
+    for c in range(length):
+        w.gradients[first + c], w.gradients[w.C + first + c] = number(w.x, gamma[c]), number(w.x, beta[c])
+
+
+@algebra
+def forward_row(w, r):
+    first, stop = pieces_of(w, r)
+    if not w.fixed:
+        for i in range(first, stop):
+            note_moments(w, i)
+    settle(w, r)
+    for i in range(first, stop):
+        apply(w, i)
+
+
+@algebra
+def backward_row(w, r):
+    first, stop = pieces_of(w, r)
+    for t in range(w.stretches):
+        spread(w, r, t)
+    for i in range(first, stop):
+        note_sums(w, i)
+    if w.has_dx and not w.direct:
+        pull(w, r)
+        for i in range(first, stop):
+            back(w, i)
+
+
+@algebra
+def forward_pieces(w, phase, start, stop):
+    for i in range(start, stop):
+        if phase == GROUP:
+            forward_row(w, i)
+        elif phase == COLUMNS:
+            note_moments(w, i)
+        elif phase == SETTLE:
+            settle(w, i)
+        elif phase == MAPS:
+            apply(w, i)
+        else:
+            track(w)
+
+
+@algebra
+def backward_pieces(w, phase, start, stop):
+    for i in range(start, stop):
+        if phase == GROUP:
+            backward_row(w, i)
+        elif phase == SPREAD:
+            spread(w, i // w.stretches, i % w.stretches)
+        elif phase == COLUMNS:
+            note_sums(w, i)
+        elif phase == SETTLE:
+            pull(w, i)
+        elif phase == MAPS:
+            back(w, i)
+        else:
+            finish(w, i)
+
+
+stretches_forward = worker(unpack, forward_pieces)
+stretches_backward = worker(unpack, backward_pieces)
