@@ -66,7 +66,10 @@ class Parts(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """How statistics are shared, and the activation: nothing below ``low`` or above ``high``."""
+    """How statistics are shared, and the activation: nothing below ``low`` or above ``high``.
+
+    ``cut``: groups are segments of images, which may begin amid a channel, and not of whole channels.
+    """
 
     rows: int
     groups: int
@@ -74,6 +77,7 @@ class Shape(NamedTuple):
     centered: bool
     low: float
     high: float
+    cut: bool = False
 
 
 class Moments(NamedTuple):

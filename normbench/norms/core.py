@@ -250,24 +250,31 @@ def segmented(
     x: (N, C, H, W), whose D = C·H·W features, in that order, are cut: group(d) = (d·groups)//D. μ, σ²: (rows, groups);
     row r is N/rows consecutive images; σ² biased. γ, β: (C,). ``given``: μ and σ² where they are not x's own.
     ``track``: of the kind "var", with a worker for each row; its unbiased estimate is found here, by the size of each
-    segment. On CPU a tensor in channels_last is copied into the order that segments are of, and y back.
+    segment.
     """
+    own, key = (weight, bias), None
+    if given is None:
+        y, key = repeated.again(x, (rows, groups, eps, "segments"), "", own, activation, track, None)
+        if y is not None:
+            return y
     (_, C, H, W), parts = x.shape, Parts(weight, bias)
-    D, images = C * H * W, len(x) // rows
+    D = C * H * W
     kernels = fused.kernels_for(x, eps, parts, activation) if groups < D else None  # those of one value each are slower
     learned = given is not None and (given[0].requires_grad or given[1].requires_grad)
-    if kernels is not None and hasattr(kernels, "segmented") and not learned:
-        y, found = fused.segmented(kernels, x, rows, groups, eps, activation, parts, given, track)
-    elif groups % C == 0 and D % groups == 0 and x.is_contiguous() and given is None:  # strips of maps, as if maps
+    if kernels is not None and x.is_cpu and not learned:
+        if given is not None:
+            return fused.normalize(kernels, x, given, eps, activation, parts, cut=True)
+        y, call = fused.standardize(kernels, x, rows, groups, eps, activation, parts, track=track, cut=True)
+        repeated.note(key, call, x, "", own, track, None)
+        return y
+    if groups % C == 0 and D % groups == 0 and x.is_contiguous() and given is None:  # strips of maps, as if maps
         strips = x.view(len(x), groups, D // groups, 1)
-        weight, bias = (None if part is None else part.repeat_interleave(groups // C) for part in (weight, bias))
-        track = None if track is None else track._replace(unbiased=running.unbiased(images * (D // groups)))
+        weight, bias = (None if part is None else part.repeat_interleave(groups // C) for part in own)
+        track = None if track is None else track._replace(unbiased=running.unbiased(len(x) // rows * (D // groups)))
         return standardize(strips, rows, groups, eps, weight, bias, activation, track=track).view(x.shape)
-    else:
-        y, found = plain.segmented(x, rows, groups, eps, weight, bias, activation, given)
+    y, found = plain.segmented(x, rows, groups, eps, weight, bias, activation, given)
     if track is not None and found is not None:
-        unbiased = plain.unbiased_of_segments(images, D, groups, found[1])
-        running.move(track._replace(unbiased=unbiased), *found)
+        running.move(running.of_segments(track, x, found[1]), *found)
     return y
 
 

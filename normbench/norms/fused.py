@@ -94,15 +94,19 @@ def standardize(
     by_channel: bool = False,
     track: Track | None = None,
     residual: Tensor | None = None,
+    cut: bool = False,
 ) -> tuple[Tensor, Call | Moments]:
-    """y by the moments of x, and what has these, or each channel's; moves the running statistics of ``track``."""
+    """y by the moments of x, and what has these, or each channel's; moves the running statistics of ``track``.
+
+    ``cut``: as in Shape.
+    """
     low, high = CLIPS[type(activation)]
-    shape = Shape(rows, groups, eps if type(eps) is float else _number(eps), centered, low, high)
+    shape = Shape(rows, groups, eps if type(eps) is float else _number(eps), centered, low, high, cut)
     by_channel = by_channel and groups < x.shape[1]
     if kernels is operators:
         y, mean, var = operators.standardize(dense(x), shape, _with_bounds(parts, torch.float64, x), by_channel)
         if track is not None:
-            running.move(track, mean, var)
+            running.move(running.of_segments(track, x, var) if cut else track, mean, var)
         return y, Moments(mean, var)
     call = Call(kernels, shape, parts, None, by_channel)
     if not x.is_cpu:
@@ -113,7 +117,8 @@ def standardize(
             return call.run(x, eps, residual), call
     y = call.run(x, eps, residual)
     if track is not None:
-        running.move(track, *call.tensors())
+        mean, var = call.tensors()
+        running.move(running.of_segments(track, x, var) if cut else track, mean, var)
     return y, call
 
 
@@ -132,9 +137,10 @@ def normalize(
     activation: nn.Module | None,
     parts: Parts,
     residual: Tensor | None = None,
+    cut: bool = False,
 ) -> Tensor:
-    """y by given statistics."""
-    shape = Shape(*given[0].shape, _number(eps), True, *CLIPS[type(activation)])  # type: ignore[call-arg]
+    """y by given statistics; ``cut``: as in Shape."""
+    shape = Shape(*given[0].shape, _number(eps), True, *CLIPS[type(activation)], cut)  # type: ignore[call-arg]
     if kernels is operators:
         return operators.normalize(dense(x), shape, parts, given)
     return Call(kernels, shape, parts, given).run(x, eps, residual)
@@ -159,26 +165,6 @@ def positional(
     """y by the moments of each pixel."""
     shape = kernels.Shape(eps, *CLIPS[type(activation)], int(unbiased))
     return PositionalCall(kernels, shape, parts).run(x, eps)
-
-
-def segmented(
-    kernels: Any,
-    x: Tensor,
-    rows: int,
-    groups: int,
-    eps: float,
-    activation: nn.Module | None,
-    parts: Parts,
-    given: tuple[Tensor, Tensor] | None,
-    track: Track | None,
-) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-    """y by segments of images, and the moments that the running statistics are still to be moved by, if they are."""
-    shape = kernels.segmented.Shape(rows, groups, eps, *CLIPS[type(activation)])
-    call = SegmentedCall(kernels.segmented, shape, parts, given)
-    if track is not None and track.kind == "var" and track.workers == rows and not population.wanted():
-        call.track = kernels.tracked(track, x, groups, False)
-    y = call.run(x, eps)
-    return y, None if track is None or call.moved is not None else call.tensors()
 
 
 def _number(eps: float | Tensor) -> float:
@@ -328,12 +314,16 @@ class Call:
             "gate": gate,
             "after": after,
         }
-        if self.given is None:
+        rows, groups, weight, bias = shape.rows, shape.groups, parts.weight, parts.bias
+        given: Any = None
+        if self.given is not None:
+            mean, var = given = [value.to(x.dtype) for value in self.kernels.moments(self.saved, shape)]  # as they were
+        if shape.cut:
+            return plain.segmented(x, rows, groups, shape.eps, weight, bias, activation, given)[0]
+        if given is None:
             shared["centered"] = shape.centered
-            rows, groups = shape.rows, shape.groups
-            return plain.standardize(x, rows, groups, eps, parts.weight, parts.bias, activation, **shared)[0]
-        mean, var = (value.to(x.dtype) for value in self.kernels.moments(self.saved, shape))  # as they were
-        return plain.normalize(x, mean, var, eps, parts.weight, parts.bias, activation, **shared)
+            return plain.standardize(x, rows, groups, eps, weight, bias, activation, **shared)[0]
+        return plain.normalize(x, mean, var, eps, weight, bias, activation, **shared)
 
 
 class PositionalCall(Call):
@@ -343,19 +333,6 @@ class PositionalCall(Call):
         """What the call computes, in plain PyTorch."""
         shape = self.shape
         return plain.positional(x, shape.eps, bool(shape.less), parts.weight, parts.bias, _activation(shape))
-
-
-class SegmentedCall(Call):
-    """The same for segments of images."""
-
-    def plain(self, x: Tensor, learned: Tensor | None, parts: Parts) -> Tensor:
-        """What the call computes, in plain PyTorch."""
-        rows, groups, eps, *_ = shape = self.shape
-        given = None
-        if self.given is not None:
-            mean, var = (value.to(x.dtype) for value in self.kernels.moments(self.saved, shape))
-            given = mean, var
-        return plain.segmented(x, rows, groups, eps, parts.weight, parts.bias, _activation(shape), given)[0]
 
 
 def _activation(shape: Any) -> nn.Module | None:

@@ -58,6 +58,7 @@ def forward(
     centered: bool,
     low: float,
     high: float,
+    cut: bool,
     weight: Tensor | None,
     bias: Tensor | None,
     threshold: Tensor | None,
@@ -79,7 +80,8 @@ def forward(
     )  # fmt: skip
     _check(x, *parts[:9])
     given = None if given_mean is None or given_var is None else (given_mean, given_var)
-    y, saved = cpu.forward(x, Shape(rows, groups, eps, centered, low, high), parts, given, by_channel=True)
+    shape = Shape(rows, groups, eps, centered, low, high, cut)
+    y, saved = cpu.forward(x, shape, parts, given, by_channel=True)
     return y, saved.work
 
 
@@ -97,9 +99,11 @@ def _check(x: Tensor, *parts: Tensor | None) -> None:
 
 @forward.register_fake
 def _(x: Tensor, rows: int, groups: int, *rest: Any) -> tuple[Tensor, Tensor]:
-    KC = (x.shape[0] if rest[9] is not None else rows) * x.shape[1]
+    if rest[4]:
+        return torch.empty_like(x), x.new_empty(3 * rows * groups, dtype=torch.float64)
+    KC = (x.shape[0] if rest[10] is not None else rows) * x.shape[1]
     three = (3 * KC * x.element_size() + 7) // 8
-    statistics = 3 * rows * groups if rest[12] is None else 5 * rows * groups
+    statistics = 3 * rows * groups if rest[13] is None else 5 * rows * groups
     return torch.empty_like(x), x.new_empty(statistics + 2 * KC + three, dtype=torch.float64)
 
 
@@ -114,6 +118,7 @@ def backward(
     centered: bool,
     low: float,
     high: float,
+    cut: bool,
     weight: Tensor | None,
     bias: Tensor | None,
     threshold: Tensor | None,
@@ -130,7 +135,7 @@ def backward(
     if dy.stride() != x.stride():
         dy = torch.empty_like(x).copy_(dy)
     parts = Parts(weight, bias, threshold, scale, shift, gate_weight, gate_bias, None, work if corrected else None)
-    shape = Shape(rows, groups, eps, centered, low, high)
+    shape = Shape(rows, groups, eps, centered, low, high, cut)
     use = cpu.Use(gate_weight is not None, corrected, fixed, by_channel=True)
     saved = cpu.Saved(work, cpu.plan_for(x, shape, use))
     dx, found, _ = cpu.backward(dy, x, shape, parts, saved, fixed, wants_x=True, wants_var=False)
@@ -140,13 +145,13 @@ def backward(
 
 @backward.register_fake
 def _(dy: Tensor, x: Tensor, *rest: Any) -> list[Tensor]:
-    return [torch.empty_like(x), *(torch.empty_like(part) for part in rest[7:14] if part is not None)]
+    return [torch.empty_like(x), *(torch.empty_like(part) for part in rest[8:15] if part is not None)]
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, *numbers = inputs[:7]
-    ctx.numbers, ctx.flags = numbers, (inputs[15] is not None, inputs[17] is not None)
-    ctx.save_for_backward(x, output[1], *inputs[7:14])
+    x, *numbers = inputs[:8]
+    ctx.numbers, ctx.flags = numbers, (inputs[16] is not None, inputs[18] is not None)
+    ctx.save_for_backward(x, output[1], *inputs[8:15])
 
 
 def _differentiate(ctx: Any, dy: Tensor, *_unused: Any) -> tuple[Any, ...]:
@@ -154,7 +159,7 @@ def _differentiate(ctx: Any, dy: Tensor, *_unused: Any) -> tuple[Any, ...]:
     found = iter(backward(dy, x, work, *ctx.numbers, *parts, *ctx.flags))
     dx = next(found)
     gradients = [None if part is None else next(found) for part in parts]
-    return (dx, *[None] * 6, *gradients, *[None] * 5)
+    return (dx, *[None] * 7, *gradients, *[None] * 5)
 
 
 forward.register_autograd(_differentiate, setup_context=_keep)

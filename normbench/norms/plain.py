@@ -153,12 +153,16 @@ def spread(value: Tensor, rows: int, features: int) -> Tensor:
 
 def segments(D: int, G: int, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Sizes (G,) of the groups group(d) = (d·G)//D, and the group of every feature of every row, flat: (rows·D,)."""
-    edges = (torch.arange(G + 1, device=device) * D + (G - 1)).div(G, rounding_mode="floor")
-    sizes = edges.diff()
+    sizes = first_features(D, G, device).diff()
     index = torch.arange(G, device=device).repeat_interleave(sizes, output_size=D)
     if rows > 1:
         index = (index + torch.arange(rows, device=device)[:, None] * G).flatten()
     return sizes, index
+
+
+def first_features(D: int, G: int, device: torch.device) -> Tensor:
+    """The first feature of each of those groups, and D, (G + 1,)."""
+    return (torch.arange(G + 1, device=device) * D + (G - 1)).div(G, rounding_mode="floor")
 
 
 def _pool_uneven(mean: Tensor, var: Tensor, groups: int) -> tuple[Tensor, Tensor]:
@@ -307,12 +311,6 @@ def segmented(
     y = (x.unflatten(0, (len(mean), -1)) - m) * a
     y = y if bias is None else y + bias[:, None, None]
     return ended(y.flatten(0, 1).to(x.dtype), activation), (mean.detach(), var.detach())
-
-
-def unbiased_of_segments(images: int, D: int, groups: int, like: Tensor) -> Tensor:
-    """What turns variances of segments, over so many images of D features, into unbiased estimates, (groups,)."""
-    sizes = images * segments(D, groups, 1, like.device)[0].to(like.dtype)
-    return sizes / (sizes - 1).clamp(min=1)
 
 
 def segment_moments(x: Tensor, rows: int, groups: int) -> tuple[Tensor, Tensor]:

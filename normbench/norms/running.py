@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from normbench.errors import ConfigError
 from normbench.norms import population
 from normbench.norms.call import Track
-from normbench.norms.plain import at_least_float32, pool
+from normbench.norms.plain import at_least_float32, pool, segments
 from normbench.norms.plain import moments as of_planes
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -69,6 +69,13 @@ def variance(unit: Any, workers: int, unbiased: float | Tensor) -> Track | None:
     if unit._buffers["num_batches_tracked"] is None:
         return None
     return Track(unit, "running_var", "var", workers, unbiased)
+
+
+def of_segments(track: Track, x: Tensor, var: Tensor) -> Track:
+    """``track``, whose estimates are those of segments of x (core.segmented), which differ in size; var: (rows, G)."""
+    rows, G = var.shape
+    sizes = len(x) // rows * segments(x[0].numel(), G, 1, var.device)[0].to(var.dtype)
+    return track._replace(unbiased=sizes / (sizes - 1).clamp(min=1))
 
 
 def deviation(unit: Any, workers: int) -> Track:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import inspect
 import itertools
@@ -14,100 +13,19 @@ from typing import Any
 import pytest
 import torch
 from fused_cases import Allocations, both_formats, unit_of
+from repeated_cases import assert_equal, inputs, late, step, the_long_way, tlu, warm, went_soon
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
 from normbench.errors import InputError
 from normbench.norms import core, fused, population, repeated, running
 from normbench.norms.call import After, Gate, Renorm
-from normbench.norms.frn import TLU
 
 NAMES = ("bn", "ln", "in", "gn", "bgn", "frn", "brn", "gbn", "batch_group", "iebn", "proxy")
-SHAPE = (4, 6, 5, 5)
-Found = dict[str, Tensor]
-
-
-def went_soon(y: Tensor) -> bool:
-    return type(y.grad_fn).__name__ == "_RepeatedBackward"
-
-
-@contextlib.contextmanager
-def the_long_way() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(repeated, "again", lambda *_: (None, None))
-        yield
 
 
 def takes_residual(unit: nn.Module) -> bool:
     return "residual" in inspect.signature(unit.forward).parameters
-
-
-def inputs(
-    memory_format: torch.memory_format = torch.contiguous_format,
-    dtype: torch.dtype = torch.float32,
-    shape: tuple[int, ...] = SHAPE,
-) -> list[Tensor]:
-    """x, a residual and a gradient of y, the same at every call."""
-    draw = torch.Generator().manual_seed(3)
-    made = [torch.randn(shape, generator=draw).to(dtype).contiguous(memory_format=memory_format) for _ in range(3)]
-    return [made[0].requires_grad_(), made[1].requires_grad_(), made[2]]
-
-
-def step(unit: Any, given: list[Tensor], joined: bool = False) -> tuple[bool, Found]:
-    """Whether a forward went soon, and all that it and its backward came to."""
-    x, residual, dy = given
-    unit.zero_grad()
-    x.grad = residual.grad = None
-    y = unit(x, residual) if joined else unit(x)
-    if y.requires_grad:
-        y.backward(dy)
-    found = {"y": y.detach(), "x": x.grad, "residual": residual.grad}
-    found |= {name: parameter.grad for name, parameter in unit.named_parameters()}
-    found |= {name: buffer.clone() for name, buffer in unit.named_buffers()}
-    return went_soon(y), {name: value for name, value in found.items() if value is not None}
-
-
-def late(unit: Any, given: list[Tensor], joined: bool = False) -> Found:
-    """What the same step comes to the long way."""
-    with the_long_way():
-        soon, found = step(unit, given, joined)
-    assert not soon
-    return found
-
-
-def assert_equal(found: Found, expected: Found) -> None:
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        assert torch.equal(found[name], value), name
-
-
-class Scaled(nn.Module):
-    """Scales and shifts, by as many of weight and bias as ``parts`` names."""
-
-    def __init__(self, *parts: str) -> None:
-        super().__init__()
-        for seed, name in enumerate(("weight", "bias")):
-            drawn = torch.randn(6, generator=torch.Generator().manual_seed(seed))
-            self.register_parameter(name, nn.Parameter(drawn) if name in parts else None)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return core.scale_shift(x, self.weight, self.bias, nn.ReLU())
-
-
-def tlu() -> nn.Module:
-    """A TLU, whose thresholds are drawn at random."""
-    unit = TLU(6)
-    nn.init.normal_(unit.threshold, generator=torch.Generator().manual_seed(0))
-    return unit
-
-
-def warm(name: str | nn.Module, given: list[Tensor], joined: bool = False, **options: Any) -> Any:
-    """A unit that has had three steps, of which the second went forward soon, and the third backward too."""
-    unit = unit_of(name, given[0].dtype) if isinstance(name, str) else name.to(given[0].dtype)
-    for option, value in options.items():
-        setattr(unit, option, value)
-    assert [step(unit, given, joined)[0] for _ in range(3)] == [False, True, True]
-    return unit
 
 
 @both_formats
@@ -130,87 +48,6 @@ def test_calls_come_to_the_same_bits(
         assert found["x"].stride() == expected["x"].stride()
 
 
-@both_formats
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("what", ["scaled", "threshold", "threshold of a sum"])
-def test_scales_and_thresholds_come_to_the_same_bits(
-    what: str, dtype: torch.dtype, memory_format: torch.memory_format
-) -> None:
-    given, joined = inputs(memory_format, dtype), what == "threshold of a sum"
-    unit = warm(Scaled("weight", "bias") if what == "scaled" else tlu(), given, joined)
-    soon, found = step(unit, given, joined)
-    assert soon
-    assert_equal(found, late(copy.deepcopy(unit), given, joined))
-    x, residual, dy = (t.detach().double().requires_grad_() for t in given)
-    unit.double().zero_grad()
-    if what == "scaled":
-        y = (x * unit.weight[:, None, None] + unit.bias[:, None, None]).relu()
-    else:
-        y = torch.maximum(x + residual if joined else x, unit.threshold[:, None, None])
-    y.backward(dy)
-    expected = {"x": x.grad, "residual": residual.grad} | {name: p.grad for name, p in unit.named_parameters()}
-    for name, value in expected.items():
-        if value is not None:
-            torch.testing.assert_close(found[name].double(), value, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("wants", list(itertools.product([True, False], repeat=3)), ids=str)
-def test_a_threshold_of_a_sum_whoever_wants_a_gradient(wants: tuple[bool, bool, bool]) -> None:
-    x, residual, dy = inputs()
-    given = [x.detach().requires_grad_(wants[0]), residual.detach().requires_grad_(wants[1]), dy]
-    unit = tlu()
-    unit.requires_grad_(wants[2])
-    for _ in range(3):
-        assert_equal(step(unit, given, joined=True)[1], late(copy.deepcopy(unit), given, joined=True))
-    with fused.unfused():
-        plain = step(unit, given, joined=True)[1]
-    found = step(unit, given, joined=True)[1]
-    assert found.keys() == plain.keys()
-    for name, value in plain.items():
-        torch.testing.assert_close(found[name], value)
-
-
-@pytest.mark.parametrize("other", [(1, 6, 1, 1), (4, 1, 5, 5), (6, 5, 5)], ids=str)
-def test_a_threshold_of_a_sum_with_what_broadcasts(other: tuple[int, ...]) -> None:
-    unit, x, residual = tlu(), inputs()[0], torch.randn(other, requires_grad=True)
-    for _ in range(2):
-        torch.testing.assert_close(unit(x, residual), torch.maximum(x + residual, unit.threshold[:, None, None]))
-    assert [g.shape for g in torch.autograd.grad(unit(x, residual).sum(), (x, residual))] == [x.shape, residual.shape]
-
-
-@pytest.mark.parametrize("what", ["scaled", "threshold", "threshold of a sum"])
-def test_scales_and_thresholds_are_differentiable_twice(what: str) -> None:
-    given, joined = inputs(dtype=torch.float64), what == "threshold of a sum"
-    unit = warm(Scaled("weight", "bias") if what == "scaled" else tlu(), given, joined)
-    maps = tuple(given[: 1 + joined])
-    assert torch.autograd.gradcheck(unit, maps)
-    assert torch.autograd.gradgradcheck(unit, maps)
-    assert went_soon(unit(*maps))
-
-
-@pytest.mark.parametrize("learned", [True, False], ids=["threshold", "residual alone"])
-def test_a_residuals_own_gradient_is_differentiable(learned: bool) -> None:
-    x, residual, _ = inputs(dtype=torch.float64)
-    unit = tlu().double().requires_grad_(learned)
-    x = x.detach()
-    wanted = [residual, *unit.parameters()] if learned else [residual]
-
-    def given(residual: Tensor, *_: Tensor) -> Tensor:
-        return unit(x, residual)
-
-    for _ in range(3):
-        assert torch.autograd.gradgradcheck(given, wanted)
-
-
-def test_what_cuts_nothing_keeps_its_input() -> None:
-    """So its output may be edited, as that of any product."""
-    x = inputs()[0]
-    for _ in range(3):
-        y = core.scale_shift(x, None, None)
-        y.add_(1)
-        y.sum().backward()
-
-
 @pytest.mark.parametrize("name", ["frn", "tlu"])
 def test_parts_may_come_back_with_gaps(name: str) -> None:
     """From a hook on saved tensors: not as kernels read them."""
@@ -228,19 +65,6 @@ def test_parts_may_come_back_with_gaps(name: str) -> None:
             soon, found = step(unit, given)
         assert soon
         assert_equal(found, expected)
-
-
-def test_one_of_weight_and_bias_alone_goes_the_long_way() -> None:
-    unit, given = Scaled("weight", "bias"), inputs()
-    for parts in (("weight", "bias"), ("weight",), ("bias",), ()):
-        for name in {"weight", "bias"} - set(parts):
-            unit.register_parameter(name, None)
-        expected = late(copy.deepcopy(unit), given)
-        for _ in range(3):
-            soon, found = step(unit, given)
-        assert soon == (len(parts) == 2)
-        assert_equal(found, expected)
-        unit = Scaled("weight", "bias")
 
 
 @pytest.mark.parametrize("wants", [(True, False), (False, True), (False, False)], ids=str)

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from normbench.norms.call import Parts, Shape, Track
-from normbench.norms.cpu import again, compiler, positional, proxies, segmented
+from normbench.norms.cpu import again, compiler, positional, proxies
 from normbench.norms.cpu.blocks import BACK, FORTH, KINDS, NO_BOUNDS, UNTRACKED
-from normbench.norms.cpu.plan import DTYPES, REST, Plan, Use, plan_for, scratch, share_out, space
+from normbench.norms.cpu.plan import Plan, Use, plan_for
+from normbench.norms.cpu.ways import DTYPES, REST, scratch, share_out, space
 
 __all__ = [
     "DTYPES",
@@ -25,7 +26,6 @@ __all__ = [
     "positional",
     "prepare",
     "proxies",
-    "segmented",
     "tracked",
 ]
 
@@ -39,11 +39,6 @@ class Tracked(NamedTuple):
     buffers: tuple[Tensor, Tensor, Tensor]
     places: tuple[int, int, int]
     numbers: tuple[float, ...]
-
-    @property
-    def share(self) -> float:
-        """Of the new value; below 0: one of so many as were seen."""
-        return self.numbers[3]
 
 
 class Saved(NamedTuple):

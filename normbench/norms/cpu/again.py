@@ -29,7 +29,8 @@ from normbench.norms.cpu.blocks import (
     SLOPES,
     UNTRACKED,
 )
-from normbench.norms.cpu.plan import KEPT, REST, SIZE, Plan, Way, scratch, share_out, space
+from normbench.norms.cpu.plan import Plan
+from normbench.norms.cpu.ways import KEPT, REST, SIZE, Way, scratch, share_out, space
 
 # What stands in a block for what such calls write themselves, and for what they have not.
 OWN, NO_PAIRS, NO_GRADIENTS = bytes(AGAIN_FORTH.size), (0,) * 6, (0,) * 5

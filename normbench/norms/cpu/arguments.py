@@ -104,6 +104,12 @@ class Job(NamedTuple):
     out: Any
     dz: Any
     has_sum: Any
+    stretches: Any
+    begins: Any
+    edges: Any
+    group: Any
+    slopes: Any
+    table: Any
 
 
 @algebra
@@ -113,6 +119,8 @@ def unpack(block, T):
     work holds, one after another, μ, σ² and 1/√(σ² + ε), (R, G) each; r and d, (2, R, G), if there are any; moments of
     columns, (2, K, C), if they are kept; and of T the coefficients m, a, b with y = (x − m) a + b, (3, K, C).
     sums holds the sums over columns, (3, K, C), and of T a, p, q with dx = dz a + (x − m) p + q, (3, K, C).
+    parts holds the parts of those, (K, spans, 3, C); of segments sums of cells (segments.py), or sums of pieces,
+    (R, spans, stretches, 2, C), sums of groups, (2, R, G), and of T m, a, b, p and q, (5, R, stretches, C).
     What forward and backward do not share lies in the same places: of y, dy … one is there.
     """
     s = at(block + START, WHOLE)
@@ -120,6 +128,7 @@ def unpack(block, T):
     a = at(block + REST, WHOLE)
     d = at(block + REST, NUMBER)
     work, RG, KC = a[1], s[3] * s[4], s[5] * s[1]
+    slopes = a[2] + 16 * KC * s[12] * s[21]
     return Job(
         block,
         s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9] != 0, s[10] != 0, s[11], s[12],
@@ -140,4 +149,5 @@ def unpack(block, T):
         a[9] != 0, a[10] != 0, a[11] != 0, a[21] != 0, a[23] != 0, a[25] != 0,
         at(a[7], T), at(a[8], T), at(a[9], WHOLE), a[23], a[24], a[25] != 0, d[26], d[27], d[28],
         at(a[13], T), at(a[12], T), at(a[13], T), a[13] != 0,
+        s[21], at(s[22], WHOLE), at(s[23], WHOLE), at(s[24], WHOLE), at(slopes, NUMBER), at(slopes + 16 * RG, T),
     )  # fmt: skip

@@ -20,8 +20,8 @@ TILE = 512
 
 # What every kernel that takes pieces of work begins with: which steps to do, from one to before another; and a table of
 # steps, each with the next piece of work, how many there are, how many are taken at a time, the phase.
-STEPS = 5
-HEAD = struct.Struct("=2q20q")
+STEPS = 6
+HEAD = struct.Struct("=2q24q")
 WHICH = struct.Struct("=2q")
 # What is the same for all calls of one shape; it follows the head.
 FIXED = struct.Struct(
@@ -29,16 +29,22 @@ FIXED = struct.Struct(
     "6q"  # N, C, S, R, G, K
     "3q"  # images of a row of coefficients; rows of these in a row of statistics; channels of a group (0: uneven)
     "2q"  # whether statistics are centred, and given
-    "2q"  # pixels that are gone over at once, and how often in a row of coefficients (channels_last)
+    "2q"  # pixels (of segments: images) that are gone over at once, and how often in a row of coefficients
+    # (channels_last)
     "3q"  # where in work the moments of columns are, and whether they are kept; where the coefficients are
     "2d"  # the lowest and highest value that the activation lets through
     "3d"  # 1 / values of a map, of a column, of a group (0: uneven), as divisions cost more than a small map does
+    # Of groups that are segments:
+    "1q"  # stretches of a map (channels_last)
+    "1q"  # the first feature of each group, and of none, (G + 1,)
+    "2q"  # channels_last: the first pixel of each stretch, and S, (stretches + 1,); channels' groups, (stretches, C)
 )
 # What differs from call to call. Forward and backward put their own into the same places; first what no two calls have
 # in common, so that a call like the one before (repeated.py) writes that alone.
 SHARED = (
     "="
-    "3q"  # x: T, (N, C, H, W); work, float64, which holds what is small; parts of sums, float64, (K, spans, 3, C)
+    "3q"  # x: T, (N, C, H, W); work, float64, which holds what is small; parts of sums, float64, (K, spans, 3, C), or
+    # what segments.py and stretches.py find
     "3q"  # weight, bias, threshold: T, (C,)
 )
 FORTH_OWN = SHARED + (
@@ -83,26 +89,6 @@ SLOPES = BOUNDS_AT - AFTER_AT  # from a pair to its gradients
 # positions, sums over spans, gradients; ε, lowest and highest value, 1 / C, 1 / the variance's divisor.
 POSITIONS = struct.Struct("=14q6d")
 SPANS, POSITIONS_FINISH = range(2)
-
-# Normalization by segments: what is the same for all calls of one shape, and what is not.
-SEGMENTS_FIXED = struct.Struct(
-    "="
-    "6q"  # C, S, R, G, images of a row, whether statistics are given
-    "1q"  # the first feature of each group, and of none, (G + 1,)
-    "3q"  # channels_last: stretches of a map, images of a block, blocks of a row
-    "2q"  # channels_last: the first pixel of each stretch, and S, (stretches + 1,); channels' groups, (stretches, C)
-)
-SEGMENTS = struct.Struct(
-    "="
-    "6q"  # x, y, dy, dx, γ, β: T
-    "1q"  # μ, σ² and 1/√(σ² + ε), float64, (3, R, G)
-    "1q"  # float64: sums of cells, (R, C + G, 2); in channels_last sums of pieces, (R, blocks, stretches, 2, C), sums
-    # of groups, (2, R, G), and of T m, a, b, p, q with y = (x − m) a + b, dx = dz a + (x − m) p + q, (5, R, stretches,
-    # C)
-    "1q"  # gradients of γ and β, T, (2, C)
-    "3q"  # running mean and variance, T, (G,), and their count
-    "4d"  # ε, lowest and highest value, share of the new value
-)
 
 # Proxy statistics, without a head: channels, points of the grid; γ, β; grid, ends; scale, shift, and the gradients of
 # both, and of γ, β; ε.

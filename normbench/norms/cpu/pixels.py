@@ -43,20 +43,10 @@ def block_moments(x, start, pixels, stride, some, mean, squares, seen):
 
 
 @algebra
-def run_moments(w, base, stride, first, last, side, some, mean, squares):
-    """Moments of ``some`` channels over steps ``first`` to ``last``, of which p lies at ``base`` + p ``stride``;
-    ``side`` steps are one stretch of memory, and taken at a time.
-    """
-    wide = (last - first) // side
-    for c in range(side * some):
-        mean[c], squares[c] = 0.0, 0.0
-    for p in range(0, wide, BLOCK):
-        at = base + (first + p * side) * stride
-        block_moments(w.x, at, min(BLOCK, wide - p), side * stride, side * some, mean, squares, p)
-    fold_moments(some, side, wide, mean, squares)
-    if first + wide * side < last:
-        at, left = base + (first + wide * side) * stride, last - first - wide * side
-        block_moments(w.x, at, left, stride, some, mean, squares, wide * side)
+def run_moments(x, base, stride, steps, some, mean, squares, seen):
+    """Merge steps of ``some`` lanes, ``stride`` apart from ``base`` on, into moments that hold ``seen`` of them."""
+    for p in range(0, steps, BLOCK):
+        block_moments(x, base + p * stride, min(BLOCK, steps - p), stride, some, mean, squares, seen + p)
 
 
 @algebra
@@ -79,8 +69,14 @@ def moments(w, k, first, last, out, mean_at, squares_at, seen):
     mean, squares = scratch(w.mean, TILE), scratch(w.mean, TILE)
     row, side = k * w.images * w.S * w.C, side_by_side(w)
     for tile in range(0, w.C, TILE):
-        some = min(TILE, w.C - tile)
-        run_moments(w, row + tile, w.C, first, last, side, some, mean, squares)
+        some, wide = min(TILE, w.C - tile), (last - first) // side
+        start, rest = row + first * w.C + tile, (last - first) % side
+        for c in range(side * some):
+            mean[c], squares[c] = 0.0, 0.0
+        run_moments(w.x, start, side * w.C, wide, side * some, mean, squares, 0)
+        fold_moments(some, side, wide, mean, squares)
+        if rest > 0:
+            run_moments(w.x, start + wide * side * w.C, w.C, rest, some, mean, squares, wide * side)
         join(out, mean_at + tile, squares_at + tile, some, mean, squares, last - first, seen)
 
 

@@ -1,13 +1,10 @@
-"""How a call is cut into pieces of work, and the block of arguments that its kernels read.
+"""How a call is cut into pieces of work, and which kernels do them.
 
 At small shapes the time goes to Python, so what depends on shapes alone is worked out once and kept.
 """
 
 from __future__ import annotations
 
-import ctypes
-import threading
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,26 +13,22 @@ from torch import Tensor
 from normbench.norms.call import Shape
 from normbench.norms.cpu import compiler, team
 from normbench.norms.cpu.blocks import (
-    BACK,
     COLUMNS,
     FINISH,
     FINISHED,
     FIXED,
-    FORTH,
     GROUP,
-    HEAD,
     MAPS,
     MERGE,
     RUN,
     SETTLE,
-    STEPS,
+    SPREAD,
     TILE,
     TRACK,
-    WHICH,
 )
-from normbench.norms.cpu.compiler import Kernel
+from normbench.norms.cpu.ways import DTYPES, Step, Way, way
+from normbench.norms.plain import first_features
 
-DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 # Values that a piece of work should have at least, so that taking it from the shared counter costs nothing.
 PIECE = 2**14
 # Values below which threads do not pay if they must wait for each other in every phase.
@@ -49,20 +42,7 @@ LANES, LANES_PER_IMAGE, LANES_SHARED, LANES_GIVEN = 100, 6, 16, 36
 IMAGES = 16
 # Plans that are kept.
 MOST = 4096
-# Numbers that each thread holds ready, as memory is not free even where it is small.
-KEPT = 2**15
-# Where a block of the moment family is no longer fixed, and how large a thread's block is.
-REST = HEAD.size + FIXED.size
-SIZE = REST + max(FORTH.size, BACK.size)
-
-
-class Step(NamedTuple):
-    """A phase of a kernel: how many pieces of work, how many are taken at a time, by how many threads."""
-
-    phase: int
-    pieces: int
-    chunk: int
-    threads: int
+NO_SEGMENTS = (0,) * 4
 
 
 class Use(NamedTuple):
@@ -74,16 +54,6 @@ class Use(NamedTuple):
     fixed: bool
     by_channel: bool
     tracked: bool = False
-
-
-class Way(NamedTuple):
-    """One pass of a kernel: where it goes through its steps alone, one foreign call does them all."""
-
-    kernel: Kernel
-    block: bytes  # what its block begins with, the same for all calls
-    steps: tuple[Step, ...]
-    calls: tuple[tuple[int, int, int], ...]  # the first step, the one after the last, threads
-    alone: bool  # whether one call in one thread does it all
 
 
 class Plan(NamedTuple):
@@ -99,6 +69,7 @@ class Plan(NamedTuple):
     coefficients: int  # K × C
     per_column: float  # 1 / values of a column
     lone: bool = False  # whether groups are of one value, of which nothing is kept
+    tables: tuple[Tensor, ...] = ()  # whose addresses the kernels have
 
 
 plans: dict[Any, Plan] = {}
@@ -106,15 +77,21 @@ plans: dict[Any, Plan] = {}
 
 def plan_for(x: Tensor, shape: Shape, use: tuple[bool, ...]) -> Plan:
     """The plan for a tensor like x; ``use``: what Use holds."""
-    rows, groups, _, centered, low, high = shape  # eps may be another at every call
-    key = (x.shape, x.stride(), x.dtype, rows, groups, centered, low, high, use, torch.get_num_threads())
+    rows, groups, _, *rest = shape  # eps may be another at every call
+    key = (x.shape, x.stride(), x.dtype, rows, groups, *rest, use, torch.get_num_threads())
     plan = plans.get(key)
     if plan is None:
         if len(plans) >= MOST:
             plans.clear()
         asked = Use(*use)
-        plan = plans[key] = _rows(x, shape) if goes_by_rows(x, shape, asked) else _plan(x, shape, asked)
+        plan = plans[key] = _plan(x, shape, asked)
     return plan
+
+
+def _plan(x: Tensor, shape: Shape, use: Use) -> Plan:
+    if shape.cut:
+        return _segments(x, shape, use)
+    return _rows(x, shape) if goes_by_rows(x, shape, use) else _columns(x, shape, use)
 
 
 def lies_by_pixel(x: Tensor) -> bool:
@@ -122,17 +99,15 @@ def lies_by_pixel(x: Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last) and (not x.is_contiguous() or x.shape[2:].numel() == 1)
 
 
-def _plan(x: Tensor, shape: Shape, use: Use) -> Plan:
+def _columns(x: Tensor, shape: Shape, use: Use) -> Plan:
+    """The plan for groups of whole channels."""
     N, C, H, W = x.shape
-    R, G, _, centered, low, high = shape
+    R, G, _, centered, low, high, _ = shape
     S, values, pixels = H * W, x.numel(), lies_by_pixel(x)
     K = N if use.gated else R
     small = not pixels and goes_by_lanes(S, N // K, G == C or use.fixed, use.fixed)
-    threads = team.threads_for(values)
     groups = R if pixels else R * G
-    whole = threads == 1 or groups >= 4 * threads or groups % threads == 0
-    if not whole and values < WHOLE:
-        threads, whole = 1, True
+    threads, whole = _shared(values, groups)
     run, at_once = N // K * S, max(1, min(RUN, TILE // S))
     span = min(run, max(1, SPAN // C))
     spans = -(-run // span)
@@ -162,7 +137,7 @@ def _plan(x: Tensor, shape: Shape, use: Use) -> Plan:
     extents = (N, C, S, R, G, K, N // K, K // R, 0 if C % G else C // G)
     per = (1 / S, K / (N * S), 0.0 if C % G else R * G / values)
     places = (columns, kept, coefficients)
-    fixed = FIXED.pack(*extents, centered, use.fixed, span, spans, *places, low, high, *per)
+    fixed = FIXED.pack(*extents, centered, use.fixed, span, spans, *places, low, high, *per, *NO_SEGMENTS)
     layout, dtype = "pixels" if pixels else "small" if small else "planes", DTYPES[x.dtype]
     if use.tracked:
         forth.append(Step(TRACK, 1, 1, 1))
@@ -179,6 +154,13 @@ def _plan(x: Tensor, shape: Shape, use: Use) -> Plan:
         coefficients=K * C,
         per_column=per[1],
     )
+
+
+def _shared(values: int, groups: int) -> tuple[int, bool]:
+    """By how many threads, and whether each does groups from first to last."""
+    threads = team.threads_for(values)
+    whole = threads == 1 or groups >= 4 * threads or groups % threads == 0
+    return (1, True) if not whole and values < WHOLE else (threads, whole)
 
 
 def goes_by_lanes(S: int, images: int, own: bool, given: bool = False) -> bool:
@@ -199,13 +181,13 @@ def goes_by_rows(x: Tensor, shape: Shape, use: Use) -> bool:
 def _rows(x: Tensor, shape: Shape) -> Plan:
     """The plan for maps of one pixel, which keeps the statistics of groups alone, and none of groups of one value."""
     N, C, *_ = x.shape
-    _, G, _, centered, low, high = shape
+    _, G, _, centered, low, high, _ = shape
     spans, threads = -(-N // IMAGES), team.threads_for(x.numel())
     chunk = max(1, min(PIECE // (IMAGES * C), spans // (4 * threads)))
     group = Step(GROUP, spans, spans if threads == 1 else chunk, threads)
     finish = Step(FINISH, -(-C // FINISHED), -(-C // FINISHED), 1)
     extents = (N, C, 1, N, G, N, 1, 1, C // G)
-    fixed = FIXED.pack(*extents, centered, False, IMAGES, spans, 0, False, 0, low, high, 1.0, 1.0, G / C)
+    fixed = FIXED.pack(*extents, centered, False, IMAGES, spans, 0, False, 0, low, high, 1.0, 1.0, G / C, *NO_SEGMENTS)
     forward, backward = (compiler.kernel("rows", f"rows_{name}", DTYPES[x.dtype]) for name in ("forward", "backward"))
     back = way(backward, [group, finish], fixed)
     return Plan(
@@ -222,55 +204,62 @@ def _rows(x: Tensor, shape: Shape) -> Plan:
     )
 
 
-def way(kernel: Kernel, steps: Sequence[Step], fixed: bytes = b"") -> Way:
-    """These steps of a kernel, whose block goes on with ``fixed`` behind the head."""
-    table = [number for phase, pieces, chunk, _ in steps for number in (0, pieces, chunk, phase)]
-    head = HEAD.pack(0, len(steps), *table, *[0] * (4 * STEPS - len(table)))
-    calls, first = [], 0
-    for last in range(1, len(steps) + 1):  # neighbours that one thread does are one call
-        if last == len(steps) or max(steps[last - 1].threads, steps[last].threads) > 1:
-            calls.append((first, last, steps[last - 1].threads))
-            first = last
-    alone = len(calls) == 1 and calls[0][2] == 1
-    return Way(kernel, head + fixed, tuple(steps), tuple(calls), alone)
+def _segments(x: Tensor, shape: Shape, use: Use) -> Plan:
+    """The plan for groups that are segments of images (segments.py, stretches.py)."""
+    N, C, H, W = x.shape
+    R, G, _, centered, low, high, _ = shape
+    S, values, pixels, finish = H * W, x.numel(), lies_by_pixel(x), -(-C // FINISHED)
+    begins = first_features(C * S, G, torch.device("cpu"))
+    tables: tuple[Tensor, ...] = (begins,)
+    threads, whole = _shared(values, R) if pixels else (team.threads_for(values), True)
+
+    def step(phase: int, pieces: int, alone: bool = False) -> Step:
+        if threads == 1 or alone:
+            return Step(phase, pieces, pieces, 1)
+        return Step(phase, pieces, max(1, min(PIECE * pieces // values, pieces // (4 * threads))), threads)
+
+    if pixels:
+        layout, span = "stretches", max(1, min(N // R, SPAN // (C * S)))
+        tables = begins, edges, group = (begins, *stretches(C, S, G, max(1, SPAN // C)))
+        T, spans = len(group), -(-(N // R) // span)
+        pieces, places = R * spans * T, (T, begins.data_ptr(), edges.data_ptr(), group.data_ptr())
+        split, few = 2 * pieces * C + 2 * R * G + 5 * R * T * C, pieces * C < PIECE
+        measure = [step(COLUMNS, pieces), *([step(MERGE, R * T, few)] if spans > 1 else [])]
+        settle, maps = step(SETTLE, R, few), step(MAPS, pieces)
+        forth = [settle, maps] if use.fixed else [*measure, settle, maps]
+        no_dx = [step(SPREAD, R * T, few), *measure, step(FINISH, finish, few)]
+        back = no_dx if use.fixed else [*no_dx[:-1], settle, maps, no_dx[-1]]
+    else:
+        layout, span, spans, places, split = "segments", 0, 0, (0, begins.data_ptr(), 0, 0), 2 * R * (C + G)
+    if whole:
+        forth = [step(GROUP, R if pixels else R * G)]
+        back = no_dx = [*forth, step(FINISH, finish, True)]
+    if use.tracked:
+        forth.append(Step(TRACK, 1, 1, 1))
+    extents, per = (N, C, S, R, G, R, N // R, 1, 0), (1 / S, R / (N * S), 0.0)
+    fixed = FIXED.pack(*extents, centered, use.fixed, span, spans, 0, False, 0, low, high, *per, *places)
+    dtype = DTYPES[x.dtype]
+    forward, backward = (compiler.kernel(layout, f"{layout}_{name}", dtype) for name in ("forward", "backward"))
+    return Plan(
+        forth=way(forward, forth, fixed),
+        back=way(backward, back, fixed),
+        no_dx=way(backward, no_dx, fixed),
+        work=3 * R * G,
+        sums=0,
+        split=split,
+        columns=0,
+        coefficients=0,
+        per_column=per[1],
+        tables=tables,
+    )
 
 
-class _Space(threading.local):
-    """A thread's block of arguments and its scratch memory: a call is over before the thread makes the next."""
+def stretches(C: int, S: int, G: int, most: int) -> tuple[Tensor, Tensor]:
+    """The first pixels of the stretches of a map, and S, (T + 1,); and in each the channels' groups, (T, C); int64.
 
-    def __init__(self) -> None:
-        self.block = bytearray(SIZE)
-        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.block))
-        self.scratch = torch.empty(KEPT, dtype=torch.float64, device="cpu")
-        self.near = self.block, self.address, self.scratch.data_ptr()
-
-
-space = _Space()
-
-
-def scratch(numbers: int) -> Tensor:
-    """So many float64 numbers, or more, for one call."""
-    return space.scratch if numbers <= KEPT else torch.empty(numbers, dtype=torch.float64, device="cpu")
-
-
-def run(way: Way, rest: bytes) -> None:
-    """Run a kernel whose block is of its own kind behind the head."""
-    block = way.block + rest
-    space.block[: len(block)] = block
-    share_out(way, space.address)
-
-
-def run_alone(kernel: Kernel, block: bytes) -> None:
-    """Run a kernel that knows no pieces of work."""
-    space.block[: len(block)] = block
-    kernel.call(space.address)
-
-
-def share_out(way: Way, address: int) -> None:
-    """Run a kernel on this thread's block, which lies at ``address``, in as many threads as its steps have."""
-    if way.alone:
-        way.kernel.call(address)
-        return
-    for first, last, threads in way.calls:
-        WHICH.pack_into(space.block, 0, first, last)
-        team.run(way.kernel, address, threads)
+    Within a stretch, of ``most`` pixels or fewer, no channel's group changes.
+    """
+    cpu = torch.device("cpu")
+    more = torch.tensor([*range(0, S, most), S], device=cpu)
+    edges = torch.cat([first_features(C * S, G, cpu) % S, more]).unique()
+    return edges, (torch.arange(C, device=cpu) * S + edges[:-1, None]) * G // (C * S)

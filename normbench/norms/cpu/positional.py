@@ -10,7 +10,8 @@ from torch import Tensor
 from normbench.norms.call import Parts
 from normbench.norms.cpu import compiler, team
 from normbench.norms.cpu.blocks import POSITIONS, POSITIONS_FINISH, SPANS, TILE
-from normbench.norms.cpu.plan import DTYPES, SPAN, Step, lies_by_pixel, run, way
+from normbench.norms.cpu.plan import SPAN, lies_by_pixel
+from normbench.norms.cpu.ways import DTYPES, Step, run, way
 
 
 class Shape(NamedTuple):

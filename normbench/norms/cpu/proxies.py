@@ -9,7 +9,7 @@ from torch import Tensor
 
 from normbench.norms.cpu import compiler
 from normbench.norms.cpu.blocks import QUANTILES
-from normbench.norms.cpu.plan import DTYPES, run_alone
+from normbench.norms.cpu.ways import DTYPES, run_alone
 
 
 def forward(gamma: Tensor, beta: Tensor, grid: Tensor, ends: Tensor, eps: float) -> tuple[Tensor, Tensor]:

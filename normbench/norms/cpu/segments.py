@@ -7,85 +7,10 @@ A piece of work is a group of a row from first to last, whose runs are still in 
 
 from __future__ import annotations
 
-import math
-from typing import Any, NamedTuple
-
 from normbench.norms.cpu import maps
-from normbench.norms.cpu.blocks import FINISHED, GROUP, HEAD, SEGMENTS_FIXED, TRACK
-from normbench.norms.cpu.pointers import NUMBER, WHOLE, algebra, at, number, root, worker
-
-START, REST = HEAD.size, HEAD.size + SEGMENTS_FIXED.size
-
-
-class Job(NamedTuple):
-    """See ``unpack``."""
-
-    C: Any
-    S: Any
-    R: Any
-    G: Any
-    images: Any
-    fixed: Any
-    x: Any
-    y: Any
-    dy: Any
-    dx: Any
-    weight: Any
-    bias: Any
-    mean: Any
-    var: Any
-    rstd: Any
-    sums: Any
-    gradients: Any
-    eps: Any
-    low: Any
-    high: Any
-    has_dx: Any
-    has_weight: Any
-    has_bias: Any
-    uncut: Any
-    D: Any
-    running_mean: Any
-    running_var: Any
-    count: Any
-    share: Any
-    begins: Any
-    stretches: Any
-    span: Any
-    blocks: Any
-    edges: Any
-    group: Any
-    slopes: Any
-    table: Any
-    direct: Any
-    residual: Any
-    out: Any
-    dz: Any
-    has_sum: Any
-    has_after: Any
-    has_threshold: Any
-
-
-@algebra
-def unpack(block, T):
-    """The block at this address as a Job over maps of type T; what is in it: blocks.SEGMENTS_FIXED and SEGMENTS.
-
-    From ``stretches`` on it is for stretches.py; at the end what lanes.py asks for, and segments never have.
-    """
-    s, a, f = at(block + START, WHOLE), at(block + REST, WHOLE), at(block + REST + 12 * 8, NUMBER)
-    RG, x, has_dx = s[2] * s[3], at(a[0], T), a[3] != 0
-    slopes = a[7] + 16 * s[2] * s[9] * s[7] * s[0]
-    return Job(
-        s[0], s[1], s[2], s[3], s[4], s[5] != 0,
-        x, at(a[1], T), at(a[2], T), at(a[3], T), at(a[4], T), at(a[5], T),
-        at(a[6], NUMBER), at(a[6] + 8 * RG, NUMBER), at(a[6] + 16 * RG, NUMBER), at(a[7], NUMBER), at(a[8], T),
-        f[0], f[1], f[2],
-        has_dx, a[4] != 0, a[5] != 0, (f[1] == -math.inf) & (f[2] == math.inf), s[0] * s[1],
-        at(a[9], T), at(a[10], T), at(a[11], WHOLE), f[3],
-        at(s[6], WHOLE), s[7], s[8], s[9], at(s[10], WHOLE), at(s[11], WHOLE),
-        at(slopes, NUMBER), at(slopes + 16 * RG, T),
-        (s[5] != 0) & has_dx, x, x, x, False, False, False,
-    )  # fmt: skip
+from normbench.norms.cpu.arguments import unpack
+from normbench.norms.cpu.blocks import FINISHED, GROUP, TRACK
+from normbench.norms.cpu.pointers import NUMBER, algebra, number, root, worker
 
 
 @algebra
@@ -98,11 +23,11 @@ def run_of(w, first, last, c):
 @algebra
 def moments(w, r, start, length):
     """Mean and biased variance of a segment over the images of row r; their means are pooled about the first one's."""
-    at_x, per_value = r * w.images * w.D + start, 1.0 / length
+    at_x, per_value = r * w.images * (w.C * w.S) + start, 1.0 / length
     mean, squares = maps.moments(w.x, at_x, length, per_value)
     away, away_squares = 0.0, 0.0
     for _ in range(1, w.images):
-        at_x += w.D
+        at_x += w.C * w.S
         here, around = maps.moments(w.x, at_x, length, per_value)
         away += here - mean
         away_squares += (here - mean) * (here - mean)
@@ -137,7 +62,7 @@ def forward_group(w, r, g):
         start, length = run_of(w, first, last, c)
         m, a, b = coefficients(w, i, c)
         for n in range(r * w.images, (r + 1) * w.images):
-            maps.apply(w.x, w.y, n * w.D + start, length, m, a, b, low, high)
+            maps.apply(w.x, w.y, n * (w.C * w.S) + start, length, m, a, b, low, high)
 
 
 @algebra
@@ -153,9 +78,9 @@ def track(w):
             mean += w.mean[r * w.G + g] * per_row
             var += w.var[r * w.G + g] * per_row
         var *= values / max(values - 1, 1)
-        old_mean, old = NUMBER(w.running_mean[g]), NUMBER(w.running_var[g])
+        old_mean, old = NUMBER(w.running_mean[g]), NUMBER(w.running[g])
         w.running_mean[g] = number(w.x, old_mean + share * (mean - old_mean))
-        w.running_var[g] = number(w.x, old + share * (var - old))
+        w.running[g] = number(w.x, old + share * (var - old))
 
 
 @algebra
@@ -175,12 +100,12 @@ def backward_group(w, r, g):
         m, a, b = coefficients(w, i, c)
         one, two = 0.0, 0.0
         for n in range(r * w.images, (r + 1) * w.images):
-            here, there = maps.sums(w.x, w.dy, n * w.D + start, length, m, a, b, cut, high, w.uncut)
+            here, there = maps.sums(w.x, w.dy, n * (w.C * w.S) + start, length, m, a, b, cut, high, w.uncut)
             one += here
             two += there
         two -= (w.mean[i] - m) * one
         j = cell(w, r, g, c)
-        w.sums[j], w.sums[j + 1] = one, two
+        w.parts[j], w.parts[j + 1] = one, two
         if not w.fixed:
             q += a * one
             p += a * two
@@ -194,7 +119,7 @@ def backward_group(w, r, g):
         start, length = run_of(w, first, last, c)
         m, a, b = coefficients(w, i, c)
         for n in range(r * w.images, (r + 1) * w.images):
-            place = n * w.D + start
+            place = n * (w.C * w.S) + start
             if w.uncut:
                 maps.back_known(w.x, w.dy, w.dx, place, length, m, a, slope, shift)
             else:
@@ -206,13 +131,16 @@ def finish(w, block):
     """The gradients of γ and β of a block of channels, from the sums of their cells."""
     for c in range(block * FINISHED, min((block + 1) * FINISHED, w.C)):
         gamma, beta = 0.0, 0.0
-        first, last = c * w.S * w.G // w.D, ((c + 1) * w.S - 1) * w.G // w.D
+        first, last = c * w.S * w.G // (w.C * w.S), ((c + 1) * w.S - 1) * w.G // (w.C * w.S)
         for r in range(w.R):
             for g in range(first, last + 1):
                 j = cell(w, r, g, c)
-                beta += w.sums[j]
-                gamma += w.sums[j + 1] * w.rstd[r * w.G + g]
-        w.gradients[c], w.gradients[w.C + c] = number(w.x, gamma), number(w.x, beta)
+                beta += w.parts[j]
+                gamma += w.parts[j + 1] * w.rstd[r * w.G + g]
+        if w.wants_weight:
+            w.dweight[c] = number(w.x, gamma)
+        if w.wants_bias:
+            w.dbias[c] = number(w.x, beta)
 
 
 @algebra
