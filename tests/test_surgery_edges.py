@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 import warnings
 from typing import Any
 
@@ -294,3 +295,71 @@ def test_load_hooks_of_a_container_know_the_copy() -> None:
     applied.load_state_dict(model.state_dict())
     assert applied.get_submodule("0").loaded
     assert not hasattr(model[0], "loaded")
+
+
+# ------------------------------------------------------------------------------------------------- x += y and its like
+
+
+class Aliased(Base):
+    """What is added to is also held by another name."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = before = self.bn(self.conv(x))
+        y += x
+        return y * before
+
+
+class Viewed(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn(self.conv(x))
+        flat = y.flatten(1)
+        y *= x
+        return y + flat.view_as(y)
+
+
+class Written(Base):
+    """The caller sees it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x -= 1
+        return super().forward(x)
+
+
+class Counted(Base):
+    """Numbers are no tensors: the other name keeps its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = half = x.shape[0] // 2
+        n += 1
+        n **= 2
+        return super().forward(x) * n + half
+
+
+class Branched(Base):
+    """Nobody else holds it: its other users made something new of it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x + 1
+        z = self.bn(self.conv(y))
+        y += z
+        z /= 2
+        return self.relu(y) + F.relu(z)
+
+
+@pytest.mark.parametrize("norm", ["none", "bn", "gn"])
+@pytest.mark.parametrize("kind", [Aliased, Viewed, Written, Counted, Branched])
+def test_what_is_written_into_is_seen_by_whoever_holds_it(kind: type[Base], norm: str) -> None:
+    model = kind()
+    new = surgery.apply(model, norm, **({"num_groups": 3} if norm == "gn" else {}))
+    model.bn = copy.deepcopy(new.get_submodule("bn"))  # with the unit, without an activation in it
+    if hasattr(model.bn, "activation"):
+        model.bn.activation = None
+    for training in (True, False):
+        (one, x), (other, z) = ((copy.deepcopy(m).train(training), X.clone()) for m in (model, new))
+        torch.testing.assert_close(other(z), one(x))
+        torch.testing.assert_close(z, x)
+
+
+def test_a_sum_in_place_that_nobody_else_sees_is_a_sum() -> None:
+    graph = surgery.trace.trace(Branched()).train
+    assert [node.target for node in graph.nodes if node.op == "call_function"].count(operator.add) == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -89,3 +90,8 @@ class Moments(NamedTuple):
     def tensors(self) -> tuple[Tensor, Tensor]:
         """Both, at least float32."""
         return self
+
+
+def ceiling(high: float) -> float:
+    """``high`` for kernels: NaN where there is none, which no value is equal to or above, infinity neither."""
+    return math.nan if high == math.inf else high

@@ -24,7 +24,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from normbench.errors import InputError
 from normbench.norms import operators, plain, population, running
-from normbench.norms.call import After, Gate, Moments, Parts, Shape, Track
+from normbench.norms.call import After, Gate, Moments, Parts, Shape, Track, ceiling
 
 Again = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -423,7 +423,7 @@ def _again(
     with torch.enable_grad():
         # Views, since one input may be made of another, and the gradient asked for is this function's alone.
         if y is not None:
-            dy = dy.masked_fill((y <= call.shape.low) | (y >= call.shape.high), 0)
+            dy = dy.masked_fill((y <= call.shape.low) | (y >= ceiling(call.shape.high)), 0)
         x, *tensors = views = [tensor.view_as(tensor) for tensor in (x, *tensors)]
         eps = None if call.eps is None else tensors.pop(0)
         given = iter(tensors)

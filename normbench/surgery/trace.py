@@ -20,6 +20,7 @@ from torch import fx, nn
 
 from normbench.errors import InputError
 from normbench.surgery.tree import shallow
+from normbench.surgery.writes import Written, settle
 
 TORCH = Path(torch.__file__).parent
 
@@ -56,6 +57,7 @@ def trace(model: nn.Module) -> Traced:
     root.training = model.training
     for graph in traced.graphs:
         _skip_identities(graph, root)
+        settle(graph, dict(root.named_modules()))
     _register_constants(traced)
     return traced
 
@@ -159,6 +161,10 @@ class Tracer(fx.Tracer):
         if _modes() != self.modes:
             raise Untraceable("it computes in torch.no_grad or torch.autocast, which a graph does not hold")
         return super().create_node(*args, **kwargs)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """One that tells ``x += y`` from ``x = x + y``."""
+        return Written(node, self)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Read a parameter anew each time: a cached read might be among the erased."""

@@ -32,7 +32,7 @@ FIXED = struct.Struct(
     "2q"  # pixels (of segments: images) that are gone over at once, and how often in a row of coefficients
     # (channels_last)
     "3q"  # where in work the moments of columns are, and whether they are kept; where the coefficients are
-    "2d"  # the lowest and highest value that the activation lets through
+    "2d"  # the lowest and highest value that the activation lets through (call.ceiling)
     "3d"  # 1 / values of a map, of a column, of a group (0: uneven), as divisions cost more than a small map does
     # Of groups that are segments:
     "1q"  # stretches of a map (channels_last)

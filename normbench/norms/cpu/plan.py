@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from normbench.norms.call import Shape
+from normbench.norms.call import Shape, ceiling
 from normbench.norms.cpu import compiler, team
 from normbench.norms.cpu.blocks import (
     COLUMNS,
@@ -137,7 +137,7 @@ def _columns(x: Tensor, shape: Shape, use: Use) -> Plan:
     extents = (N, C, S, R, G, K, N // K, K // R, 0 if C % G else C // G)
     per = (1 / S, K / (N * S), 0.0 if C % G else R * G / values)
     places = (columns, kept, coefficients)
-    fixed = FIXED.pack(*extents, centered, use.fixed, span, spans, *places, low, high, *per, *NO_SEGMENTS)
+    fixed = FIXED.pack(*extents, centered, use.fixed, span, spans, *places, low, ceiling(high), *per, *NO_SEGMENTS)
     layout, dtype = "pixels" if pixels else "small" if small else "planes", DTYPES[x.dtype]
     if use.tracked:
         forth.append(Step(TRACK, 1, 1, 1))
@@ -187,7 +187,8 @@ def _rows(x: Tensor, shape: Shape) -> Plan:
     group = Step(GROUP, spans, spans if threads == 1 else chunk, threads)
     finish = Step(FINISH, -(-C // FINISHED), -(-C // FINISHED), 1)
     extents = (N, C, 1, N, G, N, 1, 1, C // G)
-    fixed = FIXED.pack(*extents, centered, False, IMAGES, spans, 0, False, 0, low, high, 1.0, 1.0, G / C, *NO_SEGMENTS)
+    places, per = (0, False, 0), (1.0, 1.0, G / C)
+    fixed = FIXED.pack(*extents, centered, False, IMAGES, spans, *places, low, ceiling(high), *per, *NO_SEGMENTS)
     forward, backward = (compiler.kernel("rows", f"rows_{name}", DTYPES[x.dtype]) for name in ("forward", "backward"))
     back = way(backward, [group, finish], fixed)
     return Plan(
@@ -237,7 +238,7 @@ def _segments(x: Tensor, shape: Shape, use: Use) -> Plan:
     if use.tracked:
         forth.append(Step(TRACK, 1, 1, 1))
     extents, per = (N, C, S, R, G, R, N // R, 1, 0), (1 / S, R / (N * S), 0.0)
-    fixed = FIXED.pack(*extents, centered, use.fixed, span, spans, 0, False, 0, low, high, *per, *places)
+    fixed = FIXED.pack(*extents, centered, use.fixed, span, spans, 0, False, 0, low, ceiling(high), *per, *places)
     dtype = DTYPES[x.dtype]
     forward, backward = (compiler.kernel(layout, f"{layout}_{name}", dtype) for name in ("forward", "backward"))
     return Plan(

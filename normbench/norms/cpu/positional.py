@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from normbench.norms.call import Parts
+from normbench.norms.call import Parts, ceiling
 from normbench.norms.cpu import compiler, team
 from normbench.norms.cpu.blocks import POSITIONS, POSITIONS_FINISH, SPANS, TILE
 from normbench.norms.cpu.plan import SPAN, lies_by_pixel
@@ -62,7 +62,7 @@ def _run(
     less = C - shape.less
     address = [0 if t is None else t.data_ptr() for t in (x, y, dy, dx, parts.weight, parts.bias, keep, sums, grads)]
     extents = (N, C, S, span, spans)
-    floats = (shape.eps, shape.low, shape.high, 1 / C, 1 / less if less else float("nan"), 0.0)
+    floats = (shape.eps, shape.low, ceiling(shape.high), 1 / C, 1 / less if less else float("nan"), 0.0)
     layout = "pixels" if pixels else "planes"
     kernel = compiler.kernel("positions", f"positions_{layout}_{name}", DTYPES[x.dtype])
     steps = [Step(SPANS, spans, chunk, threads)]

@@ -100,16 +100,19 @@ def backward_group(w, r, g):
         m, a, b = coefficients(w, i, c)
         one, two = 0.0, 0.0
         for n in range(r * w.images, (r + 1) * w.images):
-            here, there = maps.sums(w.x, w.dy, n * (w.C * w.S) + start, length, m, a, b, cut, high, w.uncut)
+            place = n * (w.C * w.S) + start
+            if w.direct:
+                here, there = maps.direct(w.x, w.dy, w.dx, place, length, m, a, b, cut, high, a, w.uncut)
+            else:
+                here, there = maps.sums(w.x, w.dy, place, length, m, a, b, cut, high, w.uncut)
             one += here
             two += there
         two -= (w.mean[i] - m) * one
         j = cell(w, r, g, c)
         w.parts[j], w.parts[j + 1] = one, two
-        if not w.fixed:
-            q += a * one
-            p += a * two
-    if not w.has_dx:
+        q += a * one
+        p += a * two
+    if w.direct or not w.has_dx:
         return
     per_value, m = 1.0 / ((last - first) * w.images), number(w.x, w.mean[i])
     p *= -w.rstd[i] * w.rstd[i] * per_value

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from normbench.norms import plain
-from normbench.norms.call import Parts, Shape
+from normbench.norms.call import Parts, Shape, ceiling
 from normbench.norms.cuda import family, maps
 
 # Values of a tile, and how many of them at most lie in one channel (maps apart) or beside one another (channels last).
@@ -124,7 +124,7 @@ def forward(
             plan.runs, CENTERED=shape.centered, GROUPS=several, ENTRIES=at_once, SIZE=plan.size,
         )  # fmt: skip
         follow = (parts.threshold, parts.scale, parts.shift)
-        plan.launch(maps.apply, K, plan.pieces(), x, y, forth, *follow, float(shape.low), float(shape.high))
+        plan.launch(maps.apply, K, plan.pieces(), x, y, forth, *follow, float(shape.low), ceiling(shape.high))
     return y, Rest(found, statistics, forth, planes, x)
 
 
@@ -154,7 +154,7 @@ def backward(
     plan = plan_for(x.shape, channels_last(x), K, x.device)
     spans = plan.spans(gated)
     kinds = 4 if parts.scale is not None else 3 if parts.threshold is not None else 2
-    bounds = (float(shape.low), float(shape.high))
+    bounds = (float(shape.low), ceiling(shape.high))
     with torch.cuda.device_of(x):
         dx = torch.empty_like(x) if wants_x else None
         dvar = torch.empty_like(rest.moments[0]) if wants_var else None
