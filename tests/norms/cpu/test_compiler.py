@@ -18,10 +18,10 @@ from normbench.norms.cpu import compiler
 
 # The smallest kernel, which takes about a second to compile.
 SMALLEST = ("quantiles", "quantiles", "float32")
+LAYOUTS = ("planes", "pixels", "rows", "small", "segments", "stretches")
 EVERY_KERNEL = [
-    *((layout, f"{layout}_{way}") for layout in ("planes", "pixels", "rows") for way in ("forward", "backward")),
+    *((layout, f"{layout}_{way}") for layout in LAYOUTS for way in ("forward", "backward")),
     *(("positions", f"positions_{layout}_{way}") for layout in ("planes", "pixels") for way in ("forward", "backward")),
-    *((layout, f"{layout}_{way}") for layout in ("segments", "stretches") for way in ("forward", "backward")),
     ("quantiles", "quantiles"),
 ]
 
