@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import itertools
 import os
 from collections.abc import Callable, Iterator
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
 
 # On two cores shared with others, threads that wait for each other cost more than they bring; children inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_finish() -> None:
+    """Trainings call the collector, which would go over all collected tests each time: a second and more."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
