@@ -5,15 +5,18 @@ from __future__ import annotations
 import copy
 import operator
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
 from normbench import norms, surgery
 from normbench.errors import InputError
+from normbench.surgery.trace import trace
 
 X = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(3))
 
@@ -335,6 +338,36 @@ class Counted(Base):
         return super().forward(x) * n + half
 
 
+class Transposed(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn(self.conv(x))
+        turned = y.mT
+        turned += 1
+        return y * 2
+
+
+class Rectified(Base):
+    """By layers and functions that may give their input itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        z = self.relu(F.dropout(y, training=False))
+        z += 1
+        u = F.relu(y, True)
+        u *= 2
+        v = F.relu(u, inplace=True)
+        v -= 0.5
+        return self.bn(self.conv(x)) + y + z + u + v
+
+
+class Given(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.zeros_like(x)
+        z = torch.add(x, self.bn(self.conv(x)).detach(), out=y)
+        z += 1
+        return z * y
+
+
 class Branched(Base):
     """Nobody else holds it: its other users made something new of it."""
 
@@ -347,7 +380,7 @@ class Branched(Base):
 
 
 @pytest.mark.parametrize("norm", ["none", "bn", "gn"])
-@pytest.mark.parametrize("kind", [Aliased, Viewed, Written, Counted, Branched])
+@pytest.mark.parametrize("kind", [Aliased, Viewed, Written, Counted, Transposed, Rectified, Given, Branched])
 def test_what_is_written_into_is_seen_by_whoever_holds_it(kind: type[Base], norm: str) -> None:
     model = kind()
     new = surgery.apply(model, norm, **({"num_groups": 3} if norm == "gn" else {}))
@@ -361,5 +394,52 @@ def test_what_is_written_into_is_seen_by_whoever_holds_it(kind: type[Base], norm
 
 
 def test_a_sum_in_place_that_nobody_else_sees_is_a_sum() -> None:
-    graph = surgery.trace.trace(Branched()).train
+    graph = trace(Branched()).train
     assert [node.target for node in graph.nodes if node.op == "call_function"].count(operator.add) == 3
+
+
+class Residual(Base):
+    """A block that adds in place, behind something that may give its input itself."""
+
+    def __init__(self, between: nn.Module) -> None:
+        super().__init__()
+        self.between, self.gate = between, nn.Conv2d(3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn(self.conv(x))
+        y *= torch.sigmoid(self.gate(y.mean((2, 3), keepdim=True)))
+        y = self.between(y)
+        y += x
+        return self.relu(y)
+
+
+@pytest.mark.parametrize(
+    "between", [nn.Identity(), nn.Dropout(0.1), StochasticDepth(0.1, "row"), nn.ReLU(inplace=True)], ids=str
+)
+def test_methods_find_a_sum_in_place_that_nobody_else_sees(between: nn.Module) -> None:
+    traced = trace(nn.Sequential(Residual(between), Residual(between)))
+    for graph in traced.graphs:
+        targets = [node.target for node in graph.nodes if node.op == "call_function"]
+        assert targets.count(operator.add) == targets.count(operator.mul) == 2
+
+
+def test_torchvisions_sums_in_place_are_found(family: Callable[[str], nn.Module]) -> None:
+    for graph in trace(family("efficientnet_b0")).graphs:
+        assert [node.target for node in graph.nodes].count(operator.add) == 9
+
+
+class Chosen(Base):
+    """The operators in place are all that tells one way from the other."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        y = self.bn(self.conv(x))
+        if mask is None:
+            y += 1
+        else:
+            y *= 2
+        return y
+
+
+def test_ways_that_differ_in_what_they_do_in_place_are_told_apart() -> None:
+    model = Chosen()
+    same(model, surgery.apply(model, "bn"))

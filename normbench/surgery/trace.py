@@ -20,7 +20,7 @@ from torch import fx, nn
 
 from normbench.errors import InputError
 from normbench.surgery.tree import shallow
-from normbench.surgery.writes import Written, settle
+from normbench.surgery.writes import Written, operation, settle
 
 TORCH = Path(torch.__file__).parent
 
@@ -86,7 +86,7 @@ def _both(model: nn.Module, fixed: dict[str, Any]) -> Traced:
 
 def _steps(traced: Traced) -> list[list[tuple[str, Any]]]:
     """What the graphs do, but for how they take their inputs."""
-    ways = ([(n.op, n.target) for n in graph.nodes if n.op != "placeholder"] for graph in traced.graphs)
+    ways = ([(n.op, operation(n)) for n in graph.nodes if n.op != "placeholder"] for graph in traced.graphs)
     return [[step for step in way if step[1] is not hold] for way in ways]
 
 

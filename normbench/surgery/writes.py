@@ -1,7 +1,8 @@
 """Assignments such as ``x += y`` in a forward, which torch.fx by itself writes down as ``x = x + y``.
 
-Where nobody else holds the tensor these two are the same, and a sum is easier to work with. Where somebody does, under
-another name or as a view, the graph must write into the tensor as the model does.
+Where nobody else holds the tensor these two are the same, but for a type that ``x + y`` would widen, and methods look
+for sums: so they stay as torch.fx has them. Where somebody does, under another name or as a view, the graph writes into
+the tensor as the model does.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torch.fx.proxy import Attribute
 
 # What each operator is where it makes a new value.
 OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
@@ -30,10 +32,18 @@ OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "ior": operator.or_,
     "ixor": operator.xor,
 }
-# What gives memory of its own, that is neither its input nor a view of that.
-LAYERS = (nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.MaxPool2d, nn.AvgPool2d)
-FUNCTIONS = {*OPERATORS.values(), operator.neg, torch.add, torch.mul, torch.cat, torch.relu}
-RECTIFIERS, RECTIFY = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.LeakyReLU), (F.relu, F.relu6, F.silu, F.hardswish)
+# What gives memory of its own, neither its input nor a view of that. Of anything else it is not known; then a sum in
+# place is one that methods do not find, if that input is needed again.
+FUNCTIONS = {
+    *OPERATORS.values(), operator.neg,
+    torch.add, torch.sub, torch.mul, torch.div, torch.matmul, torch.bmm, torch.cat, torch.stack, torch.mean, torch.sum,
+    torch.relu, torch.sigmoid, torch.tanh, torch.softmax,
+    F.conv2d, F.linear, F.batch_norm, F.max_pool2d, F.avg_pool2d, F.interpolate, F.sigmoid, F.tanh, F.gelu, F.softmax,
+    F.relu, F.relu6, F.silu, F.mish, F.elu, F.leaky_relu, F.hardswish, F.hardsigmoid,
+}  # fmt: skip
+METHODS = {"add", "sub", "mul", "div", "neg", "pow", "matmul", "mean", "sum", "clone", "relu", "sigmoid", "tanh"}
+# Of torch's own layers these may give their input, or a view of it.
+PASSING = (nn.modules.dropout._DropoutNd, nn.Identity, nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle)
 
 
 def in_place(name: str, a: Any, b: Any) -> Any:
@@ -43,6 +53,13 @@ def in_place(name: str, a: Any, b: Any) -> Any:
 
 class Written(fx.Proxy):
     """A proxy that tells ``x += y`` from ``x = x + y``."""
+
+    def __getattr__(self, name: str) -> WrittenAttribute:
+        return WrittenAttribute(self, name)
+
+
+class WrittenAttribute(Attribute, Written):
+    """The same for what a property gives: ``y = x.mT``, then ``y += 1``."""
 
 
 def _operator(name: str) -> Callable[[Written, Any], fx.Proxy]:
@@ -56,27 +73,45 @@ for _name in OPERATORS:
     setattr(Written, f"__{_name}__", _operator(_name))
 
 
+def operation(node: fx.Node) -> Any:
+    """What the node does: its target, or the operator in place."""
+    return node.args[0] if node.target is in_place else node.target
+
+
 def settle(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> None:
-    """Let operators in place make a new value where that is the same."""
-    seen: set[fx.Node] = set()
+    """Let operators in place make a new value where nobody else holds the old one."""
+    order = {node: i for i, node in enumerate(graph.nodes)}
     for node in graph.nodes:
-        seen.add(node)
-        if node.target is not in_place:
-            continue
-        name, tensor, other = node.args
-        # Whoever used it before must have kept nothing of it.
-        others = set(tensor.users) - {node}
-        if _is_new(tensor, modules) and others <= seen and all(_is_new(user, modules) for user in others):
+        if node.target is in_place and not _is_held(node, order, modules):
+            name, tensor, other = node.args
             node.target, node.args = OPERATORS[str(name)], (tensor, other)
+
+
+def _is_held(write: fx.Node, order: Mapping[fx.Node, int], modules: Mapping[str, nn.Module]) -> bool:
+    """Whether what ``write`` writes into is needed later in another way than by its result."""
+    seen: set[Any] = {write}
+    waiting: list[Any] = [write.args[1]]
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node.op in ("placeholder", "get_attr") or any(order[user] > order[write] for user in node.users):
+            return True
+        waiting += [user for user in node.users if not _is_new(user, modules)]
+        if not _is_new(node, modules):
+            waiting += [node.args[1]] if node.target is in_place else node.all_input_nodes
+    return False
 
 
 def _is_new(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     """Whether its value is memory of its own."""
     if node.op == "call_module":
         module = modules[str(node.target)]
-        return isinstance(module, LAYERS) or (isinstance(module, RECTIFIERS) and not getattr(module, "inplace", False))
-    if node.op != "call_function":
-        return False
-    return node.target in FUNCTIONS or (
-        node.target in RECTIFY and len(node.args) == 1 and not node.kwargs.get("inplace")
-    )
+        layer = type(module).__module__.startswith("torch.nn.") or isinstance(module, nn.Conv2d | nn.BatchNorm2d)
+        return layer and not isinstance(module, PASSING) and not getattr(module, "inplace", False)
+    if node.op == "call_method":
+        return node.target in METHODS
+    flags = [*node.args[1:], node.kwargs.get("inplace")]  # no other function here takes True by place
+    into_another = any(flag is True for flag in flags) or node.kwargs.get("out") is not None
+    return node.op == "call_function" and node.target in FUNCTIONS and not into_another

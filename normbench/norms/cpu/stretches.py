@@ -1,9 +1,9 @@
 """Kernels for segments of images whose pixels lie one after another, (N, H, W, C) in this order: channels_last.
 
 Where a group begins amid a channel, its pixel cuts the maps of all channels: within a stretch, from one such pixel to
-the next, every channel is of one group (the table ``group``, made once a shape: plan.py). So a stretch is gone over lane
-by lane, as pixels.py does, with a coefficient a channel; and what is summed of its channels is gathered by group. A
-piece of work is a stretch of a block of a row's images, or a row from first to last (phase GROUP).
+the next, every channel is of one group (the table ``group``, made once a shape: plan.py). So a stretch is gone over
+lane by lane, as pixels.py does, with a coefficient a channel; and what is summed of its channels is gathered by group.
+A piece of work is a stretch of a block of a row's images, or a row from first to last (phase GROUP).
 """
 
 from __future__ import annotations
