@@ -130,8 +130,9 @@ def note(
         return
     if torch._C._len_torch_dispatch_stack():  # a mode wants to see operations, some of which a ready call has not
         return
-    # Groups of one value have work that is x itself; a learned eps, or parts left out, are more than Ready knows of.
-    if call.saved.plan.lone or call.eps is not None or any(part is None for part in own):
+    # Groups of one value have work that is x itself; a learned eps, parts left out, or a change of layout are more than
+    # Ready knows of.
+    if call.saved.plan.lone or call.saved.plan.turned or call.eps is not None or any(part is None for part in own):
         return
     # Running statistics that a kernel could not move; an input, or a residual, that was copied first.
     if (call.moved is None) is not (track is None) or fused.dense(x) is not x:

@@ -36,14 +36,15 @@ def results(
     affine: bool = True,
     activation: nn.Module | None = None,
     given: tuple[Tensor, Tensor] | None = None,
+    wants_x: bool = True,
 ) -> list[Tensor]:
-    """y, and the gradients of x, γ and β from an uneven loss."""
+    """y, and the gradients of x, if wanted, and of γ and β, from an uneven loss."""
     C = x.shape[1]
     own = [drawn(C, seed=seed, dtype=x.dtype).requires_grad_() for seed in (1, 2)] if affine else []
-    x = x.detach().requires_grad_()
+    x = x.detach().requires_grad_(wants_x)
     y = core.segmented(x, rows, groups, 1e-5, *(own or (None, None)), activation, given=given)
     dy = drawn(*y.shape, seed=3, dtype=x.dtype)
-    return [y.detach(), *torch.autograd.grad(y, [x, *own], dy)]
+    return [y.detach(), *torch.autograd.grad(y, [x, *own] if wants_x else own, dy)]
 
 
 def is_fused(x: Tensor, groups: int) -> bool:
@@ -73,24 +74,31 @@ def test_they_are_what_the_plain_form_gives(
 
 
 # Large ones; in channels_last: cut where no group begins, and rows of images in blocks, the last one smaller; more
-# channels than are taken at a time; maps of a few pixels, over which blocks of images are gone pixel by pixel.
-LARGE = [(3, 5, 96, 97), (9, 24, 20, 20), (4, 520, 9, 7), (40, 130, 3, 3), (50, 700, 2, 1)]
+# channels than are taken at a time; made maps of first; maps of a few pixels, gone over crosswise.
+LARGE = [(3, 5, 96, 97), (9, 24, 20, 20), (16, 520, 4, 4), (4, 520, 9, 7), (40, 130, 3, 3), (50, 700, 2, 1)]
 
 
 @both_formats
+@pytest.mark.parametrize("fixed", [False, True], ids=["own", "given"])
 @pytest.mark.parametrize("rows", [1, "all"])
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("shape", LARGE, ids=str)
 def test_large_maps_in_threads(
-    shape: tuple[int, ...], threads: int, rows: int | str, memory_format: torch.memory_format
+    shape: tuple[int, ...], threads: int, rows: int | str, fixed: bool, memory_format: torch.memory_format
 ) -> None:
     before, N, C = torch.get_num_threads(), shape[0], shape[1]
     torch.set_num_threads(threads)
     try:
         x = (drawn(*shape, dtype=torch.float32) * 3 + 2).contiguous(memory_format=memory_format)
-        found = results(x, N if rows == "all" else 1, C + 2, activation=nn.ReLU())
+        R = N if rows == "all" else 1
+        given = given_of(R, C + 2) if fixed else None
+        found = results(x, R, C + 2, activation=nn.ReLU(), given=given)
+        alone = results(x, R, C + 2, activation=nn.ReLU(), given=given, wants_x=False)
+        assert torch.equal(alone[0], found[0])
+        for one, other in zip(alone[1:], found[2:], strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * float(other.abs().max()))
         with fused.unfused():
-            expected = results(x.double(), N if rows == "all" else 1, C + 2, activation=nn.ReLU())
+            expected = results(x.double(), R, C + 2, activation=nn.ReLU(), given=given)
         for one, other in zip(found, expected, strict=True):
             torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
     finally:

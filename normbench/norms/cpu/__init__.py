@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from normbench.norms.call import Parts, Shape, Track
-from normbench.norms.cpu import again, compiler, positional, proxies
+from normbench.norms.cpu import again, compiler, positional, proxies, turned
 from normbench.norms.cpu.blocks import BACK, FORTH, KINDS, NO_BOUNDS, UNTRACKED
 from normbench.norms.cpu.plan import Plan, Use, plan_for
 from normbench.norms.cpu.ways import DTYPES, REST, scratch, share_out, space
@@ -70,6 +70,7 @@ def forward(
     weight, bias, threshold, scale, shift, gate_weight, gate_bias, to_mean, to_std, bounds = parts
     use = (gate_weight is not None, to_std is not None, given is not None, by_channel, track is not None)
     plan = plan_for(x, shape, use)
+    x = turned.maps(x) if plan.turned else x
     y = torch.empty_like(x)
     # An operator gives work out, of which not every number is written.
     work = x.detach() if plan.lone else (x.new_zeros if by_channel else x.new_empty)(plan.work, dtype=torch.float64)
@@ -96,7 +97,7 @@ def forward(
     share_out(way, space.address)
     if track is not None:
         torch.autograd.graph.increment_version(track.buffers)
-    return y, saved
+    return turned.pixels(y) if plan.turned else y, saved
 
 
 def backward(
@@ -116,6 +117,8 @@ def backward(
     that let it through, which is the residual's gradient; both as x lies.
     """
     work, plan = saved
+    if plan.turned:
+        x, dy = turned.maps(x), turned.maps(dy)
     dx = torch.empty_like(x) if wants_x else None
     weight, bias, threshold, scale, _, gate_weight, *_ = parts
     if weight is None or bias is None or threshold is not None or scale is not None or gate_weight is not None:
@@ -141,6 +144,8 @@ def backward(
         *slopes[3:], 0 if dvar is None else dvar.data_ptr(),
     )  # fmt: skip
     share_out(way, space.address)
+    if plan.turned and dx is not None:
+        dx = turned.pixels(dx)
     return dx, found, dvar
 
 

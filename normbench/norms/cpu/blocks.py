@@ -90,6 +90,10 @@ SLOPES = BOUNDS_AT - AFTER_AT  # from a pair to its gradients
 POSITIONS = struct.Struct("=14q6d")
 SPANS, POSITIONS_FINISH = range(2)
 
+# A change of layout: after the head, A, B of (N, A, B) in memory; T, from and to. A piece of work is SIDE rows of A.
+SIDE = 16
+TRANSPOSE = struct.Struct("=4q")
+
 # Proxy statistics, without a head: channels, points of the grid; γ, β; grid, ends; scale, shift, and the gradients of
 # both, and of γ, β; ε.
 QUANTILES = struct.Struct("=2q4q6qd")

@@ -26,11 +26,9 @@ from normbench.norms.cpu.blocks import (
     TILE,
     TRACK,
 )
-from normbench.norms.cpu.ways import DTYPES, Step, Way, way
+from normbench.norms.cpu.ways import DTYPES, PIECE, Step, Way, way
 from normbench.norms.plain import first_features
 
-# Values that a piece of work should have at least, so that taking it from the shared counter costs nothing.
-PIECE = 2**14
 # Values below which threads do not pay if they must wait for each other in every phase.
 WHOLE = 2**17
 # Values of a span of pixels.
@@ -38,6 +36,9 @@ SPAN = 2**16
 # Where maps are taken by lanes (small.py): values of a map at most, and for each further image of a row; images of a
 # row at least, where several channels share statistics; values at most, where statistics are given.
 LANES, LANES_PER_IMAGE, LANES_SHARED, LANES_GIVEN = 100, 6, 16, 36
+# Where groups are segments and channels_last goes by stretches: so many stretches of a map at most, or more, of so many
+# pixels on the average; else maps are made of pixels first (scripts/stretches.py).
+STRETCHES, LENGTH = 16, 32
 # Images of a piece of work where a map is one pixel: so many terms are summed in the maps' own type.
 IMAGES = 16
 # Plans that are kept.
@@ -70,6 +71,7 @@ class Plan(NamedTuple):
     per_column: float  # 1 / values of a column
     lone: bool = False  # whether groups are of one value, of which nothing is kept
     tables: tuple[Tensor, ...] = ()  # whose addresses the kernels have
+    turned: bool = False  # whether kernels take a copy of x with its maps one after another, and give such a y
 
 
 plans: dict[Any, Plan] = {}
@@ -207,36 +209,39 @@ def _rows(x: Tensor, shape: Shape) -> Plan:
 
 def _segments(x: Tensor, shape: Shape, use: Use) -> Plan:
     """The plan for groups that are segments of images (segments.py, stretches.py)."""
-    N, C, H, W = x.shape
-    R, G, _, centered, low, high, _ = shape
-    S, values, pixels, finish = H * W, x.numel(), lies_by_pixel(x), -(-C // FINISHED)
+    (N, C, H, W), (R, G, _, centered, low, high, _) = x.shape, shape
+    S, values, finish, by_pixel = H * W, x.numel(), -(-C // FINISHED), lies_by_pixel(x)
     begins = first_features(C * S, G, torch.device("cpu"))
-    tables: tuple[Tensor, ...] = (begins,)
-    threads, whole = _shared(values, R) if pixels else (team.threads_for(values), True)
+    by_stretch = by_pixel and goes_by_stretches(begins, S)
+    threads, whole = _shared(values, R) if by_stretch else (team.threads_for(values), True)
 
     def step(phase: int, pieces: int, alone: bool = False) -> Step:
         if threads == 1 or alone:
             return Step(phase, pieces, pieces, 1)
         return Step(phase, pieces, max(1, min(PIECE * pieces // values, pieces // (4 * threads))), threads)
 
-    if pixels:
+    tables: tuple[Tensor, ...]
+    if by_stretch:
         layout, span = "stretches", max(1, min(N // R, SPAN // (C * S)))
-        tables = begins, edges, group = (begins, *stretches(C, S, G, max(1, SPAN // C)))
-        T, spans = len(group), -(-(N // R) // span)
+        edges, group = stretches(begins, C, S, max(1, SPAN // C))
+        T, spans, tables = len(group), -(-(N // R) // span), (begins, edges, group)
         pieces, places = R * spans * T, (T, begins.data_ptr(), edges.data_ptr(), group.data_ptr())
-        split, few = 2 * pieces * C + 2 * R * G + 5 * R * T * C, pieces * C < PIECE
+        split = 2 * pieces * C + 2 * R * G + -(-5 * R * T * C * x.element_size() // 8)
+        groups, few = R, pieces * C < PIECE  # the algebra of few is done sooner than threads are called
         measure = [step(COLUMNS, pieces), *([step(MERGE, R * T, few)] if spans > 1 else [])]
         settle, maps = step(SETTLE, R, few), step(MAPS, pieces)
+        last = step(FINISH, finish, few)
         forth = [settle, maps] if use.fixed else [*measure, settle, maps]
-        no_dx = [step(SPREAD, R * T, few), *measure, step(FINISH, finish, few)]
-        back = no_dx if use.fixed else [*no_dx[:-1], settle, maps, no_dx[-1]]
+        no_dx = [step(SPREAD, R * T, few), *measure, last]
+        back = no_dx if use.fixed else [step(SPREAD, R * T, few), *measure, settle, maps, last]
     else:
-        layout, span, spans, places, split = "segments", 0, 0, (0, begins.data_ptr(), 0, 0), 2 * R * (C + G)
+        layout, span, spans, tables, split = "segments", 0, 0, (begins,), 2 * R * (C + G)
+        groups, places = R * G, (0, begins.data_ptr(), 0, 0)
     if whole:
-        forth = [step(GROUP, R if pixels else R * G)]
-        back = no_dx = [*forth, step(FINISH, finish, True)]
+        forth = [step(GROUP, groups)]
+        back = no_dx = [step(GROUP, groups), step(FINISH, finish, True)]
     if use.tracked:
-        forth.append(Step(TRACK, 1, 1, 1))
+        forth = [*forth, Step(TRACK, 1, 1, 1)]
     extents, per = (N, C, S, R, G, R, N // R, 1, 0), (1 / S, R / (N * S), 0.0)
     fixed = FIXED.pack(*extents, centered, use.fixed, span, spans, 0, False, 0, low, ceiling(high), *per, *places)
     dtype = DTYPES[x.dtype]
@@ -252,15 +257,22 @@ def _segments(x: Tensor, shape: Shape, use: Use) -> Plan:
         coefficients=0,
         per_column=per[1],
         tables=tables,
+        turned=by_pixel and not by_stretch,
     )
 
 
-def stretches(C: int, S: int, G: int, most: int) -> tuple[Tensor, Tensor]:
+def goes_by_stretches(begins: Tensor, S: int) -> bool:
+    """Whether channels_last is gone over by stretches: where these are few, or long. begins: ``first_features``."""
+    T = len((begins % S).unique())
+    return T <= STRETCHES or T * LENGTH <= S
+
+
+def stretches(begins: Tensor, C: int, S: int, most: int) -> tuple[Tensor, Tensor]:
     """The first pixels of the stretches of a map, and S, (T + 1,); and in each the channels' groups, (T, C); int64.
 
-    Within a stretch, of ``most`` pixels or fewer, no channel's group changes.
+    Within a stretch, of ``most`` pixels or fewer, no channel's group changes. begins: ``first_features``.
     """
     cpu = torch.device("cpu")
-    more = torch.tensor([*range(0, S, most), S], device=cpu)
-    edges = torch.cat([first_features(C * S, G, cpu) % S, more]).unique()
-    return edges, (torch.arange(C, device=cpu) * S + edges[:-1, None]) * G // (C * S)
+    edges = torch.cat([begins % S, torch.tensor([*range(0, S, most), S], device=cpu)]).unique()
+    firsts = torch.arange(C, device=cpu) * S + edges[:-1, None]
+    return edges, torch.searchsorted(begins, firsts, right=True) - 1

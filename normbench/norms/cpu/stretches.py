@@ -104,22 +104,22 @@ def spread(w, r, t):
 
 
 @algebra
-def take(w, j, tile, some, lane):
+def take(w, j, tile, some, used, lane):
     """A tile of what the table has from j on, near at hand, once for each lane."""
     for c in range(some):
         lane[c] = w.table[j + tile + c]
-    for i in range(some, side_by_side(w) * some):
+    for i in range(some, used):
         lane[i] = lane[i - some]
 
 
 @algebra
-def take_all(w, r, t, tile, some, m, a, b, low):
+def take_all(w, r, t, tile, some, used, m, a, b, low):
     """A tile of m, a, b, and of what the activation cuts off at."""
     j, RTC = (r * w.stretches + t) * w.C, w.R * w.stretches * w.C
-    take(w, j, tile, some, m)
-    take(w, RTC + j, tile, some, a)
-    take(w, 2 * RTC + j, tile, some, b)
-    for i in range(side_by_side(w) * some):
+    take(w, j, tile, some, used, m)
+    take(w, RTC + j, tile, some, used, a)
+    take(w, 2 * RTC + j, tile, some, used, b)
+    for i in range(used):
         low[i] = number(w.x, w.low)
 
 
@@ -192,7 +192,8 @@ def apply(w, i):
     count, crosswise = runs(w, n, last_n, p, last_p)
     for tile in range(0, w.C, TILE):
         some = min(TILE, w.C - tile)
-        take_all(w, r, t, tile, some, m, a, b, low)
+        used = min(side_by_side(w), last_p - p) * some
+        take_all(w, r, t, tile, some, used, m, a, b, low)
         for j in range(count):
             base, stride, first, last, side, abreast = run(w, n, last_n, p, last_p, j, crosswise, tile, some)
             lanes.apply_all(w, base, stride, first, last, side, abreast * some, m, a, b, low, m, m)
@@ -217,8 +218,8 @@ def note_sums(w, i):
     count, crosswise = runs(w, n, last_n, p, last_p)
     for tile in range(0, w.C, TILE):
         some, at = min(TILE, w.C - tile), 2 * i * w.C + tile
-        used = side_by_side(w) * some
-        take_all(w, r, t, tile, some, m, a, b, cut)
+        used = min(side_by_side(w), last_p - p) * some
+        take_all(w, r, t, tile, some, used, m, a, b, cut)
         for c in range(used):
             one[c], two[c], ones[c], twos[c] = number(w.x, 0.0), number(w.x, 0.0), 0.0, 0.0
         held = 0
@@ -273,9 +274,10 @@ def back(w, i):
     at, RTC = (r * w.stretches + t) * w.C, w.R * w.stretches * w.C
     for tile in range(0, w.C, TILE):
         some = min(TILE, w.C - tile)
-        take_all(w, r, t, tile, some, m, a, b, cut)
-        take(w, 3 * RTC + at, tile, some, slope)
-        take(w, 4 * RTC + at, tile, some, shift)
+        used = min(side_by_side(w), last_p - p) * some
+        take_all(w, r, t, tile, some, used, m, a, b, cut)
+        take(w, 3 * RTC + at, tile, some, used, slope)
+        take(w, 4 * RTC + at, tile, some, used, shift)
         for j in range(count):
             base, stride, first, last, side, abreast = run(w, n, last_n, p, last_p, j, crosswise, tile, some)
             lanes.back_all(w, base, stride, first, last, side, abreast * some, m, a, b, cut, a, slope, shift)

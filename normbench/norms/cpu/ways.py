@@ -15,6 +15,8 @@ from normbench.norms.cpu.blocks import BACK, FIXED, FORTH, HEAD, STEPS, WHICH
 from normbench.norms.cpu.compiler import Kernel
 
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
+# Values that a piece of work should have at least, so that taking it from the shared counter costs nothing.
+PIECE = 2**14
 # Numbers that each thread holds ready, as memory is not free even where it is small.
 KEPT = 2**15
 # Where a block of the moment family is no longer fixed, and how large a thread's block is.

@@ -23,6 +23,7 @@ EVERY_KERNEL = [
     *((layout, f"{layout}_{way}") for layout in LAYOUTS for way in ("forward", "backward")),
     *(("positions", f"positions_{layout}_{way}") for layout in ("planes", "pixels") for way in ("forward", "backward")),
     ("quantiles", "quantiles"),
+    ("transposes", "transpose"),
 ]
 
 
