@@ -250,7 +250,8 @@ def segmented(
     x: (N, C, H, W), whose D = C·H·W features, in that order, are cut: group(d) = (d·groups)//D. μ, σ²: (rows, groups);
     row r is N/rows consecutive images; σ² biased. γ, β: (C,). ``given``: μ and σ² where they are not x's own.
     ``track``: of the kind "var", with a worker for each row; its unbiased estimate is found here, by the size of each
-    segment.
+    segment. On CPU a tensor in channels_last is copied into the order that segments are of, and y back, where these
+    begin at many pixels, close together (cpu/plan.py, ``goes_by_stretches``).
     """
     own, key = (weight, bias), None
     if given is None:
