@@ -7,17 +7,15 @@ them.
 
 from __future__ import annotations
 
-import statistics
+import functools
 import sys
-import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
+from both_ways import ratio
 from torch import nn
 
 from normbench import machine, norms
-from normbench.norms import repeated
 from normbench.norms.cpu import plan
 from normbench.norms.plain import first_features
 
@@ -29,30 +27,6 @@ CASES = [
 ]  # fmt: skip
 
 
-def stepper(shape: tuple[int, ...], groups: int, batch: int | None, by_stretches: bool) -> Callable[[], float]:
-    """A step that goes one way whenever it is made, and the seconds that it took."""
-    options: dict[str, Any] = {"num_groups": groups, "group_fit": "uneven", "batch": batch}
-    unit = norms.build("bgn", shape[1], activation=nn.ReLU(), **options)
-    x, dy = (torch.randn(shape).contiguous(memory_format=torch.channels_last) for _ in range(2))
-    x.requires_grad_()
-    plans: dict[Any, plan.Plan] = {}
-    readies: dict[Any, list[repeated.Ready]] = {}
-
-    def step() -> float:
-        before = plan.goes_by_stretches, plan.plans, repeated.readies
-        plan.goes_by_stretches, plan.plans, repeated.readies = (lambda *_: by_stretches), plans, readies
-        x.grad = None
-        begin = time.perf_counter()
-        unit(x).backward(dy)
-        taken = time.perf_counter() - begin
-        plan.goes_by_stretches, plan.plans, repeated.readies = before
-        return taken
-
-    for _ in range(3):  # after which calls go the short way
-        step()
-    return step
-
-
 def main(rounds: str = "10") -> None:
     torch.set_num_threads(1)
     machine.keep_memory()
@@ -62,11 +36,13 @@ def main(rounds: str = "10") -> None:
         begins = first_features(C * S, groups, torch.device("cpu"))
         T = len((begins % S).unique())
         for batch in (None, 1):
-            ways = [stepper((N, C, H, H), groups, batch, by_stretches) for by_stretches in (True, False)]
-            ratios = [one / other for one, other in ([way() for way in ways] for _ in range(int(rounds)))]
+            options: dict[str, Any] = {"num_groups": groups, "group_fit": "uneven", "batch": batch}
+            make = functools.partial(norms.build, "bgn", C, activation=nn.ReLU(), **options)
+            x, dy = (torch.randn(N, C, H, H).contiguous(memory_format=torch.channels_last) for _ in range(2))
+            found = ratio("goes_by_stretches", make, x.requires_grad_(), dy, int(rounds))
             chosen = "*" if plan.goes_by_stretches(begins, S) else " "
-            found = f"{statistics.median(ratios):.2f}{chosen}"
-            print(f"{T:9}  {S / T:13.1f}  {batch or N:15}   {N} x {C} x {H} x {H}, {groups}: {found}", flush=True)
+            shape = f"{N} x {C} x {H} x {H}, {groups}"
+            print(f"{T:9}  {S / T:13.1f}  {batch or N:15}   {shape}: {found:.2f}{chosen}", flush=True)
 
 
 if __name__ == "__main__":
