@@ -99,6 +99,12 @@ def test_the_public_names_are_true_and_few() -> None:
         normbench.nothing  # noqa: B018
 
 
+@pytest.mark.parametrize("name", ["norms.step_hooks", "norms.set_example_weight", "surgery.report"])
+def test_what_the_readme_calls_is_there_in_a_new_process(name: str) -> None:
+    code = f"import normbench; normbench.{name}"
+    assert subprocess.run([sys.executable, "-W", "ignore", "-c", code]).returncode == 0
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_every_module_says_what_it_is_for(path: Path) -> None:
     first = (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n")[0]
